@@ -1,0 +1,38 @@
+# make demo: set up .venv and run the whole loop.   make test: set up .venv with the dev extras; lint, types, tests.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+DEMO_ARGS ?=
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test bench-docs clean
+
+demo: $(VENV)/.installed
+	$(BIN)/rayapp demo $(DEMO_ARGS)
+
+test: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -m "not cluster"
+	$(BIN)/python -m pytest -m cluster
+
+# The stamp files make a second run quick, and a changed dependency install again.
+$(VENV)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e .
+	touch $@
+
+$(VENV)/.installed-dev: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e ".[dev,redis]"
+	touch $@ $(VENV)/.installed
+
+# The tables under docs/benchmarks, measured again.
+bench-docs: $(VENV)/.installed
+	$(BIN)/rayapp demo --exit
+	$(BIN)/rayapp bench quality --write docs/benchmarks/quality_movielens.md
+	$(BIN)/rayapp bench react --write docs/benchmarks/react_movielens.md
+
+clean:
+	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

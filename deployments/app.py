@@ -1,0 +1,25 @@
+"""Builds the Serve application; `deployments/serve.yaml` names this function and sizes the deployments."""
+
+from pydantic import BaseModel, ConfigDict
+from ray.serve import Application
+
+from deployments.ingress import Ingress
+from deployments.stages import Candidates, Ranker, Sequences
+
+
+class AppArgs(BaseModel):
+    """Arguments of the application. A changed argument restarts every replica; a model version is none of them."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    root: str
+
+
+def build(args: AppArgs) -> Application:
+    """The graph: one ingress, three stages."""
+    return Ingress.bind(  # type: ignore[no-any-return, attr-defined]
+        args.root,
+        Sequences.bind(args.root),  # type: ignore[attr-defined]
+        Candidates.bind(args.root),  # type: ignore[attr-defined]
+        Ranker.bind(args.root),  # type: ignore[attr-defined]
+    )

@@ -1,0 +1,156 @@
+"""The HTTP surface's shapes: request bodies, the one error form (RFC 9457), and the limit on body sizes."""
+
+from collections.abc import Awaitable, Callable, MutableMapping
+from typing import Annotated, Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field
+from starlette.exceptions import HTTPException
+
+from rayapp.schema import id_problem
+
+MAX_BODY_BYTES = 2 * 1024 * 1024
+MAX_RANK_ITEMS = 1_000
+PROBLEM_JSON = "application/problem+json"
+TITLES = {
+    400: "Malformed request",
+    404: "Not found",
+    405: "Method not allowed",
+    413: "Body too large",
+    415: "Media type",
+    422: "Invalid fields",
+    429: "Too many requests",
+    500: "Internal error",
+    503: "Unavailable",
+}
+
+
+def _check_id(value: str) -> str:
+    if problem := id_problem(value):
+        raise ValueError(problem)
+    return value
+
+
+Id = Annotated[str, AfterValidator(_check_id)]
+
+
+class _Body(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class RecommendationsBody(_Body):
+    """Ask for a feed. An unknown user gets a popular one that says so."""
+
+    user_id: Id
+    num_results: Annotated[int, Field(ge=1, le=500)] = 20
+    num_candidates: Annotated[int, Field(ge=1, le=1_000)] = 200
+    surface: Id | None = None
+    explain: bool = False
+
+
+class RankBody(_Body):
+    """Rank the caller's own candidates. Items that are not in the catalogue are scored cold and say so."""
+
+    user_id: Id
+    item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_RANK_ITEMS)]
+    model: str | None = Field(None, description="An alias or a version that is loaded; the champion if absent")
+    explain: bool = False
+
+
+class Problem(Exception):
+    """An answer in the form of RFC 9457; `errors` name the fields."""
+
+    def __init__(
+        self, status: int, detail: str, *, errors: list[dict[str, Any]] | None = None, retry_after_s: int | None = None
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail, self.errors, self.retry_after_s = status, detail, errors or [], retry_after_s
+
+
+def problem_response(request: Request, problem: Problem) -> JSONResponse:
+    """The one error shape of the API."""
+    body = {
+        "type": "about:blank",
+        "title": TITLES.get(problem.status, "Error"),
+        "status": problem.status,
+        "detail": problem.detail,
+        "instance": request.url.path,
+        "errors": problem.errors,
+    }
+    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
+    return JSONResponse(body, status_code=problem.status, media_type=PROBLEM_JSON, headers=headers)
+
+
+def install_errors(app: FastAPI) -> None:
+    """Makes every error of `app` a problem+json answer."""
+
+    async def on_problem(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, Problem)
+        return problem_response(request, error)
+
+    async def on_invalid(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, RequestValidationError)
+        rows = error.errors()
+        if rows and rows[0]["type"] == "json_invalid":
+            detail = f"the body is not JSON: {rows[0].get('ctx', {}).get('error', rows[0]['msg'])}"
+            return problem_response(request, Problem(400, detail))
+        errors = [
+            {"field": ".".join(str(p) for p in row["loc"] if p != "body"), "code": row["type"], "message": row["msg"]}
+            for row in rows[:20]
+        ]
+        fields = ", ".join(sorted({e["field"].split(".")[0] for e in errors} - {""})) or "the body"
+        return problem_response(request, Problem(422, f"{fields}: not valid", errors=errors))
+
+    async def on_http(request: Request, error: Exception) -> JSONResponse:
+        assert isinstance(error, HTTPException)
+        return problem_response(request, Problem(error.status_code, str(error.detail)))
+
+    async def on_any(request: Request, error: Exception) -> JSONResponse:
+        return problem_response(request, Problem(500, "an internal error happened; it is in the server's log"))
+
+    app.add_exception_handler(Problem, on_problem)
+    app.add_exception_handler(RequestValidationError, on_invalid)
+    app.add_exception_handler(HTTPException, on_http)
+    app.add_exception_handler(Exception, on_any)
+
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+
+class LimitBody:
+    """ASGI middleware: 413 for a body over the limit, whether or not it announced its length."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], max_bytes: int = MAX_BODY_BYTES) -> None:
+        self._app, self._max_bytes = app, max_bytes
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        chunks: list[bytes] = []
+        size, more = 0, True
+        while more:
+            message = await receive()
+            if message["type"] != "http.request":
+                return  # the client went away
+            chunks.append(message.get("body", b""))
+            size, more = size + len(chunks[-1]), message.get("more_body", False)
+            if size > self._max_bytes:
+                too_large = Problem(413, f"the body is larger than {self._max_bytes} bytes")
+                await problem_response(Request(scope), too_large)(scope, receive, send)  # type: ignore[arg-type]
+                return
+        body: bytes | None = b"".join(chunks)
+
+        async def replay() -> Message:
+            nonlocal body
+            if body is None:
+                return await receive()
+            message, body = {"type": "http.request", "body": body, "more_body": False}, None
+            return message
+
+        await self._app(scope, replay, send)

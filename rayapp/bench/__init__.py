@@ -1,0 +1,1 @@
+"""Measurements that the documentation cites. Composition only: nothing but the command line imports this package."""

@@ -1,0 +1,134 @@
+"""Does the ranking follow the user? Five saves, and five dislikes, of a genre; 200 fixed candidates; ten genres.
+
+Only `/v1/rank` is asked, with the same 200 items each time, so what moves is the model's doing and not the
+candidates'. The ranker without the sequence answers the same questions through its alias.
+"""
+
+import json
+import statistics
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Final
+
+import click
+import httpx
+
+from rayapp.bench.record import record
+from rayapp.graph import free_port, local_ray, running_graph
+from rayapp.publish import PublishError, exclusive, read_manifest
+from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
+from rayapp.registry.item_tables import load_table
+from rayapp.root import read_root
+from rayapp.schema import ActionKind
+from rayapp.session import Genres, Session, strongest
+
+NUM_GENRES: Final = 10
+PER_GENRE: Final = 20
+"""Most liked items of each genre that become candidates: 200 in all, every genre with a fair share."""
+NUM_ACTIONS: Final = 5
+TOP: Final = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Probe:
+    """Shares of one genre in the top 10."""
+
+    genre: str
+    before: float
+    after_saves: float
+    after_dislikes: float
+    after_saves_then_dislikes: float
+    no_sequence_before: float
+    no_sequence_after_saves: float
+    seconds: float
+    """From the last POST of the saves to the changed answer."""
+
+
+def run_react(root: Path, as_json: bool, write: Path | None) -> None:
+    domain, _ = read_root(root)
+    aliases = read_aliases(root)
+    if missing := {CHAMPION, BASELINE} - set(aliases):
+        raise PublishError(f"{root} lacks the aliases {sorted(missing)}; `rayapp demo --root {root} --exit` makes them")
+    table = load_table(root, read_manifest(root / "models" / aliases[CHAMPION])["item_table"])
+    items = {item["item_id"]: item for item in table.items}
+    genres = Genres(domain, items, dict(zip(items, table.likes_N[1:].tolist(), strict=True)))
+    candidates: list[str] = []
+    for genre in genres.names[:NUM_GENRES]:
+        candidates += genres.liked(genre, PER_GENRE, exclude=candidates)
+    save, dislike = strongest(domain, ActionKind.POSITIVE), strongest(domain, ActionKind.NEGATIVE)
+    probes: list[Probe] = []
+    with exclusive(root / "serving", "serving"), local_ray(), running_graph(root, free_port()) as url:
+        with httpx.Client(base_url=url, timeout=30) as client:
+            Session(client).rank(candidates)  # the first call of a replica is slower; it is not what is measured
+            for genre in genres.names[:NUM_GENRES]:
+                probes.append(_probe(client, genres, genre, candidates, save, dislike))
+                if not as_json:
+                    click.echo(f"  {genre}: {probes[-1].before:.0%} -> {probes[-1].after_saves:.0%}", err=True)
+    result = {
+        "bench": "react",
+        "model": aliases[CHAMPION],
+        "candidates": len(candidates),
+        "genres": len(probes),
+        "rises": sum(p.after_saves > p.before for p in probes),
+        "rises_more_than_no_sequence": sum(
+            p.after_saves - p.before > p.no_sequence_after_saves - p.no_sequence_before for p in probes
+        ),
+        "falls_after_dislikes": sum(p.after_dislikes < p.before for p in probes),
+        "falls_after_saves_then_dislikes": sum(p.after_saves_then_dislikes < p.after_saves for p in probes),
+        "mean_rise": statistics.mean(p.after_saves - p.before for p in probes),
+        "seconds_median": statistics.median(p.seconds for p in probes),
+        "seconds_max": max(p.seconds for p in probes),
+        "probes": [asdict(p) for p in probes],
+    }
+    text = _table(probes, result)
+    click.echo(json.dumps(result) if as_json else text)
+    if write is not None:
+        record(write, "Does the ranking follow the user?", f"rayapp bench react --root {root}", text)
+
+
+def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[str], save: str, dislike: str) -> Probe:
+    acted = genres.pure(genre, 2 * NUM_ACTIONS, exclude=candidates)
+    first, second = acted[:NUM_ACTIONS], acted[NUM_ACTIONS:]
+
+    def share(session: Session, model: str | None = None) -> float:
+        answer = session.rank(candidates, model)
+        return genres.share(genre, [row["item_id"] for row in answer["items"][:TOP]])
+
+    saver, disliker = Session(client), Session(client)
+    before, plain_before = share(saver), share(saver, BASELINE)
+    for item_id in first:
+        saver.act(item_id, save)
+        disliker.act(item_id, dislike)
+    posted = time.monotonic()
+    answer = saver.rank(candidates)
+    seconds = time.monotonic() - posted
+    if answer["sequence"]["length"] != NUM_ACTIONS:
+        raise RuntimeError(f"the ranking saw {answer['sequence']['length']} of {NUM_ACTIONS} acknowledged actions")
+    after, plain_after, disliked = share(saver), share(saver, BASELINE), share(disliker)
+    for item_id in second:
+        saver.act(item_id, dislike)
+    return Probe(genre, before, after, disliked, share(saver), plain_before, plain_after, seconds)
+
+
+def _table(probes: list[Probe], result: dict[str, object]) -> str:
+    lines = [
+        "| genre | before | after 5 saves | new user, 5 dislikes | 5 saves, then 5 dislikes | no sequence: before → after saves |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    lines += [
+        f"| {p.genre} | {p.before:.0%} | {p.after_saves:.0%} | {p.after_dislikes:.0%} | {p.after_saves_then_dislikes:.0%} "
+        f"| {p.no_sequence_before:.0%} → {p.no_sequence_after_saves:.0%} |"
+        for p in probes
+    ]
+    lines += [
+        "",
+        (
+            f"Share of the top {TOP} of {result['candidates']} fixed candidates, model `{result['model']}`. Rises after saves: "
+            f"{result['rises']} of {len(probes)}; rises more than without the sequence: {result['rises_more_than_no_sequence']}; "
+            f"falls after dislikes by a new user: {result['falls_after_dislikes']}; dislikes after saves undo some of the "
+            f"rise: {result['falls_after_saves_then_dislikes']}. Last POST to changed answer: median "
+            f"{result['seconds_median']:.2f} s, longest {result['seconds_max']:.2f} s."
+        ),
+    ]
+    return "\n".join(lines)

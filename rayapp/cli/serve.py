@@ -1,0 +1,44 @@
+"""`rayapp serve`: checks everything that can be checked before Ray starts, then serves."""
+
+import threading
+from pathlib import Path
+
+import click
+
+from rayapp.graph import check_port, local_ray, running_graph
+from rayapp.publish import PublishError, exclusive
+from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.models import load_model
+from rayapp.root import read_root
+
+
+def check_champion(root: Path) -> str:
+    """The champion's version, after loading it once here, where an error can still be told in one sentence.
+
+    Raises:
+        PublishError: no root, no champion, or one that does not load.
+    """
+    domain, _ = read_root(root)
+    version = read_aliases(root).get(CHAMPION)
+    if version is None:
+        raise PublishError(f"{root} has no champion; train one with `rayapp demo --root {root}`")
+    load_model(root, version, domain)
+    return version
+
+
+def run_serve(root: Path, port: int) -> None:
+    version = check_champion(root)
+    check_port(port)
+    with exclusive(root / "serving", "serving"), local_ray():
+        click.echo(f"starting the graph with {version} …")
+        with running_graph(root, port) as url:
+            wait(url)
+
+
+def wait(url: str) -> None:
+    """Serves until Ctrl-C."""
+    click.echo(f"serving at {url} (API: {url}/docs); Ctrl-C stops")
+    try:
+        threading.Event().wait()
+    except KeyboardInterrupt:
+        click.echo("stopping")

@@ -1,0 +1,107 @@
+"""Item tables: the immutable link between item ids, dense rows, vectors, attributes and the tower that made them.
+
+Rows are private to one table; row 0 is "absent".
+
+Shapes: N items + 1 rows, E vector width.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.features.items import ABSENT, Item
+from rayapp.model.tower import LinearTower
+from rayapp.schema import hash64
+
+
+@dataclass(frozen=True, slots=True)
+class ItemTable:
+    """Items of one catalogue version; `items[n]` sits in row n + 1."""
+
+    name: str
+    tower: LinearTower
+    items: tuple[Item, ...]
+    likes_N: NDArray[np.int64]
+    """Positive actions of each row's item before the end of the training data; row 0 is 0."""
+    vectors_NE: NDArray[np.float32]
+    trained_until_ms: int
+    _sorted_hash: NDArray[np.uint64] = field(repr=False)
+    _sorted_row: NDArray[np.int64] = field(repr=False)
+
+    @classmethod
+    def make(
+        cls,
+        name: str,
+        tower: LinearTower,
+        items: Sequence[Item],
+        likes: NDArray[np.int64],
+        vectors: NDArray[np.float32],
+        trained_until_ms: int,
+    ) -> Self:
+        """`likes` and `vectors` have a row per item; row 0 is added here.
+
+        Raises:
+            ValueError: two items have one id, or (once in 10^8 for a million items) one hash.
+        """
+        hashes = np.fromiter((hash64(item["item_id"]) for item in items), np.uint64, len(items))
+        order = np.argsort(hashes)
+        same = np.flatnonzero(np.diff(hashes[order]) == 0)
+        if len(same):
+            a, b = (items[order[same[0] + k]]["item_id"] for k in (0, 1))
+            raise ValueError(f"items {a!r} and {b!r} have one id or one 8-byte hash; rename one of them")
+        return cls(
+            name,
+            tower,
+            tuple(items),
+            np.concatenate([np.zeros(1, np.int64), likes]),
+            np.concatenate([np.zeros((1, vectors.shape[1]), np.float32), vectors]),
+            trained_until_ms,
+            hashes[order],
+            order + 1,
+        )
+
+    @property
+    def num_rows(self) -> int:
+        return len(self.items) + 1
+
+    def rows_of(self, item_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
+        """Rows of `hash64(item_id)` in any shape; ABSENT for items the table does not hold."""
+        if not len(self._sorted_hash):
+            return np.full(item_hash.shape, ABSENT, np.int64)
+        place = np.minimum(np.searchsorted(self._sorted_hash, item_hash), len(self._sorted_hash) - 1)
+        return np.where(self._sorted_hash[place] == item_hash, self._sorted_row[place], ABSENT)
+
+    def rows_of_ids(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
+        return self.rows_of(np.fromiter((hash64(i) for i in item_ids), np.uint64, len(item_ids)))
+
+    def item(self, row: int) -> Item:
+        return self.items[row - 1]
+
+    def with_items(self, changed: Sequence[Item]) -> "ItemTable":
+        """This table plus items put since it was made, each embedded by this table's own tower.
+
+        A changed item keeps its row and its likes. The result lives in memory only.
+        """
+        latest: Mapping[str, Item] = {item["item_id"]: item for item in changed}
+        vector_of = dict(zip(latest, self.tower.embed(list(latest.values())), strict=True))
+        items, vectors = list(self.items), list(self.vectors_NE[1:])
+        likes = list(self.likes_N[1:])
+        for row, (item_id, item) in zip(self.rows_of_ids(list(latest)), latest.items(), strict=True):
+            if row == ABSENT:
+                items.append(item)
+                vectors.append(vector_of[item_id])
+                likes.append(np.int64(0))
+            else:
+                items[row - 1], vectors[row - 1] = item, vector_of[item_id]
+        width = self.vectors_NE.shape[1]
+        return ItemTable.make(
+            self.name,
+            self.tower,
+            items,
+            np.array(likes, np.int64),
+            np.array(vectors, np.float32).reshape(-1, width),
+            self.trained_until_ms,
+        )

@@ -1,0 +1,223 @@
+"""The bucket reader: batches of requests from windows, in an order fixed by (seed, epoch), sequences cut on the way.
+
+Batch k is a function of (seed, epoch, k) and a rank takes every world-th request of it, so any number of workers
+sees the same batches and a resumed run goes on where it stopped.
+
+Shapes: B requests, C candidates (padded), L history rows (newest first), H heads, E history rows of a bucket.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayapp.config import Domain
+from rayapp.features.sequence import History, Sequences, point_in_time
+from rayapp.pipeline.windows import HISTORY_COLUMNS
+from rayapp.publish import read_manifest
+from rayapp.schema import hash64_column
+
+GROUP_REQUESTS = 200_000
+"""Requests shuffled together: as many whole buckets as it takes to reach this."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBatch:
+    """Some requests of a window with their sequences, by item hash: no item table is involved yet."""
+
+    user_id_B: NDArray[np.object_]
+    sequences: Sequences
+    candidate_hash_BC: NDArray[np.uint64]
+    label_BCH: NDArray[np.float32]
+    valid_BC: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.user_id_B)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """One bucket, or several laid end to end, in memory."""
+
+    history: History
+    request_hash_R: NDArray[np.uint64]
+    user_id_R: NDArray[np.object_]
+    timestamp_ms_R: NDArray[np.int64]
+    watermark_R: NDArray[np.int64]
+    start_R: NDArray[np.int64]
+    end_R: NDArray[np.int64]
+    offset_R: NDArray[np.int64]  # R + 1 offsets into the candidates
+    candidate_hash_N: NDArray[np.uint64]
+    label_NH: NDArray[np.float32]
+
+
+class WindowReader:
+    """Reads the named windows of a root for one domain and one history length."""
+
+    def __init__(self, root: Path, windows: Sequence[str], domain: Domain, history_length: int) -> None:
+        self.domain = domain
+        self.history_length = history_length
+        self._buckets: list[tuple[Path, int, int]] = []
+        for name in windows:
+            directory = root / "windows" / name
+            manifest = read_manifest(directory)
+            if manifest["history_length"] < history_length:
+                raise ValueError(
+                    f"window {name} keeps {manifest['history_length']} actions a user; the model asks for "
+                    f"{history_length}. Build the window again with a longer history."
+                )
+            if manifest["heads"] != list(domain.head_names):
+                raise ValueError(
+                    f"window {name} has labels for {manifest['heads']}, the domain for "
+                    f"{list(domain.head_names)}. Build the window again."
+                )
+            self._buckets += [(directory, b["bucket"], b["requests"]) for b in manifest["buckets"] if b["requests"]]
+
+    @property
+    def num_requests(self) -> int:
+        return sum(requests for _, _, requests in self._buckets)
+
+    def num_batches(self, batch_requests: int, *, seed: int, epoch: int) -> int:
+        """Batches in an epoch, from the manifests alone."""
+        groups = self._groups(seed, epoch)
+        return sum(-(-sum(r for _, _, r in group) // batch_requests) for group in groups)
+
+    def batches(
+        self, batch_requests: int, *, seed: int, epoch: int, first: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[RequestBatch]:
+        """Shuffled training batches from the `first`-th on; this rank's share of each."""
+        k = 0
+        for number, group in enumerate(self._groups(seed, epoch)):
+            size = sum(requests for _, _, requests in group)
+            count = -(-size // batch_requests)
+            if k + count <= first:
+                k += count
+                continue
+            bucket = _concatenate([self._load(*b[:2]) for b in group])
+            order = np.random.default_rng([seed, epoch, number]).permutation(size)
+            for at in range(0, size, batch_requests):
+                if k >= first:
+                    yield self._collate(bucket, order[at : at + batch_requests][rank::world], seed, epoch, masked=True)
+                k += 1
+
+    def in_order(self, batch_requests: int) -> Iterator[RequestBatch]:
+        """Every request once, unmasked, for evaluation."""
+        for directory, number, size in self._buckets:
+            bucket = self._load(directory, number)
+            for at in range(0, size, batch_requests):
+                rows = np.arange(at, min(at + batch_requests, size))
+                yield self._collate(bucket, rows, 0, 0, masked=False)
+
+    def _groups(self, seed: int, epoch: int) -> list[list[tuple[Path, int, int]]]:
+        order = np.random.default_rng([seed, epoch]).permutation(len(self._buckets))
+        groups: list[list[tuple[Path, int, int]]] = [[]]
+        size = 0
+        for i in order:
+            if size >= GROUP_REQUESTS:
+                groups.append([])
+                size = 0
+            groups[-1].append(self._buckets[i])
+            size += self._buckets[i][2]
+        return groups
+
+    def _load(self, directory: Path, bucket: int) -> _Bucket:
+        file = f"bucket={bucket:04d}.parquet"
+        flat = _flat_history(pq.read_table(directory / "histories" / file, partitioning=None))
+        history = History(
+            flat["timestamp_ms"].to_numpy(),
+            flat["received_at_ms"].to_numpy(),
+            flat["commit_seq"].to_numpy(),
+            flat["event_hash"].to_numpy(),
+            hash64_column(flat["item_id"]),
+            self.domain.vocabulary.ids_of(flat["action"]),
+        )
+        requests = pq.read_table(directory / "requests" / file, partitioning=None)
+        items = requests["item_ids"].combine_chunks()
+        labels = pc.list_flatten(requests["labels"]).to_numpy()
+        offsets = items.offsets.to_numpy().astype(np.int64)
+        return _Bucket(
+            history,
+            hash64_column(requests["request_id"]),
+            np.asarray(requests["user_id"].to_pylist(), dtype=object),
+            requests["timestamp_ms"].to_numpy(),
+            pc.fill_null(requests["watermark"], -1).to_numpy(),
+            requests["start"].to_numpy(),
+            requests["end"].to_numpy(),
+            offsets - offsets[0],
+            hash64_column(pc.list_flatten(items)),
+            labels.reshape(-1, len(self.domain.heads)),
+        )
+
+    def _collate(
+        self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, masked: bool
+    ) -> RequestBatch:
+        mask_ms = np.zeros(len(rows), np.int64)
+        if masked and self.domain.time_mask_ms:
+            mask_ms = (_uniform(bucket.request_hash_R[rows], seed, epoch) * self.domain.time_mask_ms).astype(np.int64)
+        sequences = point_in_time(
+            bucket.history,
+            bucket.start_R[rows],
+            bucket.end_R[rows],
+            timestamp_ms_R=bucket.timestamp_ms_R[rows],
+            watermark_R=bucket.watermark_R[rows],
+            mask_ms_R=mask_ms,
+            length=self.history_length,
+            vocabulary=self.domain.vocabulary,
+        )
+        size_B = bucket.offset_R[rows + 1] - bucket.offset_R[rows]
+        column_C = np.arange(size_B.max(initial=1))
+        valid_BC = column_C < size_B[:, None]
+        at_BC = np.where(valid_BC, bucket.offset_R[rows][:, None] + column_C, 0)
+        return RequestBatch(
+            bucket.user_id_R[rows],
+            sequences,
+            np.where(valid_BC, bucket.candidate_hash_N[at_BC], 0).astype(np.uint64),
+            np.where(valid_BC[:, :, None], bucket.label_NH[at_BC], 0.0).astype(np.float32),
+            valid_BC,
+        )
+
+
+def _flat_history(table: pa.Table) -> dict[str, pa.Array]:
+    return {name: pc.list_flatten(table[name]).combine_chunks() for name in HISTORY_COLUMNS}
+
+
+def _concatenate(buckets: list[_Bucket]) -> _Bucket:
+    if len(buckets) == 1:
+        return buckets[0]
+    history_base = np.cumsum([0, *(len(b.history) for b in buckets)])
+    candidate_base = np.cumsum([0, *(len(b.candidate_hash_N) for b in buckets)])
+
+    def join(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(b, name) for b in buckets])
+
+    return _Bucket(
+        History.concatenate([b.history for b in buckets]),
+        join("request_hash_R"),
+        join("user_id_R"),
+        join("timestamp_ms_R"),
+        join("watermark_R"),
+        np.concatenate([b.start_R + base for b, base in zip(buckets, history_base, strict=False)]),
+        np.concatenate([b.end_R + base for b, base in zip(buckets, history_base, strict=False)]),
+        np.concatenate(
+            [*(b.offset_R[:-1] + base for b, base in zip(buckets, candidate_base, strict=False)), candidate_base[-1:]]
+        ),
+        join("candidate_hash_N"),
+        join("label_NH"),
+    )
+
+
+def _uniform(request_hash: NDArray[np.uint64], seed: int, epoch: int) -> NDArray[np.float64]:
+    """A number in [0, 1) for each request, keyed by (seed, request, epoch): splitmix64 of the three."""
+    key = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):
+        z = request_hash ^ key
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    return (z >> np.uint64(11)).astype(np.float64) * 2.0**-53

@@ -1,0 +1,40 @@
+"""A root directory's fixed facts: its domain and its bucket count, written once when it is made."""
+
+from pathlib import Path
+from typing import Final
+
+from rayapp.config import Domain
+from rayapp.publish import PublishError, read_json, write_json
+
+ROOT_FILE: Final = "root.json"
+DEFAULT_NUM_BUCKETS: Final = 16
+
+
+def make_root(root: Path, domain: Domain, num_buckets: int = DEFAULT_NUM_BUCKETS) -> None:
+    """Creates the root, or checks that it was made for this domain.
+
+    Raises:
+        PublishError: it holds another domain's data.
+    """
+    path = root / ROOT_FILE
+    if path.exists():
+        found, _ = read_root(root)
+        if found != domain:
+            raise PublishError(
+                f"{root} was made for the domain {found.name!r} with other settings than {domain.name!r} has now; "
+                "choose another --root or remove that directory"
+            )
+        return
+    write_json(path, {"num_buckets": num_buckets, "domain": domain.to_json()})
+
+
+def read_root(root: Path) -> tuple[Domain, int]:
+    """`(domain, number of buckets)`.
+
+    Raises:
+        PublishError: this is no root.
+    """
+    if not (root / ROOT_FILE).exists():
+        raise PublishError(f"{root} holds no data yet ({ROOT_FILE} is missing); `rayapp demo --root {root}` makes it")
+    values = read_json(root / ROOT_FILE)
+    return Domain.from_json(values["domain"]), int(values["num_buckets"])

@@ -1,0 +1,1 @@
+"""What happens inside a request, without Ray or HTTP: event validation, candidates, blending, models held in memory."""

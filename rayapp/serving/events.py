@@ -1,0 +1,150 @@
+"""Checks events as they come from clients: each bad one is named, the good ones beside it are kept."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Final
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rayapp.schema import Event, Vocabulary, content_event_id, id_problem
+
+MAX_EVENTS: Final = 1_000
+MAX_FUTURE_MS: Final = 5 * 60 * 1000
+OLDEST_MS: Final = 946_684_800_000  # 2000-01-01
+NDJSON: Final = "application/x-ndjson"
+
+
+class EventBody(BaseModel):
+    """One action of one user. Send `event_id` to make retries harmless; without it the content's hash is used."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    event_id: str | None = Field(None, description="Idempotency key, 1-128 bytes")
+    user_id: str = Field(description="1-128 bytes of UTF-8 without control characters")
+    item_id: str
+    action: str = Field(description="One of the configured actions")
+    timestamp_ms: int = Field(description="When it happened, milliseconds since 1970 UTC")
+    request_id: str | None = Field(None, description="The answer this item was shown in")
+    position: Annotated[int, Field(ge=0, lt=2**31)] | None = None
+    value: float | None = None
+    surface: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rejection:
+    """Why one event of a batch was not taken."""
+
+    index: int
+    code: str
+    field: str | None
+    message: str
+
+
+class BadBody(ValueError):
+    """The body as a whole can't be read."""
+
+
+def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[Rejection]]:
+    """The JSON values of a body: one object, a list, `{"events": [...]}`, or one object per line (NDJSON).
+
+    A line that is not JSON is rejected alone; `None` stands in its place.
+
+    Raises:
+        BadBody: not JSON, or more than MAX_EVENTS events.
+    """
+    rejections: list[Rejection] = []
+    values: list[Any] = []
+    if content_type.split(";", maxsplit=1)[0].strip().lower() == NDJSON:
+        lines = [line for line in body.split(b"\n") if line.strip()]
+        if len(lines) > MAX_EVENTS:
+            raise BadBody(f"{len(lines)} events in one body; at most {MAX_EVENTS} are allowed")
+        for index, line in enumerate(lines):
+            try:
+                values.append(json.loads(line))
+            except (ValueError, RecursionError) as error:
+                values.append(None)
+                rejections.append(Rejection(index, "malformed_json", None, f"this line is not JSON: {error}"))
+        return values, rejections
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadBody(f"the body is not JSON: {error}") from None
+    if isinstance(value, dict) and set(value) == {"events"} and isinstance(value["events"], list):
+        value = value["events"]
+    values = value if isinstance(value, list) else [value]
+    if len(values) > MAX_EVENTS:
+        raise BadBody(f"{len(values)} events in one body; at most {MAX_EVENTS} are allowed")
+    return values, rejections
+
+
+def check_events(
+    values: Sequence[Any], vocabulary: Vocabulary, now_ms: int, *, skip: frozenset[int] = frozenset()
+) -> tuple[list[tuple[int, Event]], list[Rejection]]:
+    """`(index and event of each good one, rejections)`. `now_ms` is the server's clock."""
+    good: list[tuple[int, Event]] = []
+    rejections: list[Rejection] = []
+    for index, value in enumerate(values):
+        if index in skip:
+            continue
+        checked = _check(index, value, vocabulary, now_ms)
+        if isinstance(checked, Rejection):
+            rejections.append(checked)
+        else:
+            good.append((index, checked))
+    return good, rejections
+
+
+def _check(index: int, value: Any, vocabulary: Vocabulary, now_ms: int) -> Event | Rejection:
+    if not isinstance(value, dict):
+        return Rejection(index, "wrong_type", None, "an event must be a JSON object")
+    try:
+        body = EventBody.model_validate(value)
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        field = ".".join(str(part) for part in first["loc"])
+        code = {"missing": "missing_field", "extra_forbidden": "unknown_field"}.get(first["type"], "wrong_type")
+        return Rejection(index, code, field, first["msg"])
+    for field in ("user_id", "item_id", "event_id", "request_id", "surface"):
+        text = getattr(body, field)
+        if text is not None and (problem := id_problem(text)):
+            return Rejection(index, "bad_id", field, f"{field} {problem}")
+    if body.action not in vocabulary.names:
+        return Rejection(
+            index,
+            "unknown_action",
+            "action",
+            f"{body.action[:64]!r} is none of the configured actions {list(vocabulary.names)}",
+        )
+    if body.value is not None and not math.isfinite(body.value):
+        return Rejection(index, "not_finite", "value", "value must be a finite number")
+    if body.timestamp_ms < OLDEST_MS:
+        seconds = (
+            " (it looks like seconds: multiply by 1000)" if OLDEST_MS <= body.timestamp_ms * 1000 <= 2 * now_ms else ""
+        )
+        return Rejection(
+            index,
+            "bad_timestamp",
+            "timestamp_ms",
+            f"{body.timestamp_ms} lies before the year 2000; milliseconds since 1970 are expected{seconds}",
+        )
+    if body.timestamp_ms > now_ms + MAX_FUTURE_MS:
+        return Rejection(
+            index,
+            "bad_timestamp",
+            "timestamp_ms",
+            f"{body.timestamp_ms} lies more than 5 minutes in the future; the server's time is {now_ms}",
+        )
+    return Event(
+        event_id=body.event_id or content_event_id(body.user_id, body.item_id, body.action, body.timestamp_ms),
+        user_id=body.user_id,
+        item_id=body.item_id,
+        action=body.action,
+        timestamp_ms=min(body.timestamp_ms, now_ms),
+        received_at_ms=now_ms,
+        request_id=body.request_id,
+        position=body.position,
+        value=body.value,
+        surface=body.surface,
+    )

@@ -1,0 +1,101 @@
+"""The models a replica holds: the champion, the one before it, and every other alias's; swapped while serving."""
+
+import logging
+import threading
+from pathlib import Path
+
+from rayapp.config import Domain
+from rayapp.model.scorer import Scorer
+from rayapp.publish import PublishError
+from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.models import LoadedModel, load_model
+from rayapp.serving.candidates import CandidateIndex
+from rayapp.store import SequenceStore
+
+log = logging.getLogger(__name__)
+
+
+class ModelShelf:
+    """Keeps loaded models in step with the alias files and with the item log. Readers never wait for a load."""
+
+    def __init__(self, root: Path, domain: Domain, store: SequenceStore) -> None:
+        """Loads what the aliases name.
+
+        Raises:
+            PublishError: there is no champion, or it does not load.
+        """
+        self._root, self._domain, self._store = root, domain, store
+        self._lock = threading.Lock()
+        self._item_sequence, self._new_items = store.items_since(0)
+        self._failed: dict[str, str] = {}
+        aliases = read_aliases(root)
+        if CHAMPION not in aliases:
+            raise PublishError(f"{root} has no champion; train a model first (`rayapp demo --root {root}`)")
+        self._champion, self._previous = aliases[CHAMPION], ""
+        self._models: dict[str, LoadedModel] = {self._champion: self._load(self._champion)}
+        self._indexes: dict[str, CandidateIndex] = {}
+        self.refresh()
+
+    @property
+    def champion(self) -> str:
+        return self._champion
+
+    @property
+    def versions(self) -> list[str]:
+        return list(self._models)
+
+    def get(self, version: str) -> LoadedModel | None:
+        """The model, or None when this replica does not hold it (yet)."""
+        return self._models.get(version)
+
+    def index(self, version: str) -> CandidateIndex | None:
+        """The candidate index over that model's item table."""
+        model = self._models.get(version)
+        if model is None:
+            return None
+        index = self._indexes.get(version)
+        if index is None or index.table is not model.scorer.table:
+            index = CandidateIndex(model.scorer.table)
+            self._indexes[version] = index
+        return index
+
+    def refresh(self) -> None:
+        """Picks up moved aliases and new items. A model that does not load is refused; the old one stays live."""
+        with self._lock:
+            self._refresh_models()
+            self._refresh_items()
+
+    def _refresh_models(self) -> None:
+        aliases = read_aliases(self._root)
+        loaded = dict(self._models)
+        for version in dict.fromkeys(aliases.values()):
+            if version in loaded or version in self._failed:
+                continue
+            try:
+                loaded[version] = self._load(version)
+            except (PublishError, ValueError) as error:
+                self._failed[version] = str(error)
+                log.error("model %s was refused and %s stays live: %s", version, self._champion, error)
+        champion = aliases.get(CHAMPION, self._champion)
+        if champion != self._champion and champion in loaded:
+            self._previous, self._champion = self._champion, champion
+        keep = {self._champion, self._previous, *aliases.values()}
+        self._models = {version: model for version, model in loaded.items() if version in keep}
+        self._indexes = {v: index for v, index in self._indexes.items() if v in self._models}
+        self._failed = {v: why for v, why in self._failed.items() if v in aliases.values()}
+
+    def _refresh_items(self) -> None:
+        sequence, items = self._store.items_since(self._item_sequence)
+        if not items:
+            return
+        latest = {item["item_id"]: item for item in [*self._new_items, *items]}
+        self._item_sequence, self._new_items = sequence, list(latest.values())
+        self._models = {version: self._extended(model, items) for version, model in self._models.items()}
+
+    def _load(self, version: str) -> LoadedModel:
+        model = load_model(self._root, version, self._domain)
+        return self._extended(model, self._new_items) if self._new_items else model
+
+    def _extended(self, model: LoadedModel, items: list[dict[str, object]]) -> LoadedModel:
+        scorer: Scorer = model.scorer.with_table(model.scorer.table.with_items(items))
+        return LoadedModel(model.version, model.config, model.head_names, scorer, scorer.table)

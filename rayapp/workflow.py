@@ -1,0 +1,145 @@
+"""From a data set to a live champion: the stages in order, each skipped when its result is published already."""
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Final
+
+import pyarrow.compute as pc
+
+from rayapp.config import DAY_MS, Domain, Preset, to_json
+from rayapp.pipeline.items import CATALOGUE, publish_catalogue
+from rayapp.pipeline.logs import append, read_log
+from rayapp.pipeline.windows import Window, build
+from rayapp.publish import PublishError, log_manifest, read_json, read_manifest, write_json
+from rayapp.root import make_root, read_root
+from rayapp.schema import EVENT_SCHEMA, Event, fingerprint
+from rayapp.sources import Source
+from rayapp.store.lmdb import LmdbStore
+from rayapp.training.items import build_item_table
+from rayapp.training.run import TrainingRun, train_and_publish
+
+HISTORY_LENGTH: Final = 100
+IMPORT_PARTITION: Final = "import-1"
+Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Prepared:
+    """Names of what the data stages published."""
+
+    domain: Domain
+    train_window: str
+    test_window: str
+    split_ms: int
+
+
+def import_source(root: Path, load: Callable[[], Source]) -> tuple[Domain, bool]:
+    """Catalogue, event log and request log from a source; `(domain, whether anything was written)`."""
+    done = root / "import.json"
+    if done.exists():
+        return read_root(root)[0], False
+    source = load()
+    make_root(root, source.domain)
+    if not (root / CATALOGUE).exists():
+        publish_catalogue(root, source.items, source.domain)
+    append(root, "events", source.events, partition=IMPORT_PARTITION, source=source.domain.name)
+    append(root, "requests", source.requests, partition=IMPORT_PARTITION, source=source.domain.name)
+    write_json(done, {"source": source.domain.name, "split_ms": source.split_ms})
+    return source.domain, True
+
+
+def build_windows(root: Path, domain: Domain) -> tuple[Prepared, bool]:
+    """The training window (all before the split) and the test window (all after); whether one was built."""
+    split_ms = int(read_json(root / "import.json")["split_ms"])
+    times = read_log(root, "requests", ["timestamp_ms"])["timestamp_ms"]
+    since_ms, until_ms = (
+        int(pc.min(times).as_py()) // DAY_MS * DAY_MS,
+        int(pc.max(times).as_py()) // DAY_MS * DAY_MS + DAY_MS,
+    )
+    names, built = [], False
+    for a, b in ((since_ms, split_ms), (split_ms, until_ms)):
+        name = f"{_day(a)}_{_day(b)}"
+        names.append(name)
+        if not (root / "windows" / name).exists():
+            build(root, name, Window(a, b, HISTORY_LENGTH), domain)
+            built = True
+    return Prepared(domain, names[0], names[1], split_ms), built
+
+
+def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, bool]:
+    """The item table whose training data ends before the test window."""
+    width = preset.model.item_dim
+    name = f"{_day(prepared.split_ms)}-{width}d"
+    if (root / "item_tables" / name).exists():
+        return name, False
+    build_item_table(root, name, prepared.domain, until_ms=prepared.split_ms, width=width, seed=0)
+    return name, True
+
+
+def training_run(root: Path, prepared: Prepared, preset: Preset, table: str) -> TrainingRun:
+    """The run for a preset; its version is named by all that decides its result."""
+    kind = "sequence" if preset.model.use_sequence else "no-sequence"
+    decides = (to_json(preset), prepared.domain.to_json(), prepared.train_window, prepared.test_window, table)
+    return TrainingRun(
+        root=root,
+        version=f"{preset.name}-{kind}-{fingerprint(decides)[:8]}",
+        preset=preset,
+        train_windows=(prepared.train_window,),
+        test_window=prepared.test_window,
+        item_table=table,
+    )
+
+
+def train_model(run: TrainingRun, domain: Domain) -> bool:
+    """Trains and publishes unless `models/<version>` is there."""
+    if (run.root / "models" / run.version).exists():
+        read_manifest(run.root / "models" / run.version)
+        return False
+    train_and_publish(run, domain)
+    return True
+
+
+def seed_store(root: Path) -> tuple[int, bool]:
+    """Puts the imported log into the sequence store; `(events written, whether it had to)`."""
+    domain, num_buckets = read_root(root)
+    number, _ = log_manifest(root / "events")
+    done = root / "store" / "seeded.json"
+    if done.exists() and read_json(done)["events_manifest"] == number:
+        return 0, False
+    store = LmdbStore(root / "store", domain.vocabulary, num_buckets)
+    try:
+        written = store.rebuild(_logged_events(root))
+    finally:
+        store.close()
+    write_json(done, {"events_manifest": number})
+    return written, True
+
+
+def _logged_events(root: Path) -> Iterator[Event]:
+    names = [f.name for f in dataclasses.fields(Event)]
+    table = read_log(root, "events", [n for n in EVENT_SCHEMA.names if n in names])
+    # By user: a user's whole history is then written once and not row by row.
+    for batch in table.sort_by("user_id").to_batches(max_chunksize=10_000):
+        for row in batch.to_pylist():
+            yield Event(**row)
+
+
+def _day(timestamp_ms: int) -> str:
+    return time.strftime("%Y-%m-%d", time.gmtime(timestamp_ms / 1000))
+
+
+def check_writable(root: Path) -> None:
+    """Makes the root and a file in it.
+
+    Raises:
+        PublishError: says why not.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PublishError(f"{root} can't be written ({error.strerror}); choose another --root") from None
