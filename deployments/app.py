@@ -17,7 +17,7 @@ class AppArgs(BaseModel):
 
 def build(args: AppArgs) -> Application:
     """The graph: one ingress, three stages."""
-    return Ingress.bind(  # type: ignore[no-any-return, attr-defined]
+    return Ingress.bind(  # type: ignore[attr-defined]
         args.root,
         Sequences.bind(args.root),  # type: ignore[attr-defined]
         Candidates.bind(args.root),  # type: ignore[attr-defined]

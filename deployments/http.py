@@ -107,7 +107,7 @@ def install_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return problem_response(request, Problem(error.status_code, str(error.detail)))
 
-    async def on_any(request: Request, error: Exception) -> JSONResponse:
+    async def on_any(request: Request, _: Exception) -> JSONResponse:
         return problem_response(request, Problem(500, "an internal error happened; it is in the server's log"))
 
     app.add_exception_handler(Problem, on_problem)
@@ -142,7 +142,7 @@ class LimitBody:
             size, more = size + len(chunks[-1]), message.get("more_body", False)
             if size > self._max_bytes:
                 too_large = Problem(413, f"the body is larger than {self._max_bytes} bytes")
-                await problem_response(Request(scope), too_large)(scope, receive, send)  # type: ignore[arg-type]
+                await problem_response(Request(scope), too_large)(scope, receive, send)
                 return
         body: bytes | None = b"".join(chunks)
 

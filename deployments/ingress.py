@@ -74,7 +74,7 @@ def now_ms() -> int:
 class Ingress:
     """Holds handles to the stages and the version that answers; nothing else lives here."""
 
-    async def __init__(
+    async def __init__(  # type: ignore[misc]
         self, root: str, sequences: DeploymentHandle, candidates: DeploymentHandle, ranker: DeploymentHandle
     ) -> None:
         self._root = Path(root)
@@ -113,7 +113,8 @@ class Ingress:
         with timing.stage("sequence"):
             user = await _or_none(self._sequences.lookup.remote(body.user_id), "sequences")
         if user is None:
-            user, _ = UserSequence.unknown(), reasons.append("store_unavailable")
+            user = UserSequence.unknown()
+            reasons.append("store_unavailable")
         with timing.stage("candidates"):
             version, found = await self._with_model(
                 None, lambda v: self._candidates.fetch.remote(v, user, body.num_candidates), "candidates"

@@ -117,7 +117,7 @@ async def _forever(refresh: Callable[[], None]) -> None:
 class Candidates(_HoldsModels):
     """Fetches items worth ranking, from the item table of the model that will rank them."""
 
-    async def __init__(self, root: str) -> None:
+    async def __init__(self, root: str) -> None:  # type: ignore[misc]
         super().__init__(root)
 
     async def fetch(self, version: str, user: UserSequence, num_candidates: int) -> CandidateList | None:
@@ -132,7 +132,7 @@ class Candidates(_HoldsModels):
 class Ranker(_HoldsModels):
     """Scores candidates with the asked model version."""
 
-    async def __init__(self, root: str) -> None:
+    async def __init__(self, root: str) -> None:  # type: ignore[misc]
         torch.set_num_threads(1)
         super().__init__(root)
 

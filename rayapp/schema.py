@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
 
@@ -72,17 +73,9 @@ class Vocabulary:
 
     def ids_of(self, names: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
         """Ids of a whole Arrow column of names."""
-        import pyarrow.compute as pc
-
-        position = pc.index_in(names, value_set=pa.array(self.names, pa.string()))
-        return (
-            pc.fill_null(position, -1)
-            .to_numpy(zero_copy_only=False)
-            .astype(np.int64)
-            .__add__(FIRST_ACTION_ID)
-            .clip(min=UNKNOWN)
-            .astype(np.uint8)
-        )
+        position = pc.fill_null(pc.index_in(names, value_set=pa.array(self.names, pa.string())), -1)
+        ids: NDArray[np.int64] = position.to_numpy(zero_copy_only=False).astype(np.int64) + FIRST_ACTION_ID
+        return ids.clip(min=UNKNOWN).astype(np.uint8)  # -1, not configured, becomes UNKNOWN
 
     def flags(self, *, in_sequence: bool = False, kind: ActionKind | None = None) -> NDArray[np.bool_]:
         """For each id, whether it has the property asked for. UNKNOWN takes a slot but is of no kind."""

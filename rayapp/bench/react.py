@@ -58,13 +58,17 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
         candidates += genres.liked(genre, PER_GENRE, exclude=candidates)
     save, dislike = strongest(domain, ActionKind.POSITIVE), strongest(domain, ActionKind.NEGATIVE)
     probes: list[Probe] = []
-    with exclusive(root / "serving", "serving"), local_ray(), running_graph(root, free_port()) as url:
-        with httpx.Client(base_url=url, timeout=30) as client:
-            Session(client).rank(candidates)  # the first call of a replica is slower; it is not what is measured
-            for genre in genres.names[:NUM_GENRES]:
-                probes.append(_probe(client, genres, genre, candidates, save, dislike))
-                if not as_json:
-                    click.echo(f"  {genre}: {probes[-1].before:.0%} -> {probes[-1].after_saves:.0%}", err=True)
+    with (
+        exclusive(root / "serving", "serving"),
+        local_ray(),
+        running_graph(root, free_port()) as url,
+        httpx.Client(base_url=url, timeout=30) as client,
+    ):
+        Session(client).rank(candidates)  # the first call of a replica is slower; it is not what is measured
+        for genre in genres.names[:NUM_GENRES]:
+            probes.append(_probe(client, genres, genre, candidates, save, dislike))
+            if not as_json:
+                click.echo(f"  {genre}: {probes[-1].before:.0%} -> {probes[-1].after_saves:.0%}", err=True)
     result = {
         "bench": "react",
         "model": aliases[CHAMPION],
@@ -113,22 +117,24 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
 
 def _table(probes: list[Probe], result: dict[str, object]) -> str:
     lines = [
-        "| genre | before | after 5 saves | new user, 5 dislikes | 5 saves, then 5 dislikes | no sequence: before → after saves |",
+        "| genre | before | 5 saves | 5 dislikes (new user) | 5 saves, 5 dislikes | no sequence, before → saves |",
         "|---|---:|---:|---:|---:|---:|",
     ]
     lines += [
-        f"| {p.genre} | {p.before:.0%} | {p.after_saves:.0%} | {p.after_dislikes:.0%} | {p.after_saves_then_dislikes:.0%} "
-        f"| {p.no_sequence_before:.0%} → {p.no_sequence_after_saves:.0%} |"
+        f"| {p.genre} | {p.before:.0%} | {p.after_saves:.0%} | {p.after_dislikes:.0%} | "
+        f"{p.after_saves_then_dislikes:.0%} | {p.no_sequence_before:.0%} → {p.no_sequence_after_saves:.0%} |"
         for p in probes
     ]
+    n = len(probes)
     lines += [
         "",
-        (
-            f"Share of the top {TOP} of {result['candidates']} fixed candidates, model `{result['model']}`. Rises after saves: "
-            f"{result['rises']} of {len(probes)}; rises more than without the sequence: {result['rises_more_than_no_sequence']}; "
-            f"falls after dislikes by a new user: {result['falls_after_dislikes']}; dislikes after saves undo some of the "
-            f"rise: {result['falls_after_saves_then_dislikes']}. Last POST to changed answer: median "
-            f"{result['seconds_median']:.2f} s, longest {result['seconds_max']:.2f} s."
-        ),
+        f"Share of the top {TOP} of {result['candidates']} fixed candidates, model `{result['model']}`.",
+        "",
+        f"- rises after saves: {result['rises']} of {n}",
+        f"- rises more than with the ranker without the sequence: {result['rises_more_than_no_sequence']} of {n}",
+        f"- falls after a new user's dislikes: {result['falls_after_dislikes']} of {n}",
+        f"- falls when dislikes follow the saves: {result['falls_after_saves_then_dislikes']} of {n}",
+        f"- last POST to the changed answer: median {result['seconds_median']:.2f} s, "
+        f"longest {result['seconds_max']:.2f} s",
     ]
     return "\n".join(lines)

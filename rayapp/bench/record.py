@@ -32,7 +32,7 @@ def record(path: Path, title: str, command: str, body: str) -> None:
     """
     text = (
         f"# {title}\n\nCommand: `{command}`\\\nDate: {time.strftime('%Y-%m-%d')}, commit {commit()}\\\n"
-        f"Hardware: {os.cpu_count()} cores ({platform.machine()}), Python {platform.python_version()}, no GPU used\n\n{body}\n"
+        f"Hardware: {os.cpu_count()} {platform.machine()} cores, no GPU; Python {platform.python_version()}\n\n{body}\n"
     )
     try:
         path.write_text(text)

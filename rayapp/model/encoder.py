@@ -34,7 +34,7 @@ class TransActEncoder(nn.Module):
 
     @property
     def _item_dim(self) -> int:
-        width: int = self.transformer.layers[0].linear1.in_features  # type: ignore[union-attr, assignment]
+        width: int = self.transformer.layers[0].linear1.in_features
         return (width - self.action_embedding.embedding_dim) // 2
 
     def forward(self, action_NL: Tensor, history_NLE: Tensor, candidate_NE: Tensor) -> Tensor:

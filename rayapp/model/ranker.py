@@ -70,7 +70,7 @@ class Ranker(nn.Module):
                 )
             )
         logits_NH: Tensor = self.mlp(self.cross(torch.cat(features, dim=-1)))
-        return logits_NH.unflatten(0, (num_requests, num_candidates))
+        return logits_NH.view(num_requests, num_candidates, -1)
 
 
 def ranking_loss(logits_BCH: Tensor, label_BCH: Tensor, valid_BC: Tensor, weight_HA: Tensor) -> Tensor:

@@ -39,7 +39,8 @@ class LinearTower:
             if tokens:
                 vector_NE[n] = self.weight_TE[tokens].sum(axis=0)
         norm_N1 = np.linalg.norm(vector_NE, axis=1, keepdims=True)
-        return np.divide(vector_NE, norm_N1, out=np.zeros_like(vector_NE), where=norm_N1 > 1e-8)
+        unit_NE: NDArray[np.float32] = np.divide(vector_NE, norm_N1, out=np.zeros_like(vector_NE), where=norm_N1 > 1e-8)
+        return unit_NE
 
 
 def co_engagement_vectors(

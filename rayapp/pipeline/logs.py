@@ -5,6 +5,7 @@ A bucket holds everything of its users, so histories are built bucket by bucket 
 
 import uuid
 from collections.abc import Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,7 +48,7 @@ def append(root: Path, kind: str, table: pa.Table, *, partition: str, source: st
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(num_buckets + 1))
     table = table.append_column("bucket", pa.array(bucket)).take(pa.array(order))
-    parts = [table.slice(a, b - a) for a, b in zip(bounds[:-1], bounds[1:], strict=True) if b > a]
+    parts = [table.slice(a, b - a) for a, b in pairwise(bounds) if b > a]
     if not parts:
         return 0
     files = ray.data.from_arrow(parts).map_batches(write_bucket, batch_format="pyarrow", batch_size=None).take_all()
@@ -55,7 +56,7 @@ def append(root: Path, kind: str, table: pa.Table, *, partition: str, source: st
     manifest["files"] += [{**entry, **file} for file in sorted(files, key=lambda f: f["path"])]
     manifest["schema"] = fingerprint(SCHEMAS[kind])
     commit_log(log, number, manifest)
-    return table.num_rows
+    return len(order)
 
 
 _FILE_SCHEMA = pa.schema([("path", pa.string()), ("bucket", pa.int32()), ("rows", pa.int64())])

@@ -8,6 +8,7 @@ Shapes: E history rows, R requests, C items of a request, H heads.
 
 import json
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -121,10 +122,7 @@ def build_bucket(events: pa.Table, requests: pa.Table, window: Window, domain: D
     events = events.filter(pc.field("timestamp_ms") < window.until_ms + domain.attribution_ms)
     events = _sort_and_deduplicate(events)
     labels = requests["labels"]
-    if labels.null_count == len(labels):
-        joined = _labels(requests, events, domain)
-    else:
-        joined = labels.combine_chunks()
+    joined = labels.combine_chunks() if not labels.null_count else _labels(requests, events, domain)
     in_sequence = domain.vocabulary.flags(in_sequence=True)[domain.vocabulary.ids_of(events["action"])]
     history = events.filter(pa.array(in_sequence)).filter(pc.field("timestamp_ms") < window.until_ms)
     history = history.filter(pc.is_in(history["user_id"], value_set=requests["user_id"].combine_chunks()))
@@ -217,14 +215,14 @@ def _ranges(
         return start_R, end_R
     names = history["user_id"].to_numpy(zero_copy_only=False)
     bounds = np.r_[0, np.flatnonzero(names[1:] != names[:-1]) + 1, len(names)]
-    rows_of = {names[a]: (int(a), int(b)) for a, b in zip(bounds[:-1], bounds[1:], strict=True)}
+    rows_of = {names[a]: (int(a), int(b)) for a, b in pairwise(bounds)}
     time_E, received_E = history["timestamp_ms"].to_numpy(), history["received_at_ms"].to_numpy()
     seq_E, item_E = history["commit_seq"].to_numpy(), _codes(history["item_id"])
     time_R = requests["timestamp_ms"].to_numpy()
     watermark_R = pc.fill_null(requests["watermark"], -1).to_numpy()
     users = requests["user_id"].to_numpy(zero_copy_only=False)
     user_bounds = np.r_[0, np.flatnonzero(users[1:] != users[:-1]) + 1, num_requests]
-    for ra, rb in zip(user_bounds[:-1], user_bounds[1:], strict=True):
+    for ra, rb in pairwise(user_bounds):
         if users[ra] not in rows_of:
             continue
         a, b = rows_of[users[ra]]
@@ -248,7 +246,8 @@ def _new_places(time_E: NDArray[np.int64], item_E: NDArray[np.int64]) -> NDArray
 def _codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
     """Consecutive integers for the values of a column, in order of first appearance."""
     coded = column.combine_chunks().dictionary_encode()
-    return coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    codes: NDArray[np.int64] = coded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
+    return codes
 
 
 def _as_lists(history: pa.Table) -> pa.Table:

@@ -172,7 +172,7 @@ def _requests(
     rated_R = code[ratings["item_id"]].to_numpy()
     popularity = np.bincount(rated_R, minlength=len(catalogue)).astype(float)
     lists_RC = np.empty((len(ratings), LIST_SIZE), np.int64)
-    for _, rows in ratings.groupby("user_id", sort=True).indices.items():
+    for rows in ratings.groupby("user_id", sort=True).indices.values():
         weight = popularity.copy()
         weight[rated_R[rows]] = 0.0
         # Gumbel keys: the four largest of log(weight) + noise are a weighted sample without replacement.

@@ -64,7 +64,7 @@ class LmdbStore:
             raise StoreError(f"the sequence store {path} can't be opened: {error}") from None
 
     def _check(self, path: Path) -> None:
-        wanted = {
+        wanted: dict[str, Any] = {
             "format": FORMAT,
             "num_buckets": self.num_buckets,
             "cap": self.cap,
@@ -216,7 +216,9 @@ class LmdbStore:
             found = rows.set_range(_NUMBER.pack(sequence + 1))
             while found:
                 last = _NUMBER.unpack(rows.key())[0]
-                items.append(json.loads(txn.get(rows.value(), db=self._db["items"])[_NUMBER.size :]))
+                stored = txn.get(rows.value(), db=self._db["items"])
+                assert stored is not None  # both databases change in one transaction
+                items.append(json.loads(bytes(stored)[_NUMBER.size :]))
                 found = rows.next()
         return last, items
 
@@ -244,9 +246,10 @@ def _pack(history: History, item_ids: list[str]) -> bytes:
     )
 
 
-def _unpack(raw: bytes | None) -> tuple[History, tuple[str, ...]]:
-    if raw is None:
+def _unpack(stored: bytes | memoryview | None) -> tuple[History, tuple[str, ...]]:
+    if stored is None:
         return History.empty(), ()
+    raw = bytes(stored)
     version, n = _HEADER.unpack_from(raw)
     if version != FORMAT:
         raise StoreError(f"a stored sequence has format {version}, this version reads {FORMAT}")

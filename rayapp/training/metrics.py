@@ -28,7 +28,8 @@ def hits_at_k(
     above_RC = (score_RC[:, None, :] > score_RC[:, :, None]).sum(axis=2)
     tied_RC = ((score_RC[:, None, :] == score_RC[:, :, None]) & valid_RC[:, None, :]).sum(axis=2)
     share_RC = np.clip((k - above_RC) / np.maximum(tied_RC, 1), 0.0, 1.0)
-    return np.where(valid_RC & (label_RC > 0), share_RC, 0.0).sum(axis=1)
+    hits_R: NDArray[np.float64] = np.where(valid_RC & (label_RC > 0), share_RC, 0.0).sum(axis=1)
+    return hits_R
 
 
 def normalised_entropy(probability_N: NDArray[np.float32], label_N: NDArray[np.float32]) -> float:
