@@ -1,0 +1,71 @@
+"""Shared fixtures. Ray starts once, and only for tests marked `cluster`."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayapp.config import Domain, Head
+from rayapp.root import make_root
+from rayapp.schema import Action, ActionKind, Attribute, AttributeKind, Event, Vocabulary
+
+T0 = 1_767_225_600_000  # 2026-01-01
+
+
+@pytest.fixture(scope="session")
+def domain() -> Domain:
+    """A small feed: click (neutral), save (positive), hide (negative), impression (out of the sequence)."""
+    return Domain(
+        name="test",
+        vocabulary=Vocabulary(
+            (
+                Action(name="click", kind=ActionKind.NEUTRAL, priority=0),
+                Action(name="save", kind=ActionKind.POSITIVE, priority=2),
+                Action(name="hide", kind=ActionKind.NEGATIVE, priority=3),
+                Action(name="impression", kind=ActionKind.NEUTRAL, in_sequence=False),
+            )
+        ),
+        heads=(
+            Head(name="save", actions=("save",), utility=1.0),
+            Head(name="hide", actions=("hide",), utility=-1.0),
+        ),
+        positive_head="save",
+        attributes=(
+            Attribute("title", AttributeKind.TEXT),
+            Attribute("genres", AttributeKind.CATEGORIES),
+            Attribute("year", AttributeKind.NUMBER),
+        ),
+        title="title",
+    )
+
+
+@pytest.fixture
+def root(tmp_path: Path, domain: Domain) -> Path:
+    """An empty root of four buckets."""
+    make_root(tmp_path, domain, num_buckets=4)
+    return tmp_path
+
+
+@pytest.fixture
+def rng() -> np.random.Generator:
+    return np.random.default_rng(7)
+
+
+def make_event(n: int, *, user: str = "u1", item: str = "i1", action: str = "click", at: int = T0, lag: int = 0) -> Event:
+    """The n-th event: its id is `e<n>`."""
+    return Event(
+        event_id=f"e{n}", user_id=user, item_id=item, action=action, timestamp_ms=at, received_at_ms=at + lag
+    )
+
+
+@pytest.fixture(scope="session")
+def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """One local Ray for every test that needs one."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
+    from rayapp.graph import local_ray
+
+    with local_ray():
+        yield

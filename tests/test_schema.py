@@ -1,0 +1,80 @@
+"""Vocabulary, ids and hashes."""
+
+import dataclasses
+
+import pyarrow as pa
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayapp.config import Domain
+from rayapp.schema import (
+    PAD,
+    UNKNOWN,
+    Action,
+    ActionKind,
+    Vocabulary,
+    bucket_of,
+    content_event_id,
+    hash64,
+    hash64_column,
+    id_problem,
+)
+
+
+def test_no_action_shares_its_id_with_padding(domain: Domain) -> None:
+    """Defect of the reference code: its first action was read as padding."""
+    ids = [domain.vocabulary.id_of(name) for name in domain.vocabulary.names]
+    assert ids == [2, 3, 4, 5]
+    assert PAD not in ids and UNKNOWN not in ids
+
+
+def test_unknown_names_become_unknown_one_by_one_and_in_columns(domain: Domain) -> None:
+    names = ["save", "no such action", "click"]
+    assert [domain.vocabulary.id_of(n) for n in names] == [3, UNKNOWN, 2]
+    assert domain.vocabulary.ids_of(pa.chunked_array([names])).tolist() == [3, UNKNOWN, 2]
+    assert domain.vocabulary.ids_of(pa.array([], pa.string())).tolist() == []
+
+
+def test_a_vocabulary_may_only_grow_at_its_end(domain: Domain) -> None:
+    old = domain.vocabulary
+    grown = Vocabulary((*old.actions, Action(name="share", kind=ActionKind.POSITIVE)))
+    assert grown.extends(old) and not old.extends(grown)
+    assert not Vocabulary(old.actions[::-1]).extends(old)
+
+
+def test_a_vocabulary_names_each_action_once() -> None:
+    action = Action(name="like", kind=ActionKind.POSITIVE)
+    with pytest.raises(ValueError, match="twice"):
+        Vocabulary((action, action))
+
+
+def test_domain_round_trips_through_json(domain: Domain) -> None:
+    assert Domain.from_json(domain.to_json()) == domain
+    with pytest.raises(ValueError, match="lacks"):
+        dataclasses.replace(domain, vocabulary=Vocabulary(domain.vocabulary.actions[:1]))
+
+
+@given(st.lists(st.text(max_size=5), max_size=30))
+def test_column_hash_equals_the_hash_of_each_value(values: list[str]) -> None:
+    assert hash64_column(pa.array(values, pa.string())).tolist() == [hash64(v) for v in values]
+
+
+def test_hashes_and_buckets_never_change() -> None:
+    """They are stored: another value would lose every user's history."""
+    assert hash64("u1") == 0x06E8_417D_0FE6_613F
+    assert bucket_of("u1", 16) == hash64("u1") % 16
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [("", "empty"), ("a" * 129, "129 bytes"), ("a\nb", "control"), ("\ud800", "Unicode"), ("é" * 65, "130 bytes")],
+)
+def test_bad_ids_say_why(value: str, says: str) -> None:
+    assert says in (id_problem(value) or "")
+
+
+def test_good_ids_pass_and_content_ids_tell_content_apart() -> None:
+    assert id_problem("user-42 ✓") is None
+    assert content_event_id("u", "i", "save", 1) == content_event_id("u", "i", "save", 1)
+    assert content_event_id("u", "i", "save", 1) != content_event_id("u", "is", "ave", 1)
