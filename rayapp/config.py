@@ -143,21 +143,19 @@ def nano() -> Preset:
 
 def demo() -> Preset:
     """The published shape of V1.1 at sizes that train in 4 minutes or less on 2 cores."""
-    model = ModelConfig(history_length=50, action_dim=16, item_dim=24, num_cross_layers=2, mlp_dim=64)
     return Preset(
         name="demo",
-        model=model,
-        train=TrainConfig(num_epochs=2, batch_requests=256, warmup_steps=50, learning_rate=2e-3),
+        model=ModelConfig(history_length=50, action_dim=16, item_dim=24, num_cross_layers=2, mlp_dim=64),
+        train=TrainConfig(batch_requests=128, warmup_steps=50, learning_rate=3e-3),
     )
 
 
 def study() -> Preset:
     """At least four times cheaper than `demo`, for comparisons over many seeds."""
-    model = ModelConfig(history_length=24, action_dim=8, item_dim=16, num_cross_layers=2, mlp_dim=64)
     return Preset(
         name="study",
-        model=model,
-        train=TrainConfig(num_epochs=1, batch_requests=128, warmup_steps=50, learning_rate=2e-3),
+        model=ModelConfig(history_length=16, action_dim=8, item_dim=16, num_cross_layers=2, mlp_dim=64),
+        train=TrainConfig(batch_requests=128, warmup_steps=50, learning_rate=4e-3),
     )
 
 

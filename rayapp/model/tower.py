@@ -50,10 +50,10 @@ def co_engagement_vectors(
     if len(user_P) == 0:
         return np.zeros((num_items, width), np.float32)
     num_users = int(user_P.max()) + 1
+    pairs_2P = torch.from_numpy(np.unique(np.stack([user_P, item_P]), axis=1))
     likes = torch.sparse_coo_tensor(
-        torch.from_numpy(np.stack([user_P, item_P])), torch.ones(len(user_P)), (num_users, num_items)
-    ).coalesce()
-    likes = torch.sparse_coo_tensor(likes.indices(), torch.ones_like(likes.values()), likes.shape)
+        pairs_2P, torch.ones(pairs_2P.shape[1]), (num_users, num_items), check_invariants=True
+    )
     together_NN = torch.sparse.mm(likes.t(), likes.to_dense())
     together_NN.fill_diagonal_(0.0)
     count_N = together_NN.sum(dim=1)
