@@ -96,6 +96,8 @@ def install_errors(app: FastAPI) -> None:
         if rows and rows[0]["type"] == "json_invalid":
             detail = f"the body is not JSON: {rows[0].get('ctx', {}).get('error', rows[0]['msg'])}"
             return problem_response(request, Problem(400, detail))
+        if rows and rows[0]["type"] == "model_attributes_type" and rows[0]["loc"] == ("body",):
+            return problem_response(request, Problem(415, "send a JSON object, with Content-Type: application/json"))
         errors = [
             {"field": ".".join(str(p) for p in row["loc"] if p != "body"), "code": row["type"], "message": row["msg"]}
             for row in rows[:20]

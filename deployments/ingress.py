@@ -69,6 +69,35 @@ def now_ms() -> int:
     return time.time_ns() // 1_000_000
 
 
+# Helpers stand above the class: Serve pickles it, with the module's names so far, when it is decorated.
+
+
+async def _or_none(response: Awaitable[T] | Coroutine[Any, Any, T], stage: str) -> T | None:
+    """The stage's answer, or None when it failed or took too long: the caller degrades."""
+    try:
+        return await asyncio.wait_for(_awaited(response), STAGE_TIMEOUT_S)
+    except Exception:
+        log.exception("stage %s failed", stage)
+        return None
+
+
+async def _awaited(response: Awaitable[T]) -> T:
+    return await response
+
+
+def _sequence(user: UserSequence, ranked: RankedBy | None) -> dict[str, Any]:
+    last_ms = int(user.history.timestamp_ms_E[0]) if len(user.history) else None
+    last = (
+        datetime.fromtimestamp(last_ms / 1000, UTC).isoformat(timespec="milliseconds") if last_ms is not None else None
+    )
+    return {
+        "length": ranked.sequence_length if ranked else len(user.history),
+        "last_event_at": last,
+        "watermark": user.watermark,
+        "hash": f"{ranked.sequence_hash:016x}" if ranked else None,
+    }
+
+
 @serve.deployment
 @serve.ingress(app)
 class Ingress:
@@ -105,7 +134,7 @@ class Ingress:
         """The user's feed: fetch candidates, look up the sequence, rank, blend."""
         request_id, timing = str(uuid.uuid4()), Timing()
         answer = await self._recommend(body, request_id, timing)
-        return JSONResponse(answer, headers={"Server-Timing": timing.header(), "X-Request-ID": request_id})
+        return JSONResponse(answer, headers={"Server-Timing": timing.header()})
 
     async def _recommend(self, body: RecommendationsBody, request_id: str, timing: Timing) -> dict[str, Any]:
         at_ms = now_ms()
@@ -203,7 +232,7 @@ class Ingress:
             "fallback_reason": None,
             "sequence": _sequence(user, ranked),
         }
-        return JSONResponse(answer, headers={"Server-Timing": timing.header(), "X-Request-ID": request_id})
+        return JSONResponse(answer, headers={"Server-Timing": timing.header()})
 
     def _probabilities(self, probability_H: np.ndarray[Any, np.dtype[np.float32]]) -> dict[str, float]:
         return {name: float(p) for name, p in zip(self._domain.head_names, probability_H, strict=True)}
@@ -342,29 +371,3 @@ class Ingress:
     @app.get("/", include_in_schema=False)
     async def home(self) -> RedirectResponse:
         return RedirectResponse("/docs")
-
-
-async def _or_none(response: Awaitable[T] | Coroutine[Any, Any, T], stage: str) -> T | None:
-    """The stage's answer, or None when it failed or took too long: the caller degrades."""
-    try:
-        return await asyncio.wait_for(_awaited(response), STAGE_TIMEOUT_S)
-    except Exception:
-        log.exception("stage %s failed", stage)
-        return None
-
-
-async def _awaited(response: Awaitable[T]) -> T:
-    return await response
-
-
-def _sequence(user: UserSequence, ranked: RankedBy | None) -> dict[str, Any]:
-    last_ms = int(user.history.timestamp_ms_E[0]) if len(user.history) else None
-    last = (
-        datetime.fromtimestamp(last_ms / 1000, UTC).isoformat(timespec="milliseconds") if last_ms is not None else None
-    )
-    return {
-        "length": ranked.sequence_length if ranked else len(user.history),
-        "last_event_at": last,
-        "watermark": user.watermark,
-        "hash": f"{ranked.sequence_hash:016x}" if ranked else None,
-    }

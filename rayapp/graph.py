@@ -36,8 +36,8 @@ def local_ray() -> Iterator[None]:
     import ray.data
 
     ray.data.DataContext.get_current().print_on_execution_start = False
-    for noisy in ("ray.data", "ray.train", "ray.serve"):
-        logging.getLogger(noisy).setLevel(logging.WARNING)
+    for noisy in ("ray.data", "ray.train", "ray.serve", "ray._private.authentication.authentication_token_setup"):
+        logging.getLogger(noisy).addFilter(_only_errors)  # a filter, because Ray sets the levels anew
     ray.init(
         address="local",
         num_cpus=(os.cpu_count() or 1) + 2,
@@ -50,6 +50,10 @@ def local_ray() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _only_errors(line: logging.LogRecord) -> bool:
+    return line.levelno >= logging.ERROR
 
 
 def check_port(port: int) -> None:

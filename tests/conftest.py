@@ -53,11 +53,11 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(7)
 
 
-def make_event(n: int, *, user: str = "u1", item: str = "i1", action: str = "click", at: int = T0, lag: int = 0) -> Event:
+def make_event(
+    n: int, *, user: str = "u1", item: str = "i1", action: str = "click", at: int = T0, lag: int = 0
+) -> Event:
     """The n-th event: its id is `e<n>`."""
-    return Event(
-        event_id=f"e{n}", user_id=user, item_id=item, action=action, timestamp_ms=at, received_at_ms=at + lag
-    )
+    return Event(event_id=f"e{n}", user_id=user, item_id=item, action=action, timestamp_ms=at, received_at_ms=at + lag)
 
 
 @pytest.fixture(scope="session")

@@ -28,7 +28,19 @@ MAY_IMPORT: dict[str, set[str]] = {
     "graph": set(),
 }
 COMPOSITION_ROOTS = {"cli", "bench"}  # may import every room; nothing imports them but the command line its benches
-NO_RAY = {"schema", "publish", "config", "features", "root", "sources", "model", "registry", "store", "serving", "session"}
+NO_RAY = {
+    "schema",
+    "publish",
+    "config",
+    "features",
+    "root",
+    "sources",
+    "model",
+    "registry",
+    "store",
+    "serving",
+    "session",
+}
 FILES = sorted([*ROOT.glob("rayapp/**/*.py"), *ROOT.glob("deployments/**/*.py")])
 
 
@@ -67,9 +79,7 @@ def test_imports_flow_one_way(path: Path) -> None:
 
 def test_importing_everything_does_nothing(tmp_path: Path) -> None:
     """Imports make no file, start no process and connect to nothing."""
-    modules = [
-        ".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in FILES
-    ]
+    modules = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in FILES]
     program = (
         "import sys, os, importlib, socket\n"
         f"sys.path.insert(0, {str(ROOT)!r})\n"

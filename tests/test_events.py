@@ -47,7 +47,9 @@ def check(domain: Domain, *values: Any) -> tuple[list[Event], list[Rejection]]:
         (None, "wrong_type", None),
     ],
 )
-def test_a_bad_event_is_named_and_its_neighbours_are_kept(domain: Domain, value: Any, code: str, field: str | None) -> None:
+def test_a_bad_event_is_named_and_its_neighbours_are_kept(
+    domain: Domain, value: Any, code: str, field: str | None
+) -> None:
     accepted, rejected = check(domain, good(event_id="a"), value, good(event_id="b"))
     assert [e.event_id for e in accepted] == ["a", "b"]
     assert [(r.index, r.code, r.field) for r in rejected] == [(1, code, field)]
@@ -98,8 +100,16 @@ def test_items_keep_the_domain_s_attributes(domain: Domain) -> None:
 
 @pytest.mark.parametrize(
     ("body", "field"),
-    [({"colour": "red"}, "colour"), ({"year": math.nan}, "year"), ({"year": True}, "year"), ({"genres": "a"}, "genres"),
-     ({"genres": [1]}, "genres"), ({"title": 3}, "title"), ({"created_at_ms": "now"}, "created_at_ms"), ([], "")],
+    [
+        ({"colour": "red"}, "colour"),
+        ({"year": math.nan}, "year"),
+        ({"year": True}, "year"),
+        ({"genres": "a"}, "genres"),
+        ({"genres": [1]}, "genres"),
+        ({"title": 3}, "title"),
+        ({"created_at_ms": "now"}, "created_at_ms"),
+        ([], ""),
+    ],
 )
 def test_bad_items_name_the_field(domain: Domain, body: Any, field: str) -> None:
     with pytest.raises(BadItem) as error:

@@ -32,9 +32,11 @@ events_strategy = st.lists(
         lag=st.sampled_from([0, 0, 1, 3, 50]),
     ),
     max_size=25,
-).map(lambda rows: [
-    make_event(n, user=u, item=i, action=a, at=T0 + t, lag=lag) for n, (u, i, a, t, lag) in enumerate(rows)
-])
+).map(
+    lambda rows: [
+        make_event(n, user=u, item=i, action=a, at=T0 + t, lag=lag) for n, (u, i, a, t, lag) in enumerate(rows)
+    ]
+)
 
 
 def history_of(events: list[Event], vocabulary: Vocabulary) -> History:
@@ -48,7 +50,9 @@ def history_of(events: list[Event], vocabulary: Vocabulary) -> History:
     )
 
 
-def obvious(events: list[Event], vocabulary: Vocabulary, at_ms: int, mask_ms: int, watermark: int) -> list[tuple[int, int, int]]:
+def obvious(
+    events: list[Event], vocabulary: Vocabulary, at_ms: int, mask_ms: int, watermark: int
+) -> list[tuple[int, int, int]]:
     """The rule in words, one event at a time."""
     in_sequence = {a.name: a.in_sequence for a in vocabulary.actions}
     priority = {a.name: a.priority for a in vocabulary.actions}
@@ -67,29 +71,42 @@ def obvious(events: list[Event], vocabulary: Vocabulary, at_ms: int, mask_ms: in
 def rows_of(sequences: Sequences, r: int) -> list[tuple[int, int, int]]:
     n = int(sequences.length_R[r])
     assert (sequences.action_RL[r, n:] == PAD).all()
-    return list(zip(
-        sequences.action_RL[r, :n].tolist(), sequences.item_hash_RL[r, :n].tolist(),
-        sequences.timestamp_ms_RL[r, :n].tolist(), strict=True,
-    ))
+    return list(
+        zip(
+            sequences.action_RL[r, :n].tolist(),
+            sequences.item_hash_RL[r, :n].tolist(),
+            sequences.timestamp_ms_RL[r, :n].tolist(),
+            strict=True,
+        )
+    )
 
 
-@given(
-    events=events_strategy, at=st.integers(-1, 70), mask=st.integers(0, 6), watermark=st.integers(NO_WATERMARK, 25)
-)
+@given(events=events_strategy, at=st.integers(-1, 70), mask=st.integers(0, 6), watermark=st.integers(NO_WATERMARK, 25))
 def test_the_window_is_the_rule(domain: Domain, events: list[Event], at: int, mask: int, watermark: int) -> None:
     mine = [e for e in events if e.user_id == "a"]
     history = history_of(mine, domain.vocabulary)
     cut = point_in_time(
-        history, np.array([0]), np.array([len(mine)]), timestamp_ms_R=np.array([T0 + at]),
-        watermark_R=np.array([watermark]), mask_ms_R=np.array([mask]), length=LENGTH, vocabulary=domain.vocabulary,
+        history,
+        np.array([0]),
+        np.array([len(mine)]),
+        timestamp_ms_R=np.array([T0 + at]),
+        watermark_R=np.array([watermark]),
+        mask_ms_R=np.array([mask]),
+        length=LENGTH,
+        vocabulary=domain.vocabulary,
     )
     assert rows_of(cut, 0) == obvious(mine, domain.vocabulary, T0 + at, mask, watermark)
 
 
 def test_nothing_of_the_request_s_own_millisecond_or_later_is_seen(domain: Domain) -> None:
     events = [make_event(n, item=f"i{n}", at=T0 + n) for n in range(3)]
-    cut = at_request(history_of(events, domain.vocabulary), timestamp_ms=T0 + 1, watermark=NO_WATERMARK, length=9,
-                     vocabulary=domain.vocabulary)
+    cut = at_request(
+        history_of(events, domain.vocabulary),
+        timestamp_ms=T0 + 1,
+        watermark=NO_WATERMARK,
+        length=9,
+        vocabulary=domain.vocabulary,
+    )
     assert [t for _, _, t in rows_of(cut, 0)] == [T0]
 
 
@@ -97,9 +114,14 @@ def test_the_time_mask_removes_rows_and_not_just_attention_to_them(domain: Domai
     """Defect of the reference code: a masked action still reached the newest-K rows and the pool."""
     events = [make_event(n, item=f"i{n}", at=T0 + 10 * n) for n in range(6)]
     cut = point_in_time(
-        history_of(events, domain.vocabulary), np.array([0, 0]), np.array([6, 6]),
-        timestamp_ms_R=np.array([T0 + 100] * 2), watermark_R=np.array([NO_WATERMARK] * 2),
-        mask_ms_R=np.array([65, 0]), length=LENGTH, vocabulary=domain.vocabulary,
+        history_of(events, domain.vocabulary),
+        np.array([0, 0]),
+        np.array([6, 6]),
+        timestamp_ms_R=np.array([T0 + 100] * 2),
+        watermark_R=np.array([NO_WATERMARK] * 2),
+        mask_ms_R=np.array([65, 0]),
+        length=LENGTH,
+        vocabulary=domain.vocabulary,
     )
     assert [t - T0 for _, _, t in rows_of(cut, 0)] == [30, 20, 10, 0]
     assert [t - T0 for _, _, t in rows_of(cut, 1)] == [50, 40, 30, 20]
@@ -123,9 +145,7 @@ def test_pipeline_bytes_equal_server_bytes(
     arrivals = sorted(events, key=lambda e: (e.received_at_ms, e.event_id))
     with TemporaryDirectory() as directory:
         served, commit_seqs, requests = _serve(Path(directory), domain, arrivals, times)
-        requests = [
-            {**r, "watermark": r["watermark"] if use_watermark else None} for r in requests
-        ]
+        requests = [{**r, "watermark": r["watermark"] if use_watermark else None} for r in requests]
         if not use_watermark:  # without it, the log knows only when an event arrived
             commit_seqs = {}
         table = _log(arrivals, commit_seqs)
@@ -158,12 +178,24 @@ def _serve(
         store.append(due)
         for user in ("a", "b"):
             found = store.lookup(user)
-            cut = at_request(found.history, timestamp_ms=at_ms, watermark=found.watermark, length=LENGTH,
-                             vocabulary=domain.vocabulary)
+            cut = at_request(
+                found.history,
+                timestamp_ms=at_ms,
+                watermark=found.watermark,
+                length=LENGTH,
+                vocabulary=domain.vocabulary,
+            )
             request_id = f"{user}{n}"
             served[request_id] = _bytes(cut, 0)
-            requests.append({"request_id": request_id, "user_id": user, "timestamp_ms": at_ms, "item_ids": ["x"],
-                             "watermark": found.watermark})
+            requests.append(
+                {
+                    "request_id": request_id,
+                    "user_id": user,
+                    "timestamp_ms": at_ms,
+                    "item_ids": ["x"],
+                    "watermark": found.watermark,
+                }
+            )
     store.append(left)
     for row in store.drain(0, 0, 1_000):
         commit_seqs[row.event.event_id] = row.commit_seq
@@ -173,9 +205,16 @@ def _serve(
 
 def _log(events: list[Event], commit_seqs: dict[str, int]) -> pa.Table:
     rows = [
-        {"event_id": e.event_id, "event_hash": hash64(e.event_id), "user_id": e.user_id, "item_id": e.item_id,
-         "action": e.action, "timestamp_ms": e.timestamp_ms, "received_at_ms": e.received_at_ms,
-         "commit_seq": commit_seqs.get(e.event_id, 0)}
+        {
+            "event_id": e.event_id,
+            "event_hash": hash64(e.event_id),
+            "user_id": e.user_id,
+            "item_id": e.item_id,
+            "action": e.action,
+            "timestamp_ms": e.timestamp_ms,
+            "received_at_ms": e.received_at_ms,
+            "commit_seq": commit_seqs.get(e.event_id, 0),
+        }
         for e in events
     ]
     return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
@@ -189,10 +228,14 @@ def _read(directory: Path, domain: Domain, histories: pa.Table, cut: pa.Table) -
     for kind, table in (("histories", histories), ("requests", cut)):
         (window / kind).mkdir(parents=True)
         pq.write_table(table, window / kind / "bucket=0000.parquet")
-    write_json(window / "manifest.json", {
-        "history_length": LENGTH, "heads": list(domain.head_names),
-        "buckets": [{"bucket": 0, "requests": cut.num_rows}],
-    })
+    write_json(
+        window / "manifest.json",
+        {
+            "history_length": LENGTH,
+            "heads": list(domain.head_names),
+            "buckets": [{"bucket": 0, "requests": cut.num_rows}],
+        },
+    )
     reader = WindowReader(directory, ["w"], domain, LENGTH)
     (batch,) = reader.in_order(1_000)
     return {name: _bytes(batch.sequences, r) for r, name in enumerate(cut["request_id"].to_pylist())}

@@ -127,7 +127,9 @@ def test_a_path_that_is_no_directory_is_refused_in_words(tmp_path: Path, domain:
 
 
 @settings(deadline=None, max_examples=40)
-@given(st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6), st.sampled_from("xy")), max_size=20), st.integers(1, 20))
+@given(
+    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6), st.sampled_from("xy")), max_size=20), st.integers(1, 20)
+)
 def test_order_does_not_depend_on_how_events_arrive(
     domain: Domain, tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, str]], chunk: int
 ) -> None:
@@ -193,8 +195,11 @@ def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> Non
 
     vocabulary = json.dumps(domain.vocabulary.to_json())
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "s"), vocabulary], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        text=True, cwd=Path(__file__).parents[1],
+        [sys.executable, "-c", program, str(tmp_path / "s"), vocabulary],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
     ) as process:
         assert process.stdout is not None and process.stdin is not None
         assert process.stdout.readline() == "open\n"
@@ -206,8 +211,18 @@ def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> Non
 
 
 def test_events_keep_every_field_in_the_outbox(store: LmdbStore) -> None:
-    event = Event(event_id="ü", user_id="u✓", item_id="i", action="save", timestamp_ms=T0, received_at_ms=T0 + 1,
-                  request_id="r", position=3, value=1.5, surface="home")
+    event = Event(
+        event_id="ü",
+        user_id="u✓",
+        item_id="i",
+        action="save",
+        timestamp_ms=T0,
+        received_at_ms=T0 + 1,
+        request_id="r",
+        position=3,
+        value=1.5,
+        surface="home",
+    )
     store.append([event])
     assert [row.event for row in store.drain(bucket_of("u✓", 4), 0, 10)] == [event]
     assert list(store.lookup("u✓").history.received_at_ms_E) == [T0 + 1]

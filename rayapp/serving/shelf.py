@@ -4,11 +4,14 @@ import logging
 import threading
 from pathlib import Path
 
+import numpy as np
+
 from rayapp.config import Domain
-from rayapp.model.scorer import Scorer
+from rayapp.model.scorer import BLOCK, Scorer
 from rayapp.publish import PublishError
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import LoadedModel, load_model
+from rayapp.schema import FIRST_ACTION_ID
 from rayapp.serving.candidates import CandidateIndex
 from rayapp.store import SequenceStore
 
@@ -94,6 +97,10 @@ class ModelShelf:
 
     def _load(self, version: str) -> LoadedModel:
         model = load_model(self._root, version, self._domain)
+        # A first call costs half a second of set-up inside PyTorch; nobody's request should pay it.
+        length = model.config.history_length
+        action_L = np.full(length, FIRST_ACTION_ID, np.uint8)
+        model.scorer.score(action_L, np.zeros(length, np.uint64), np.zeros(BLOCK + 1, np.uint64))
         return self._extended(model, self._new_items) if self._new_items else model
 
     def _extended(self, model: LoadedModel, items: list[dict[str, object]]) -> LoadedModel:
