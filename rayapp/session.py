@@ -80,6 +80,15 @@ class Genres:
         hits = [genre in self.of(self._items[i]) for i in item_ids]
         return sum(hits) / len(hits) if hits else 0.0
 
+    def common_in(self, item_ids: Iterable[str], count: int) -> list[str]:
+        """The `count` genres that most of these items have."""
+        counts = Counter(name for i in item_ids for name in self.of(self._items[i]))
+        return [name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))][:count]
+
+    def most_liked(self, count: int) -> list[str]:
+        """The most liked items of all."""
+        return self._by_likes[:count]
+
     def liked(self, genre: str, count: int, *, exclude: Iterable[str] = ()) -> list[str]:
         """The genre's most liked items outside `exclude`."""
         left_out = set(exclude)

@@ -92,6 +92,11 @@ def training_run(root: Path, prepared: Prepared, preset: Preset, table: str) -> 
     )
 
 
+def without_sequence(preset: Preset) -> Preset:
+    """The same ranker without the user's actions."""
+    return dataclasses.replace(preset, model=dataclasses.replace(preset.model, use_sequence=False))
+
+
 def train_model(run: TrainingRun, domain: Domain) -> bool:
     """Trains and publishes unless `models/<version>` is there."""
     if (run.root / "models" / run.version).exists():

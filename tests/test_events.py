@@ -75,7 +75,8 @@ def test_an_event_without_id_is_named_by_its_content(domain: Domain) -> None:
 @pytest.mark.parametrize("body", [json.dumps(good()), json.dumps([good()]), json.dumps({"events": [good()]})])
 def test_one_list_or_envelope(domain: Domain, body: str) -> None:
     values, rejected = parse_body(body.encode(), "application/json")
-    assert values == [good()] and not rejected
+    assert values == [good()]
+    assert not rejected
 
 
 def test_ndjson_rejects_a_line_and_keeps_the_others(domain: Domain) -> None:
@@ -83,7 +84,8 @@ def test_ndjson_rejects_a_line_and_keeps_the_others(domain: Domain) -> None:
     values, unreadable = parse_body(body, "application/x-ndjson; charset=utf-8")
     assert [(r.index, r.code) for r in unreadable] == [(1, "malformed_json")]
     accepted, rejected = check_events(values, domain.vocabulary, NOW, skip=frozenset({1}))
-    assert [i for i, _ in accepted] == [0, 2] and not rejected
+    assert [i for i, _ in accepted] == [0, 2]
+    assert not rejected
 
 
 @pytest.mark.parametrize("body", [b"{", b"\xff\xfe", b"[" * 100_000, json.dumps([{}] * 1001).encode()])

@@ -26,7 +26,8 @@ def test_no_action_shares_its_id_with_padding(domain: Domain) -> None:
     """Defect of the reference code: its first action was read as padding."""
     ids = [domain.vocabulary.id_of(name) for name in domain.vocabulary.names]
     assert ids == [2, 3, 4, 5]
-    assert PAD not in ids and UNKNOWN not in ids
+    assert PAD not in ids
+    assert UNKNOWN not in ids
 
 
 def test_unknown_names_become_unknown_one_by_one_and_in_columns(domain: Domain) -> None:
@@ -39,7 +40,8 @@ def test_unknown_names_become_unknown_one_by_one_and_in_columns(domain: Domain) 
 def test_a_vocabulary_may_only_grow_at_its_end(domain: Domain) -> None:
     old = domain.vocabulary
     grown = Vocabulary((*old.actions, Action(name="share", kind=ActionKind.POSITIVE)))
-    assert grown.extends(old) and not old.extends(grown)
+    assert grown.extends(old)
+    assert not old.extends(grown)
     assert not Vocabulary(old.actions[::-1]).extends(old)
 
 

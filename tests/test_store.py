@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from rayapp.config import Domain
 from rayapp.schema import Action, ActionKind, Event, Vocabulary, bucket_of, hash64
-from rayapp.store import Outcome, OutboxFull, StoreError
+from rayapp.store import OutboxFull, Outcome, StoreError
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event
 
@@ -33,7 +33,8 @@ def ids(store: LmdbStore, user: str = "u1") -> list[str]:
 
 def test_unknown_users_are_empty(store: LmdbStore) -> None:
     found = store.lookup("nobody")
-    assert len(found.history) == 0 and found.watermark == 0
+    assert len(found.history) == 0
+    assert found.watermark == 0
 
 
 def test_late_events_are_put_in_order_and_the_cap_drops_the_oldest(store: LmdbStore) -> None:
@@ -201,7 +202,8 @@ def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> Non
         text=True,
         cwd=Path(__file__).parents[1],
     ) as process:
-        assert process.stdout is not None and process.stdin is not None
+        assert process.stdout is not None
+        assert process.stdin is not None
         assert process.stdout.readline() == "open\n"
         store.append([make_event(1), make_event(2)])
         process.stdin.write("\n")

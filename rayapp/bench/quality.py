@@ -15,7 +15,15 @@ from rayapp.graph import local_ray
 from rayapp.publish import exclusive, read_json
 from rayapp.sources import movielens
 from rayapp.training.run import popularity_metrics
-from rayapp.workflow import build_windows, check_writable, import_source, item_table, train_model, training_run
+from rayapp.workflow import (
+    build_windows,
+    check_writable,
+    import_source,
+    item_table,
+    train_model,
+    training_run,
+    without_sequence,
+)
 
 METRICS = ("auc", "hit3", "normalised_entropy")
 
@@ -31,12 +39,8 @@ def run_quality(root: Path, seeds: int, preset_name: str, as_json: bool, write: 
         table, _ = item_table(root, prepared, base)
         results["popularity"].append(popularity_metrics(root, domain, prepared.test_window, table))
         for seed in range(seeds):
-            for name, use_sequence in (("no sequence", False), ("TransAct", True)):
-                preset = dataclasses.replace(
-                    base,
-                    model=dataclasses.replace(base.model, use_sequence=use_sequence),
-                    train=dataclasses.replace(base.train, seed=seed),
-                )
+            seeded = dataclasses.replace(base, train=dataclasses.replace(base.train, seed=seed))
+            for name, preset in (("no sequence", without_sequence(seeded)), ("TransAct", seeded)):
                 run = training_run(root, prepared, preset, table)
                 train_model(run, domain)
                 results[name].append(read_json(root / "models" / run.version / "metrics.json")["heads"])

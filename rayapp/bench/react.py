@@ -1,7 +1,8 @@
 """Does the ranking follow the user? Five saves, and five dislikes, of a genre; 200 fixed candidates; ten genres.
 
 Only `/v1/rank` is asked, with the same 200 items each time, so what moves is the model's doing and not the
-candidates'. The ranker without the sequence answers the same questions through its alias.
+candidates'. The ranker without the sequence answers the same questions through its alias. For each genre several new
+users act on different films, and shares are means over them: one top 10 alone moves in steps of a tenth.
 """
 
 import json
@@ -24,8 +25,10 @@ from rayapp.schema import ActionKind
 from rayapp.session import Genres, Session, strongest
 
 NUM_GENRES: Final = 10
-PER_GENRE: Final = 20
-"""Most liked items of each genre that become candidates: 200 in all, every genre with a fair share."""
+NUM_CANDIDATES: Final = 200
+"""The most liked items; the probed genres are the ones that most of them have."""
+NUM_USERS: Final = 5
+"""New users a genre, each with films of their own."""
 NUM_ACTIONS: Final = 5
 TOP: Final = 10
 
@@ -53,9 +56,8 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
     table = load_table(root, read_manifest(root / "models" / aliases[CHAMPION])["item_table"])
     items = {item["item_id"]: item for item in table.items}
     genres = Genres(domain, items, dict(zip(items, table.likes_N[1:].tolist(), strict=True)))
-    candidates: list[str] = []
-    for genre in genres.names[:NUM_GENRES]:
-        candidates += genres.liked(genre, PER_GENRE, exclude=candidates)
+    candidates = genres.most_liked(NUM_CANDIDATES)
+    probed = genres.common_in(candidates, NUM_GENRES)
     save, dislike = strongest(domain, ActionKind.POSITIVE), strongest(domain, ActionKind.NEGATIVE)
     probes: list[Probe] = []
     with (
@@ -65,7 +67,7 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
         httpx.Client(base_url=url, timeout=30) as client,
     ):
         Session(client).rank(candidates)  # the first call of a replica is slower; it is not what is measured
-        for genre in genres.names[:NUM_GENRES]:
+        for genre in probed:
             probes.append(_probe(client, genres, genre, candidates, save, dislike))
             if not as_json:
                 click.echo(f"  {genre}: {probes[-1].before:.0%} -> {probes[-1].after_saves:.0%}", err=True)
@@ -92,8 +94,27 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
 
 
 def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[str], save: str, dislike: str) -> Probe:
-    acted = genres.pure(genre, 2 * NUM_ACTIONS, exclude=candidates)
-    first, second = acted[:NUM_ACTIONS], acted[NUM_ACTIONS:]
+    films = genres.pure(genre, 2 * NUM_ACTIONS * NUM_USERS, exclude=candidates)
+    if len(films) < 2 * NUM_ACTIONS:
+        raise PublishError(f"only {len(films)} items outside the candidates have the genre {genre!r}; too few to probe")
+    users = [_one_user(client, genres, genre, candidates, save, dislike, films, n) for n in range(NUM_USERS)]
+    shares = [statistics.mean(column) for column in zip(*users, strict=True)]
+    return Probe(genre, *shares[:-1], seconds=max(user[-1] for user in users))
+
+
+def _one_user(
+    client: httpx.Client,
+    genres: Genres,
+    genre: str,
+    candidates: list[str],
+    save: str,
+    dislike: str,
+    films: list[str],
+    number: int,
+) -> tuple[float, ...]:
+    """The fields of a Probe for one new user (and one who dislikes); the n-th takes every NUM_USERS-th film."""
+    mine = films[number::NUM_USERS] if len(films) >= 2 * NUM_ACTIONS * NUM_USERS else films[number:] + films[:number]
+    first, second = mine[:NUM_ACTIONS], mine[NUM_ACTIONS : 2 * NUM_ACTIONS]
 
     def share(session: Session, model: str | None = None) -> float:
         answer = session.rank(candidates, model)
@@ -102,8 +123,9 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
     saver, disliker = Session(client), Session(client)
     before, plain_before = share(saver), share(saver, BASELINE)
     for item_id in first:
-        saver.act(item_id, save)
         disliker.act(item_id, dislike)
+    for item_id in first:
+        saver.act(item_id, save)
     posted = time.monotonic()
     answer = saver.rank(candidates)
     seconds = time.monotonic() - posted
@@ -112,7 +134,7 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
     after, plain_after, disliked = share(saver), share(saver, BASELINE), share(disliker)
     for item_id in second:
         saver.act(item_id, dislike)
-    return Probe(genre, before, after, disliked, share(saver), plain_before, plain_after, seconds)
+    return before, after, disliked, share(saver), plain_before, plain_after, seconds
 
 
 def _table(probes: list[Probe], result: dict[str, object]) -> str:
@@ -128,7 +150,8 @@ def _table(probes: list[Probe], result: dict[str, object]) -> str:
     n = len(probes)
     lines += [
         "",
-        f"Share of the top {TOP} of {result['candidates']} fixed candidates, model `{result['model']}`.",
+        f"Share of the top {TOP} of {result['candidates']} fixed candidates (the most liked), mean of {NUM_USERS} "
+        f"new users a genre, each acting on other films; model `{result['model']}`.",
         "",
         f"- rises after saves: {result['rises']} of {n}",
         f"- rises more than with the ranker without the sequence: {result['rises_more_than_no_sequence']} of {n}",

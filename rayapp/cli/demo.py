@@ -1,7 +1,6 @@
 """`rayapp demo`: the whole loop, told stage by stage, and a session that shows the feed change."""
 
 import contextlib
-import dataclasses
 import json
 import sys
 import threading
@@ -30,6 +29,7 @@ from rayapp.workflow import (
     seed_store,
     train_model,
     training_run,
+    without_sequence,
 )
 
 NUM_SAVES = 5
@@ -96,8 +96,7 @@ def _prepare(root: Path, load: Callable[[], Source], preset: Preset, stages: Sta
         table, worked = item_table(root, prepared, preset)
         tell(worked)
     run = training_run(root, prepared, preset, table)
-    without = dataclasses.replace(preset, model=dataclasses.replace(preset.model, use_sequence=False))
-    baseline = training_run(root, prepared, without, table)
+    baseline = training_run(root, prepared, without_sequence(preset), table)
     for title, each in (
         ("train TransAct with Ray Train", run),
         ("train the same ranker without the sequence", baseline),

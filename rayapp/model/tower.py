@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayapp.features.items import Item, content_tokens
-from rayapp.schema import Attribute
+from rayapp.schema import Attribute, AttributeKind
 
 NUM_TOKENS = 4096
 RIDGE = 1.0
@@ -66,6 +66,24 @@ def co_engagement_vectors(
     u_NE, s_E, _ = torch.svd_lowrank(ppmi_NN, q=min(width_here + 16, num_items), niter=6)
     vector_NE = torch.zeros(num_items, width)
     vector_NE[:, :width_here] = (u_NE * s_E.sqrt())[:, :width_here]
+    return torch.nn.functional.normalize(vector_NE, dim=1).numpy()
+
+
+def category_vectors(items: Sequence[Item], attributes: Sequence[Attribute], width: int) -> NDArray[np.float32]:
+    """Unit vectors `[N, E]`: the main directions of the items' categories; zeros for an item without any."""
+    sets = [
+        [f"{a.name}={v}" for a in attributes if a.kind is AttributeKind.CATEGORIES for v in item.get(a.name) or ()]
+        for item in items
+    ]
+    column = {name: k for k, name in enumerate(sorted({name for names in sets for name in names}))}
+    has_NK = torch.zeros(len(items), len(column))
+    for n, names in enumerate(sets):
+        has_NK[n, [column[name] for name in names]] = 1.0
+    vector_NE = torch.zeros(len(items), width)
+    if column:
+        _, _, axes_KK = torch.linalg.svd(torch.nn.functional.normalize(has_NK, dim=1), full_matrices=False)
+        kept = min(width, len(axes_KK))
+        vector_NE[:, :kept] = has_NK @ axes_KK[:kept].T
     return torch.nn.functional.normalize(vector_NE, dim=1).numpy()
 
 

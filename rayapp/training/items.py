@@ -7,7 +7,7 @@ import pyarrow.compute as pc
 
 from rayapp.config import Domain
 from rayapp.model.item_table import ItemTable
-from rayapp.model.tower import co_engagement_vectors, fit_linear_tower
+from rayapp.model.tower import category_vectors, co_engagement_vectors, fit_linear_tower
 from rayapp.pipeline.items import read_catalogue
 from rayapp.pipeline.logs import read_log
 from rayapp.registry.item_tables import publish_table
@@ -28,8 +28,11 @@ def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, wi
     user_P = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
     item_P = events["row"].to_numpy().astype(np.int64)
     likes = np.bincount(item_P, minlength=items.num_rows).astype(np.int64)
-    target = co_engagement_vectors(user_P, item_P, items.num_rows, width, seed)
     rows = items.to_pylist()
+    # One half says who likes it, the other what it is: people who like one genre rate many, so co-engagement alone
+    # tells genres apart poorly.
+    co_engagement = co_engagement_vectors(user_P, item_P, items.num_rows, width - width // 2, seed)
+    target = np.concatenate([co_engagement, category_vectors(rows, domain.attributes, width // 2)], axis=1)
     weight = np.minimum(likes, 50).astype(np.float32)
     tower = fit_linear_tower(rows, domain.attributes, target, weight)
     table = ItemTable.make(name, tower, rows, likes, tower.embed(rows), until_ms)

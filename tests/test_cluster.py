@@ -1,0 +1,321 @@
+"""With Ray: the data stages, a Ray Train run, and the Serve graph over real HTTP, on one small made-up world."""
+
+import json
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from rayapp.config import nano
+from rayapp.graph import free_port, running_graph
+from rayapp.pipeline.logs import append, read_bucket, read_log
+from rayapp.publish import PublishError, log_manifest, read_manifest
+from rayapp.registry.aliases import BASELINE, CHAMPION, promote
+from rayapp.registry.models import load_model
+from rayapp.schema import bucket_of
+from rayapp.sources import synthetic
+from rayapp.workflow import (
+    Prepared,
+    build_windows,
+    import_source,
+    item_table,
+    seed_store,
+    train_model,
+    training_run,
+    without_sequence,
+)
+
+pytestmark = pytest.mark.cluster
+
+
+@pytest.fixture(scope="module")
+def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
+    """A root with logs, windows, two trained models, aliases and a seeded store."""
+    root = tmp_path_factory.mktemp("root")
+    domain, wrote = import_source(root, lambda: synthetic.load(num_users=80, num_items=200, sessions_per_user=4))
+    assert wrote
+    prepared, _ = build_windows(root, domain)
+    table, _ = item_table(root, prepared, nano())
+    for alias, preset in ((CHAMPION, nano()), (BASELINE, without_sequence(nano()))):
+        run = training_run(root, prepared, preset, table)
+        assert train_model(run, domain)
+        assert not train_model(run, domain), "a finished stage is reused"
+        promote(root, alias, run.version)
+    assert seed_store(root)[0] > 0
+    assert seed_store(root) == (0, False)
+    return root, prepared
+
+
+def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepared]) -> None:
+    root, prepared = world
+    source = synthetic.load(num_users=80, num_items=200, sessions_per_user=4)
+    assert sorted(read_log(root, "events", ["event_id"])["event_id"].to_pylist()) == sorted(
+        source.events["event_id"].to_pylist()
+    )
+    _, manifest = log_manifest(root / "events")
+    for bucket in range(16):
+        users = set(read_bucket(root, "events", bucket, manifest)["user_id"].to_pylist())
+        assert all(bucket_of(user, 16) == bucket for user in users)
+    assert append(root, "events", source.events, partition="import-1", source="again") == 0, "an import repeats freely"
+    with pytest.raises(PublishError, match="expected the schema"):
+        append(root, "events", source.items, partition="x", source="x")
+    assert import_source(root, lambda: pytest.fail("imported twice")) == (prepared.domain, False)
+
+
+def test_windows_are_published_per_bucket_and_every_request_is_in_one(world: tuple[Path, Prepared]) -> None:
+    root, prepared = world
+    requests = 0
+    for name in (prepared.train_window, prepared.test_window):
+        directory = root / "windows" / name
+        manifest = read_manifest(directory)
+        seen: set[str] = set()
+        for bucket in manifest["buckets"]:
+            file = f"bucket={bucket['bucket']:04d}.parquet"
+            histories = pq.read_table(directory / "histories" / file, partitioning=None)
+            cut = pq.read_table(directory / "requests" / file, partitioning=None)
+            users = histories["user_id"].to_pylist()
+            assert len(users) == len(set(users))
+            assert not seen & set(users), "a user lies in one bucket"
+            seen |= set(users)
+            assert bucket["requests"] == cut.num_rows
+            assert (cut["start"].to_numpy() <= cut["end"].to_numpy()).all()
+            requests += cut.num_rows
+    assert requests == read_log(root, "requests", ["request_id"]).num_rows
+
+
+def test_a_trained_model_is_complete_and_knows_its_descent(world: tuple[Path, Prepared]) -> None:
+    root, prepared = world
+    version = json.loads((root / "aliases" / "champion.json").read_text())["version"]
+    directory = root / "models" / version
+    assert {p.name for p in directory.iterdir()} == {
+        "weights.safetensors",
+        "config.json",
+        "schema.json",
+        "metrics.json",
+        "manifest.json",
+    }
+    manifest = read_manifest(directory)
+    assert manifest["train_windows"] == [prepared.train_window]
+    assert read_manifest(root / "item_tables" / manifest["item_table"])["until_ms"] <= prepared.split_ms
+    metrics = json.loads((directory / "metrics.json").read_text())
+    assert set(metrics["heads"]) == set(prepared.domain.head_names)
+    assert metrics["heads"]["save"]["auc"] > 0.55, "it learnt something about requests it had not seen"
+    assert not (root / "runs" / version).exists(), "the run's files went with its end"
+    load_model(root, version, prepared.domain)
+
+
+@pytest.fixture(scope="module")
+def client(world: tuple[Path, Prepared]) -> Iterator[httpx.Client]:
+    """The running graph."""
+    with running_graph(world[0], free_port()) as url, httpx.Client(base_url=url, timeout=30) as opened:
+        yield opened
+
+
+def until(condition: Callable[[], bool], seconds: float = 10) -> None:
+    """Waits for something that must become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.05)
+
+
+def event(user_id: str, item_id: str, action: str = "save", **changes: Any) -> dict[str, Any]:
+    return {
+        "event_id": str(uuid.uuid4()),
+        "user_id": user_id,
+        "item_id": item_id,
+        "action": action,
+        "timestamp_ms": time.time_ns() // 1_000_000,
+        **changes,
+    }
+
+
+def post_feed(client: httpx.Client, user_id: str, **more: Any) -> dict[str, Any]:
+    answer = client.post("/v1/recommendations", json={"user_id": user_id, **more})
+    assert answer.status_code == 200, answer.text
+    assert {"sequence;dur", "candidates;dur", "rank;dur"} <= {
+        part.split("=")[0].strip() for part in answer.headers["Server-Timing"].split(",")
+    }
+    body: dict[str, Any] = answer.json()
+    return body
+
+
+def test_health_and_api_description(client: httpx.Client) -> None:
+    assert client.get("/health/live").status_code == 200
+    assert client.get("/health/ready").json()["status"] == "ready"
+    assert client.get("/docs").status_code == 200
+    paths = set(client.get("/openapi.json").json()["paths"])
+    assert paths == {
+        "/v1/recommendations",
+        "/v1/rank",
+        "/v1/events",
+        "/v1/items/{item_id}",
+        "/v1/users/{user_id}/sequence",
+        "/v1/models",
+        "/health/live",
+        "/health/ready",
+    }
+
+
+def test_an_unknown_user_gets_a_popular_feed_that_says_so(client: httpx.Client) -> None:
+    feed = post_feed(client, "never-seen", num_results=7, explain=True)
+    assert len(feed["items"]) == 7
+    assert feed["fallback_reason"] == "unknown_user"
+    assert feed["degraded"] is False
+    assert feed["sequence"]["last_event_at"] is None
+    assert {s for row in feed["items"] for s in row["sources"]} <= {"popular", "newest"}
+    assert set(feed["items"][0]["probabilities"]) == {"save", "click", "hide"}
+    scores = [row["score"] for row in feed["items"]]
+    assert scores == sorted(scores, reverse=True)
+
+
+def test_the_next_feed_has_seen_what_was_acknowledged(client: httpx.Client) -> None:
+    user = f"live-{uuid.uuid4()}"
+    for n, item in enumerate(("i1", "i2", "i3"), 1):
+        assert client.post("/v1/events", json=event(user, item)).json()["accepted"] == 1
+        time.sleep(0.002)  # the window is "before now", to the millisecond
+        feed = post_feed(client, user)
+        assert feed["sequence"]["length"] == n
+        assert feed["fallback_reason"] is None
+        assert item not in [row["item_id"] for row in feed["items"]]
+    assert "nearest" in {s for row in feed["items"] for s in row["sources"]}
+    stored = client.get(f"/v1/users/{user}/sequence").json()
+    assert [e["item_id"] for e in stored["events"]] == ["i3", "i2", "i1"]
+    assert stored["events"][0]["action"] == "save"
+
+
+def test_actions_of_the_log_are_in_the_seeded_store(client: httpx.Client, world: tuple[Path, Prepared]) -> None:
+    users = read_log(world[0], "events", ["user_id"])["user_id"].to_pylist()
+    assert client.get(f"/v1/users/{users[0]}/sequence").json()["length"] > 0
+
+
+def test_events_are_idempotent_and_good_ones_survive_bad_neighbours(client: httpx.Client) -> None:
+    user = f"batch-{uuid.uuid4()}"
+    good, other = event(user, "i1"), event(user, "i2")
+    body = [
+        good,
+        event(user, "i3", action="nope"),
+        {"user_id": user},
+        event(user, "i4", timestamp_ms=1_700_000_000),
+        other,
+        good,
+    ]
+    answer = client.post("/v1/events", json=body)
+    assert answer.status_code == 200
+    assert answer.json()["accepted"] == 2
+    assert answer.json()["duplicates"] == 1
+    assert [(r["index"], r["field"]) for r in answer.json()["rejected"]] == [
+        (1, "action"),
+        (2, "item_id"),
+        (3, "timestamp_ms"),
+    ]
+    assert client.post("/v1/events", json=good).json() == {"accepted": 0, "duplicates": 1, "rejected": []}
+    lines = "\n".join([json.dumps(event(user, "i5")), "{oops", json.dumps(event(user, "i6"))])
+    answer = client.post("/v1/events", content=lines, headers={"Content-Type": "application/x-ndjson"})
+    assert answer.json()["accepted"] == 2
+    assert answer.json()["rejected"][0]["index"] == 1
+    assert client.get(f"/v1/users/{user}/sequence").json()["length"] == 4
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "content", "status", "names"),
+    [
+        ("POST", "/v1/events", b"{", 400, "JSON"),
+        ("POST", "/v1/events", b'{"user_id": "u"}', 422, "item_id"),
+        (
+            "POST",
+            "/v1/events",
+            b'{"user_id":"u","item_id":"i","action":"save","timestamp_ms":1,"value":NaN}',
+            422,
+            "value",
+        ),
+        ("POST", "/v1/events", b" " * (2 * 1024 * 1024 + 1), 413, "2097152"),
+        ("POST", "/v1/recommendations", b"{", 400, "JSON"),
+        ("POST", "/v1/recommendations", b"{}", 422, "user_id"),
+        ("POST", "/v1/recommendations", b'{"user_id": "u", "num_results": 0}', 422, "num_results"),
+        ("POST", "/v1/recommendations", b'{"user_id": "u", "nonsense": 1}', 422, "nonsense"),
+        ("POST", "/v1/recommendations", b'{"user_id": 7}', 422, "user_id"),
+        ("POST", "/v1/recommendations", b'{"user_id": "a\\u0000b"}', 422, "user_id"),
+        ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": []}', 422, "item_ids"),
+        ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": ["a", "a"]}', 422, "item_ids"),
+        ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": ["i1"], "model": "nope"}', 404, "nope"),
+        ("PUT", "/v1/items/x", b'{"colour": 1}', 422, "colour"),
+        ("PUT", "/v1/items/x", b"[", 400, "JSON"),
+        ("GET", "/v1/users/u/sequence?limit=0", b"", 422, "limit"),
+        ("GET", "/v1/nowhere", b"", 404, "Not Found"),
+        ("DELETE", "/v1/events", b"", 405, "Not Allowed"),
+    ],
+)
+def test_every_error_is_a_problem_that_names_the_field(
+    client: httpx.Client, method: str, path: str, content: bytes, status: int, names: str
+) -> None:
+    answer = client.request(method, path, content=content, headers={"Content-Type": "application/json"})
+    assert answer.status_code == status, answer.text
+    assert answer.headers["Content-Type"] == "application/problem+json"
+    body = answer.json()
+    assert set(body) == {"type", "title", "status", "detail", "instance", "errors"}
+    assert names in body["detail"] + json.dumps(body["errors"])
+
+
+def test_rank_keeps_the_caller_s_items_and_flags_unknown_ones(client: httpx.Client) -> None:
+    ids = ["i5", "not-in-the-catalogue", "i7"]
+    answer = client.post("/v1/rank", json={"user_id": "someone", "item_ids": ids}).json()
+    assert {row["item_id"]: row["known"] for row in answer["items"]} == {
+        "i5": True,
+        "not-in-the-catalogue": False,
+        "i7": True,
+    }
+    assert [row["rank"] for row in answer["items"]] == [1, 2, 3]
+
+
+def test_the_sequence_moves_the_ranking_and_the_ranker_without_it_stays(client: httpx.Client) -> None:
+    user, ids = f"mover-{uuid.uuid4()}", [f"i{n}" for n in range(100, 150)]
+
+    def scores(model: str | None) -> dict[str, float]:
+        answer = client.post("/v1/rank", json={"user_id": user, "item_ids": ids, "model": model}).json()
+        return {row["item_id"]: row["score"] for row in answer["items"]}
+
+    before, plain_before = scores(None), scores(BASELINE)
+    client.post("/v1/events", json=[event(user, f"i{n}") for n in range(5)])
+    time.sleep(0.002)
+    after, plain_after = scores(None), scores(BASELINE)
+    assert max(abs(before[i] - after[i]) for i in ids) > 1e-4
+    np.testing.assert_allclose([plain_before[i] for i in ids], [plain_after[i] for i in ids])
+
+
+def test_a_new_item_can_be_recommended_within_seconds(client: httpx.Client) -> None:
+    item_id = f"new-{uuid.uuid4().hex[:8]}"
+    body = {"title": "Fresh", "genres": ["Travel"], "created_at_ms": time.time_ns() // 1_000_000}
+    assert client.put(f"/v1/items/{item_id}", json=body).status_code == 200
+    until(lambda: item_id in [row["item_id"] for row in post_feed(client, "never-seen", num_results=200)["items"]])
+    until(lambda: client.post("/v1/rank", json={"user_id": "u", "item_ids": [item_id]}).json()["items"][0]["known"])
+
+
+def test_promotion_is_picked_up_without_a_restart_and_a_broken_model_is_not(
+    client: httpx.Client, world: tuple[Path, Prepared]
+) -> None:
+    root, _ = world
+    answer = client.get("/v1/models").json()
+    old, new = answer["aliases"][CHAMPION], answer["aliases"][BASELINE]
+    assert answer["serving"] == old
+    assert {row["version"] for row in answer["models"]} == {old, new}
+    promote(root, CHAMPION, new)
+    until(lambda: post_feed(client, "u")["model_version"] == new)
+    promote(root, CHAMPION, old)
+    until(lambda: post_feed(client, "u")["model_version"] == old)
+    broken = root / "models" / "broken"
+    broken.mkdir()
+    (broken / "manifest.json").write_text('{"format": 1}')
+    try:
+        promote(root, CHAMPION, "broken")
+        until(lambda: client.get("/v1/models").json()["aliases"][CHAMPION] == "broken")
+        for _ in range(20):
+            assert post_feed(client, "u")["model_version"] == old
+    finally:
+        promote(root, CHAMPION, old)

@@ -1,0 +1,264 @@
+"""Publishing, the bucketed log's windows and the reader: no Ray here, the pure parts only."""
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from rayapp.config import Domain
+from rayapp.pipeline.reader import RequestBatch, WindowReader
+from rayapp.pipeline.windows import Window, build_bucket
+from rayapp.publish import (
+    PublishError,
+    commit_log,
+    exclusive,
+    log_manifest,
+    publish_directory,
+    read_json,
+    read_manifest,
+    write_json,
+)
+from rayapp.root import make_root, read_root
+from rayapp.schema import EVENT_SCHEMA, REQUEST_SCHEMA, hash64
+from tests.conftest import T0, make_event
+
+DAY = 24 * 60 * 60 * 1000
+
+
+def event_table(events: list[dict[str, object]]) -> pa.Table:
+    rows = [
+        {"commit_seq": 0, "event_hash": hash64(str(e["event_id"])), "received_at_ms": e["timestamp_ms"], **e}
+        for e in events
+    ]
+    return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
+
+
+def request_table(rows: list[dict[str, object]]) -> pa.Table:
+    return pa.Table.from_pylist(rows, schema=REQUEST_SCHEMA)
+
+
+def test_a_directory_is_published_whole_or_not_at_all(tmp_path: Path) -> None:
+    def fail(directory: Path) -> dict[str, object]:
+        (directory / "half").write_text("half")
+        raise RuntimeError("disk full")
+
+    with pytest.raises(RuntimeError):
+        publish_directory(tmp_path / "d", fail)
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / ".d.tmp-killed").mkdir()  # what a killed run leaves
+    publish_directory(tmp_path / "d", lambda directory: {"n": (directory / "x").write_text("x")})
+    assert read_manifest(tmp_path / "d") == {"n": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["d"]
+    with pytest.raises(PublishError, match="published already"):
+        publish_directory(tmp_path / "d", lambda directory: {})
+
+
+def test_a_log_s_manifest_is_a_compare_and_swap(tmp_path: Path) -> None:
+    number, manifest = log_manifest(tmp_path)
+    assert (number, manifest) == (0, {"files": []})
+    commit_log(tmp_path, number, {"files": [1]})
+    with pytest.raises(PublishError, match="another process"):
+        commit_log(tmp_path, number, {"files": [2]})
+    assert log_manifest(tmp_path) == (1, {"files": [1]})
+
+
+def test_a_lock_refuses_a_second_holder_until_it_is_released(tmp_path: Path) -> None:
+    with exclusive(tmp_path, "a test"), pytest.raises(PublishError, match="another process"):
+        exclusive(tmp_path, "a test").__enter__()
+    with exclusive(tmp_path, "a test"):
+        pass
+
+
+def test_json_errors_name_the_file(tmp_path: Path) -> None:
+    (tmp_path / "x.json").write_text("{")
+    with pytest.raises(PublishError, match=r"x\.json is not valid JSON"):
+        read_json(tmp_path / "x.json")
+
+
+def test_a_root_keeps_its_domain(root: Path, domain: Domain) -> None:
+    assert read_root(root) == (domain, 4)
+    make_root(root, domain)
+    from rayapp.sources.movielens import DOMAIN
+
+    with pytest.raises(PublishError, match="was made for the domain 'test'"):
+        make_root(root, DOMAIN)
+
+
+def test_labels_join_actions_of_the_same_request_in_time(domain: Domain) -> None:
+    events = event_table(
+        [
+            {
+                "event_id": "1",
+                "user_id": "u",
+                "item_id": "b",
+                "action": "save",
+                "timestamp_ms": T0 + 5,
+                "request_id": "r",
+            },
+            {
+                "event_id": "2",
+                "user_id": "u",
+                "item_id": "c",
+                "action": "hide",
+                "timestamp_ms": T0 + DAY,
+                "request_id": "r",
+            },
+            {
+                "event_id": "3",
+                "user_id": "u",
+                "item_id": "a",
+                "action": "save",
+                "timestamp_ms": T0 + DAY + 1,
+                "request_id": "r",
+            },
+            {
+                "event_id": "4",
+                "user_id": "u",
+                "item_id": "a",
+                "action": "save",
+                "timestamp_ms": T0 + 6,
+                "request_id": "other",
+            },
+            {
+                "event_id": "5",
+                "user_id": "u",
+                "item_id": "a",
+                "action": "click",
+                "timestamp_ms": T0 + 7,
+                "request_id": "r",
+            },
+            {
+                "event_id": "6",
+                "user_id": "u",
+                "item_id": "z",
+                "action": "save",
+                "timestamp_ms": T0 + 8,
+                "request_id": "r",
+            },
+        ]
+    )
+    requests = request_table([{"request_id": "r", "user_id": "u", "timestamp_ms": T0, "item_ids": ["a", "b", "c"]}])
+    _, cut = build_bucket(events, requests, Window(T0, T0 + 1), domain)
+    assert cut["labels"].to_pylist() == [[0, 0, 1, 0, 0, 1]]  # (save, hide) of a, b, c
+
+
+def test_labels_that_a_source_carries_are_taken_as_they_are(domain: Domain) -> None:
+    requests = request_table(
+        [{"request_id": "r", "user_id": "u", "timestamp_ms": T0, "item_ids": ["a"], "labels": [0.0, 1.0]}]
+    )
+    _, cut = build_bucket(event_table([]), requests, Window(T0, T0 + 1), domain)
+    assert cut["labels"].to_pylist() == [[0, 1]]
+
+
+def test_histories_hold_the_window_and_a_margin_before_it(domain: Domain) -> None:
+    events = event_table(
+        [
+            {"event_id": str(n), "user_id": "u", "item_id": f"i{n}", "action": "click", "timestamp_ms": T0 + n}
+            for n in range(40)
+        ]
+        + [{"event_id": "x", "user_id": "absent", "item_id": "i", "action": "click", "timestamp_ms": T0}]
+    )
+    requests = request_table(
+        [{"request_id": f"r{t}", "user_id": "u", "timestamp_ms": T0 + t, "item_ids": ["a"]} for t in (30, 35, 39)]
+    )
+    window = Window(T0 + 30, T0 + 38, history_length=8)
+    histories, cut = build_bucket(events, requests, window, domain)
+    assert histories["user_id"].to_pylist() == ["u"]
+    assert histories["item_id"].to_pylist()[0] == [f"i{n}" for n in range(20, 38)]  # 8 + 2 before, and the window's own
+    assert cut["request_id"].to_pylist() == ["r30", "r35"]
+    assert cut["end"].to_pylist() == [10, 15]
+    assert cut["start"].to_pylist() == [2, 7]
+
+
+def publish_window(root: Path, domain: Domain, num_requests: int = 60) -> WindowReader:
+    """A window of two buckets with users of different histories, read with length 8."""
+    stats = []
+    for bucket in range(2):
+        users = [f"b{bucket}u{n}" for n in range(5)]
+        events = event_table(
+            [
+                {"event_id": f"{u}-{n}", "user_id": u, "item_id": f"i{n % 7}", "action": "save", "timestamp_ms": T0 + n}
+                for u in users
+                for n in range(20)
+            ]
+        )
+        requests = request_table(
+            [
+                {
+                    "request_id": f"{bucket}-{r}",
+                    "user_id": users[r % 5],
+                    "timestamp_ms": T0 + r,
+                    "item_ids": [f"i{r % 5}", "i6", "i1"][: 1 + r % 3],
+                }
+                for r in range(num_requests // 2)
+            ]
+        )
+        histories, cut = build_bucket(events, requests, Window(T0, T0 + 1000, history_length=8), domain)
+        for kind, table in (("histories", histories), ("requests", cut)):
+            path = root / "windows" / "w" / kind / f"bucket={bucket:04d}.parquet"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            pq.write_table(table, path)
+        stats.append({"bucket": bucket, "requests": cut.num_rows})
+    write_json(
+        root / "windows" / "w" / "manifest.json",
+        {"history_length": 8, "heads": list(domain.head_names), "buckets": stats},
+    )
+    return WindowReader(root, ["w"], domain, 8)
+
+
+def fingerprints(batches: list[RequestBatch]) -> list[tuple[object, ...]]:
+    return [
+        (user, batch.sequences.hash_of(n), tuple(batch.candidate_hash_BC[n][batch.valid_BC[n]].tolist()))
+        for batch in batches
+        for n, user in enumerate(batch.user_id_B)
+    ]
+
+
+def test_an_epoch_holds_every_request_once_in_an_order_fixed_by_seed_and_epoch(root: Path, domain: Domain) -> None:
+    reader = publish_window(root, domain)
+    first, again, other = (fingerprints(list(reader.batches(16, seed=s, epoch=e))) for s, e in ((1, 0), (1, 0), (1, 1)))
+    assert first == again != other
+    everything = sorted(map(str, fingerprints(list(reader.in_order(7)))))
+    assert sorted(map(str, first)) == everything
+    assert len(first) == reader.num_requests == 60
+    assert reader.num_batches(16, seed=1, epoch=0) == len(list(reader.batches(16, seed=1, epoch=0)))
+
+
+def test_a_resumed_run_sees_the_rest_and_ranks_share_each_batch(root: Path, domain: Domain) -> None:
+    reader = publish_window(root, domain)
+    whole = list(reader.batches(16, seed=3, epoch=2))
+    rest = list(reader.batches(16, seed=3, epoch=2, first=2))
+    assert fingerprints(rest) == fingerprints(whole[2:])
+    ranks = [list(reader.batches(16, seed=3, epoch=2, rank=r, world=2)) for r in range(2)]
+    for batch, zero, one in zip(whole, *ranks, strict=True):
+        assert sorted(map(str, fingerprints([zero, one]))) == sorted(map(str, fingerprints([batch])))
+
+
+def test_the_mask_is_drawn_per_request_and_repeats(root: Path, domain: Domain) -> None:
+    """Defect of the reference code: one mask for the whole batch, from a global generator."""
+    import dataclasses
+
+    publish_window(root, domain)
+    masked = WindowReader(root, ["w"], dataclasses.replace(domain, time_mask_ms=20), 8)
+    np.random.seed(0)  # a global generator must play no part
+    first = next(b.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
+    np.random.seed(1)
+    again = next(b.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
+    plain = next(b.sequences.length_R for b in WindowReader(root, ["w"], domain, 8).batches(64, seed=1, epoch=0))
+    assert first.tolist() == again.tolist()
+    assert (first <= plain).all()
+    assert len(set(first.tolist())) > 2
+    in_order = np.concatenate([b.sequences.length_R for b in masked.in_order(64)])
+    assert in_order.sum() == plain.sum()  # evaluation masks nothing
+
+
+def test_a_window_too_short_for_the_model_is_refused(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    with pytest.raises(ValueError, match="keeps 8 actions"):
+        WindowReader(root, ["w"], domain, 9)
+
+
+def test_make_event_is_what_the_log_expects() -> None:
+    assert set(make_event(1).__slots__) <= {f.name for f in EVENT_SCHEMA}

@@ -1,0 +1,235 @@
+"""Candidates, blending, metrics, and models held while aliases move. No Ray, no HTTP."""
+
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayapp.config import Domain, ModelConfig, nano
+from rayapp.features.items import ItemEncoder
+from rayapp.features.sequence import History
+from rayapp.model.item_table import ItemTable
+from rayapp.model.tower import LinearTower
+from rayapp.publish import PublishError, write_json
+from rayapp.registry.aliases import CHAMPION, promote, read_aliases
+from rayapp.registry.item_tables import load_table, publish_table
+from rayapp.registry.models import build_ranker, list_models, load_model, publish_model
+from rayapp.schema import Action, ActionKind, Vocabulary, hash64
+from rayapp.serving.blend import blend
+from rayapp.serving.candidates import CandidateIndex
+from rayapp.serving.shelf import ModelShelf
+from rayapp.store.lmdb import LmdbStore
+from rayapp.training.metrics import auc, hits_at_k, normalised_entropy
+
+
+def item_table(domain: Domain, num_items: int = 30, width: int = 8) -> ItemTable:
+    """Items of three genres; item n has n likes, was made at n, and its vector is its genre's."""
+    items = [
+        {"item_id": f"i{n}", "created_at_ms": n, "title": f"film {n}", "genres": [f"g{n % 3}"], "year": 1990.0 + n}
+        for n in range(num_items)
+    ]
+    tower = LinearTower(np.random.default_rng(0).normal(size=(64, width)).astype(np.float32), domain.attributes)
+    vectors = np.eye(width, dtype=np.float32)[np.arange(num_items) % 3]
+    return ItemTable.make("table", tower, items, np.arange(num_items), vectors, 0)
+
+
+def history(*actions: tuple[str, int]) -> History:
+    """Newest first: (item, action id)."""
+    n = len(actions)
+    times = np.arange(n, 0, -1).astype(np.int64)
+    hashes = np.array([hash64(i) for i, _ in actions], np.uint64)
+    return History(times, times, times, hashes, hashes, np.array([a for _, a in actions], np.uint8))
+
+
+def test_likes_bring_their_neighbours_and_nothing_seen_comes_back(domain: Domain) -> None:
+    save, hide = domain.vocabulary.id_of("save"), domain.vocabulary.id_of("hide")
+    found = CandidateIndex(item_table(domain)).fetch(history(("i3", save), ("i29", hide)), domain.vocabulary, 10)
+    assert len(found.item_ids) == len(set(found.item_ids)) == 10
+    assert not {"i3", "i29"} & set(found.item_ids)
+    nearest = [i for i, s in zip(found.item_ids, found.sources, strict=True) if s == "nearest"]
+    assert len(nearest) == 6
+    assert all(int(i[1:]) % 3 == 0 for i in nearest)
+    assert "newest" in found.sources
+    assert "popular" in found.sources
+
+
+def test_an_unknown_user_gets_popular_and_new_items(domain: Domain) -> None:
+    found = CandidateIndex(item_table(domain)).fetch(History.empty(), domain.vocabulary, 5)
+    assert found.item_ids == ["i29", "i28", "i27", "i26", "i25"]
+    assert set(found.sources) <= {"popular", "newest"}
+
+
+def test_asking_for_more_than_there_is_gives_all_that_is_left(domain: Domain) -> None:
+    table = item_table(domain, 4)
+    found = CandidateIndex(table).fetch(history(("i0", 3), ("gone", 3)), domain.vocabulary, 100)
+    assert sorted(found.item_ids) == ["i1", "i2", "i3"]
+    everything = history(*((f"i{n}", 3) for n in range(4)))
+    assert CandidateIndex(table).fetch(everything, domain.vocabulary, 100).item_ids == []
+
+
+def test_blend_sorts_by_utility_and_keeps_order_on_ties() -> None:
+    probability = np.array([[0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.1, 0.0]], np.float32)
+    assert [r.index for r in blend(probability, (1.0, -1.0), 4)] == [1, 3, 0, 2]
+    assert [r.index for r in blend(probability, (1.0, -1.0), 1)] == [1]
+    assert blend(np.zeros((0, 2), np.float32), (1.0, -1.0), 5) == []
+
+
+def test_metrics_against_values_worked_out_by_hand() -> None:
+    score, label = np.array([0.9, 0.8, 0.8, 0.1], np.float32), np.array([1, 0, 1, 0], np.float32)
+    assert auc(score, label) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
+    assert np.isnan(auc(score, np.ones(4, np.float32)))
+    scores = np.array([[4, 3, 2, 1, 9], [1, 1, 1, 1, 1]], np.float32)
+    labels = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], np.float32)
+    valid = np.array([[True] * 4 + [False], [True] * 5])
+    assert hits_at_k(scores, labels, valid).tolist() == pytest.approx([1.0, 0.6])  # a tie of five: chance
+    assert normalised_entropy(np.full(4, 0.5, np.float32), label) == pytest.approx(1.0)
+
+
+@pytest.fixture
+def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
+    """A root with the models `a` (champion) and `b`, and its store."""
+    table = item_table(domain)
+    publish_table(root, table, {})
+    encoder = ItemEncoder.fit(table.items, domain.attributes)
+    for version, use_sequence in (("a", True), ("b", False)):
+        config: ModelConfig = dataclasses.replace(nano().model, use_sequence=use_sequence)
+        publish_model(
+            root,
+            version,
+            ranker=build_ranker(config, domain.vocabulary, len(domain.heads), encoder),
+            config=config,
+            domain=domain,
+            encoder=encoder,
+            item_table="table",
+            metrics={},
+            lineage={"created_at_ms": 1},
+        )
+    promote(root, CHAMPION, "a")
+    store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
+    yield root, store
+    store.close()
+
+
+def test_an_item_table_round_trips(root: Path, domain: Domain) -> None:
+    table = item_table(domain)
+    publish_table(root, table, {})
+    loaded = load_table(root, "table")
+    assert loaded.items == table.items
+    np.testing.assert_array_equal(loaded.vectors_NE, table.vectors_NE)
+    np.testing.assert_array_equal(loaded.likes_N, table.likes_N)
+
+
+def test_a_model_scores_alike_after_a_round_trip(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, _ = models
+    one, two = load_model(root, "a", domain), load_model(root, "a", domain)
+    arguments = (
+        np.array([3, 2], np.uint8),
+        np.array([hash64("i1"), hash64("i2")], np.uint64),
+        np.array([hash64("i5")], np.uint64),
+    )
+    np.testing.assert_array_equal(one.scorer.score(*arguments)[0], two.scorer.score(*arguments)[0])
+
+
+def test_a_longer_vocabulary_still_loads_an_older_model_and_another_one_is_refused(
+    models: tuple[Path, LmdbStore], domain: Domain
+) -> None:
+    root, _ = models
+    grown = Vocabulary((*domain.vocabulary.actions, Action(name="share", kind=ActionKind.POSITIVE)))
+    load_model(root, "a", dataclasses.replace(domain, vocabulary=grown))
+    turned = dataclasses.replace(domain, vocabulary=Vocabulary(domain.vocabulary.actions[::-1]))
+    with pytest.raises(PublishError, match=r"trained with the actions \['click'.*the domain has \['impression'"):
+        load_model(root, "a", turned)
+
+
+@pytest.mark.parametrize(
+    ("name", "damage", "says"),
+    [
+        ("weights.safetensors", lambda data: data[: len(data) // 2], "is damaged"),
+        ("weights.safetensors", lambda data: b"", "is damaged"),
+        ("config.json", lambda data: data[:10], "not valid JSON"),
+        ("manifest.json", lambda data: b'{"format": 99}', "format 99"),
+    ],
+)
+def test_damaged_models_are_refused_in_one_sentence(
+    models: tuple[Path, LmdbStore], domain: Domain, name: str, damage: object, says: str
+) -> None:
+    root, _ = models
+    path = root / "models" / "a" / name
+    path.write_bytes(damage(path.read_bytes()))  # type: ignore[operator]
+    with pytest.raises(PublishError, match=says):
+        load_model(root, "a", domain)
+
+
+def test_promoting_what_is_not_there_changes_nothing(models: tuple[Path, LmdbStore]) -> None:
+    root, _ = models
+    with pytest.raises(PublishError, match="no model 'zzz'"):
+        promote(root, CHAMPION, "zzz")
+    with pytest.raises(PublishError, match="can't be an alias"):
+        promote(root, "../up", "a")
+    assert read_aliases(root) == {CHAMPION: "a"}
+    assert {row["version"] for row in list_models(root)} == {"a", "b"}
+
+
+def test_the_shelf_follows_aliases_and_keeps_the_previous_champion(
+    models: tuple[Path, LmdbStore], domain: Domain
+) -> None:
+    root, store = models
+    shelf = ModelShelf(root, domain, store)
+    assert shelf.versions == ["a"]
+    assert shelf.get("b") is None
+    promote(root, CHAMPION, "b")
+    shelf.refresh()
+    assert shelf.champion == "b"
+    assert set(shelf.versions) == {"a", "b"}
+
+
+def test_a_corrupt_champion_is_refused_and_the_old_one_stays(
+    models: tuple[Path, LmdbStore], domain: Domain, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, store = models
+    shelf = ModelShelf(root, domain, store)
+    (root / "models" / "b" / "weights.safetensors").write_bytes(b"junk")
+    promote(root, CHAMPION, "b")
+    shelf.refresh()
+    assert shelf.champion == "a"
+    assert shelf.versions == ["a"]
+    assert "was refused" in caplog.text
+
+
+def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, store = models
+    shelf = ModelShelf(root, domain, store)
+    store.put_item({"item_id": "new", "created_at_ms": 99, "title": "brand new", "genres": ["g1"], "year": None})
+    shelf.refresh()
+    index = shelf.index("a")
+    assert index is not None
+    assert "new" in index.fetch(History.empty(), domain.vocabulary, 10).item_ids
+    promote(root, CHAMPION, "b")
+    shelf.refresh()  # a model loaded later gets the items put before
+    model = shelf.get("b")
+    assert model is not None
+    assert model.table.rows_of_ids(["new"])[0] > 0
+
+
+def test_a_root_without_a_champion_says_what_to_do(root: Path, domain: Domain) -> None:
+    store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
+    with pytest.raises(PublishError, match="rayapp demo"):
+        ModelShelf(root, domain, store)
+    store.close()
+
+
+def test_the_item_encoder_knows_unknown_and_missing_values(domain: Domain) -> None:
+    table = item_table(domain)
+    encoder = ItemEncoder.from_json(ItemEncoder.fit(table.items, domain.attributes).to_json())
+    category, number = encoder.encode([{}, {"genres": ["g1", "never"], "year": 2004.5}])
+    assert category[0].tolist() == [0] * 8
+    assert category[1, :3].tolist() == [3, 1, 0]
+    np.testing.assert_allclose(number, [[0.0], [0.0]], atol=1e-6)  # 2004.5 is the mean
+
+
+def test_aliases_are_whole_files(models: tuple[Path, LmdbStore]) -> None:
+    root, _ = models
+    write_json(root / "aliases" / "shadow.json", {"version": "b"})
+    assert read_aliases(root) == {CHAMPION: "a", "shadow": "b"}
