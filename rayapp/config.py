@@ -145,7 +145,7 @@ def demo() -> Preset:
     """The published shape of V1.1 at sizes that train in 4 minutes or less on 2 cores."""
     return Preset(
         name="demo",
-        model=ModelConfig(history_length=50, action_dim=16, item_dim=24, num_cross_layers=2, mlp_dim=64),
+        model=ModelConfig(history_length=40, action_dim=16, item_dim=24, num_cross_layers=2, mlp_dim=64),
         train=TrainConfig(batch_requests=128, warmup_steps=50, learning_rate=3e-3),
     )
 

@@ -36,8 +36,10 @@ def local_ray() -> Iterator[None]:
     import ray.data
 
     ray.data.DataContext.get_current().print_on_execution_start = False
-    for noisy in ("ray.data", "ray.train", "ray.serve", "ray._private.authentication.authentication_token_setup"):
-        logging.getLogger(noisy).addFilter(_only_errors)  # a filter, because Ray sets the levels anew
+    for quiet in ("ray.data", "ray.train"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
+    for noisy in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
+        logging.getLogger(noisy).addFilter(_only_errors)  # a filter, because Ray sets these levels anew
     ray.init(
         address="local",
         num_cpus=(os.cpu_count() or 1) + 2,
@@ -90,7 +92,7 @@ def serve_config(root: Path, port: int) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def running_graph(root: Path, port: int) -> Iterator[str]:
-    """The graph on the current Ray; yields its URL once it is ready and shuts Serve down at the end.
+    """The graph on the current Ray; yields its URL once it is ready and takes the application down at the end.
 
     Raises:
         GraphError: a deployment failed, in its own words, or nothing was ready in time.
@@ -108,7 +110,9 @@ def running_graph(root: Path, port: int) -> Iterator[str]:
         _wait_until_running()
         yield f"http://127.0.0.1:{port}"
     finally:
-        serve.shutdown()
+        # Drains and stops the replicas. The controller and the proxy go with Ray, which is stopped next: stopping
+        # them here too makes Ray print an error about its own shutdown.
+        serve.delete(APPLICATION)
 
 
 def _wait_until_running() -> None:

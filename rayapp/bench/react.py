@@ -98,8 +98,11 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
     if len(films) < 2 * NUM_ACTIONS:
         raise PublishError(f"only {len(films)} items outside the candidates have the genre {genre!r}; too few to probe")
     users = [_one_user(client, genres, genre, candidates, save, dislike, films, n) for n in range(NUM_USERS)]
-    shares = [statistics.mean(column) for column in zip(*users, strict=True)]
-    return Probe(genre, *shares[:-1], seconds=max(user[-1] for user in users))
+    before, saves, dislikes, both, plain_before, plain_saves, seconds = zip(*users, strict=True)
+    mean = statistics.mean
+    return Probe(
+        genre, mean(before), mean(saves), mean(dislikes), mean(both), mean(plain_before), mean(plain_saves), max(seconds)
+    )
 
 
 def _one_user(

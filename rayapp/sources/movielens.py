@@ -58,7 +58,7 @@ DOMAIN: Final = Domain(
     heads=(
         Head(name="positive", actions=("like", "save"), utility=1.0),
         Head(name="save", actions=("save",), utility=0.5),
-        Head(name="dislike", actions=("dislike",), utility=-2.0),
+        Head(name="dislike", actions=("dislike",), utility=-1.5),
     ),
     positive_head="positive",
     attributes=(
@@ -69,10 +69,10 @@ DOMAIN: Final = Domain(
     title="title",
     # Ratings come in bursts of minutes; hiding the last hours would hide everything.
     time_mask_ms=0,
-    # A dislike weighs ten times in the positive heads (TransAct, appendix A, raises those weights by a hide in the
+    # A dislike weighs twenty times in the positive heads (TransAct, appendix A, raises those weights by a hide in the
     # same way). Without it the made-up lists teach that a disliked film was at least watched, and a dislike of a
     # genre would raise it.
-    label_weights=((1, 0, 10, 1), (1, 0, 10, 1), (1, 0, 1, 1)),
+    label_weights=((1, 0, 20, 1), (1, 0, 20, 1), (1, 0, 1, 1)),
 )
 
 
