@@ -146,10 +146,15 @@ def test_labels_join_actions_of_the_same_request_in_time(domain: Domain) -> None
 
 def test_labels_that_a_source_carries_are_taken_as_they_are(domain: Domain) -> None:
     requests = request_table(
-        [{"request_id": "r", "user_id": "u", "timestamp_ms": T0, "item_ids": ["a"], "labels": [0.0, 1.0]}]
+        [
+            {"request_id": "r", "user_id": "u", "timestamp_ms": T0, "item_ids": ["a"], "labels": [0.0, 1.0]},
+            {"request_id": "s", "user_id": "u", "timestamp_ms": T0 + 1, "item_ids": ["b", "a"]},
+        ]
     )
-    _, cut = build_bucket(event_table([]), requests, Window(T0, T0 + 1), domain)
-    assert cut["labels"].to_pylist() == [[0, 1]]
+    acted = {"event_id": "1", "user_id": "u", "item_id": "a", "action": "save", "timestamp_ms": T0 + 2}
+    events = event_table([{**acted, "request_id": "s"}, {**acted, "event_id": "2", "request_id": "r"}])
+    _, cut = build_bucket(events, requests, Window(T0, T0 + 2), domain)
+    assert cut["labels"].to_pylist() == [[0, 1], [0, 0, 1, 0]]
 
 
 def test_histories_hold_the_window_and_a_margin_before_it(domain: Domain) -> None:

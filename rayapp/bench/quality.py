@@ -9,7 +9,7 @@ from typing import Any
 
 import click
 
-from rayapp.bench.record import record
+from rayapp.bench.record import Bars, record
 from rayapp.config import PRESETS
 from rayapp.graph import local_ray
 from rayapp.publish import exclusive, read_json
@@ -66,11 +66,25 @@ def run_quality(root: Path, seeds: int, preset_name: str, as_json: bool, write: 
     if not as_json:
         click.echo(text)
     if write is not None:
-        record(write, "What the sequence buys", f"rayapp bench quality --preset {base.name} --seeds {seeds}", text)
+        command = f"rayapp bench quality --preset {base.name} --seeds {seeds}"
+        record(write, "What the sequence buys", command, text, _bars(summary, head))
 
 
 def _mean_spread(values: list[float]) -> dict[str, float]:
     return {"mean": statistics.mean(values), "min": min(values), "max": max(values), "n": len(values)}
+
+
+def _bars(summary: dict[str, Any], head: str) -> Bars:
+    keys = METRICS[:2]
+    return Bars(
+        f"head {head!r}: mean, lowest and highest seed",
+        ["AUC", "HIT@3"],
+        {name: [m[k]["mean"] for k in keys] for name, m in summary.items()},
+        {
+            name: ([m[k]["mean"] - m[k]["min"] for k in keys], [m[k]["max"] - m[k]["mean"] for k in keys])
+            for name, m in summary.items()
+        },
+    )
 
 
 def _table(summary: dict[str, Any], head: str, window: str, preset: str, seeds: int, seconds: float) -> str:

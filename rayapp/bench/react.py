@@ -15,7 +15,7 @@ from typing import Final
 import click
 import httpx
 
-from rayapp.bench.record import record
+from rayapp.bench.record import Bars, record
 from rayapp.graph import free_port, local_ray, running_graph
 from rayapp.publish import PublishError, exclusive, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
@@ -90,7 +90,9 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
     text = _table(probes, result)
     click.echo(json.dumps(result) if as_json else text)
     if write is not None:
-        record(write, "Does the ranking follow the user?", f"rayapp bench react --root {root}", text)
+        record(
+            write, "Does the ranking follow the user?", f"rayapp bench react --root {root.name}", text, _bars(probes)
+        )
 
 
 def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[str], save: str, dislike: str) -> Probe:
@@ -101,7 +103,14 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
     before, saves, dislikes, both, plain_before, plain_saves, seconds = zip(*users, strict=True)
     mean = statistics.mean
     return Probe(
-        genre, mean(before), mean(saves), mean(dislikes), mean(both), mean(plain_before), mean(plain_saves), max(seconds)
+        genre,
+        mean(before),
+        mean(saves),
+        mean(dislikes),
+        mean(both),
+        mean(plain_before),
+        mean(plain_saves),
+        max(seconds),
     )
 
 
@@ -138,6 +147,15 @@ def _one_user(
     for item_id in second:
         saver.act(item_id, dislike)
     return before, after, disliked, share(saver), plain_before, plain_after, seconds
+
+
+def _bars(probes: list[Probe]) -> Bars:
+    series = {
+        "before": [p.before for p in probes],
+        "after 5 saves": [p.after_saves for p in probes],
+        "after 5 dislikes (new user)": [p.after_dislikes for p in probes],
+    }
+    return Bars(f"share of the top {TOP}", [p.genre for p in probes], series)
 
 
 def _table(probes: list[Probe], result: dict[str, object]) -> str:

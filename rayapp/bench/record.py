@@ -1,9 +1,11 @@
-"""Writes a result as the documentation keeps it: the command, the commit, the hardware, the date, the table."""
+"""Writes a result as the documentation keeps it: command, commit, hardware, date, table, and a picture beside it."""
 
 import os
 import platform
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from rayapp.publish import PublishError
@@ -24,17 +26,51 @@ def commit() -> str:
     return done.stdout.strip() or "unknown"
 
 
-def record(path: Path, title: str, command: str, body: str) -> None:
-    """Replaces `path` with the result.
+@dataclass(frozen=True, slots=True)
+class Bars:
+    """Grouped bars: a group per label, a bar per series; `spread` holds (below, above) for each bar or nothing."""
+
+    label: str
+    groups: Sequence[str]
+    series: Mapping[str, Sequence[float]]
+    spread: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
+
+
+def draw(path: Path, title: str, bars: Bars) -> None:
+    """Writes an SVG that reads the same when drawn again from the same numbers."""
+    import matplotlib as mpl
+
+    mpl.use("svg")
+    mpl.rcParams["svg.hashsalt"] = "rayapp"
+    from matplotlib import pyplot as plt
+
+    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
+    width = 0.8 / len(bars.series)
+    for n, (name, values) in enumerate(bars.series.items()):
+        at = [g + (n - (len(bars.series) - 1) / 2) * width for g in range(len(bars.groups))]
+        error = bars.spread[name] if bars.spread else None
+        axes.bar(at, values, width, label=name, yerr=error, capsize=3)
+    axes.set_xticks(range(len(bars.groups)), bars.groups)
+    axes.set_ylabel(bars.label)
+    axes.set_title(title)
+    axes.legend(frameon=False)
+    figure.savefig(path, metadata={"Date": None})
+    plt.close(figure)
+
+
+def record(path: Path, title: str, command: str, body: str, bars: Bars) -> None:
+    """Replaces `path` with the result and the picture of the same name.
 
     Raises:
         PublishError: it can't be written.
     """
     text = (
         f"# {title}\n\nCommand: `{command}`\\\nDate: {time.strftime('%Y-%m-%d')}, commit {commit()}\\\n"
-        f"Hardware: {os.cpu_count()} {platform.machine()} cores, no GPU; Python {platform.python_version()}\n\n{body}\n"
+        f"Hardware: {os.cpu_count()} {platform.machine()} cores, no GPU; Python {platform.python_version()}\n\n"
+        f"{body}\n\n![{title}]({path.with_suffix('.svg').name})\n"
     )
     try:
+        draw(path.with_suffix(".svg"), title, bars)
         path.write_text(text)
     except OSError as error:
         raise PublishError(f"{path} can't be written ({error.strerror})") from None

@@ -10,6 +10,7 @@ from rayapp.publish import PublishError, exclusive
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
+from rayapp.workflow import seed_store
 
 
 def check_champion(root: Path) -> str:
@@ -30,6 +31,7 @@ def run_serve(root: Path, port: int) -> None:
     version = check_champion(root)
     check_port(port)
     with exclusive(root / "serving", "serving"), local_ray():
+        seed_store(root)  # a store that was moved away or lost comes back from the log
         click.echo(f"starting the graph with {version} …")
         with running_graph(root, port) as url:
             wait(url)

@@ -121,8 +121,6 @@ def build_bucket(events: pa.Table, requests: pa.Table, window: Window, domain: D
     requests = _in_window(requests, window)
     events = events.filter(pc.field("timestamp_ms") < window.until_ms + domain.attribution_ms)
     events = _sort_and_deduplicate(events)
-    labels = requests["labels"]
-    joined = labels.combine_chunks() if not labels.null_count else _labels(requests, events, domain)
     in_sequence = domain.vocabulary.flags(in_sequence=True)[domain.vocabulary.ids_of(events["action"])]
     history = events.filter(pa.array(in_sequence)).filter(pc.field("timestamp_ms") < window.until_ms)
     history = history.filter(pc.is_in(history["user_id"], value_set=requests["user_id"].combine_chunks()))
@@ -131,7 +129,7 @@ def build_bucket(events: pa.Table, requests: pa.Table, window: Window, domain: D
     cut = pa.table(
         {
             **{name: requests[name] for name in ("request_id", "user_id", "timestamp_ms", "watermark", "item_ids")},
-            "labels": joined,
+            "labels": _labels(requests, events, domain),
             "start": start_R,
             "end": end_R,
         },
@@ -159,7 +157,8 @@ def _sort_and_deduplicate(events: pa.Table) -> pa.Table:
 
 
 def _labels(requests: pa.Table, events: pa.Table, domain: Domain) -> pa.Array:
-    """1 where an action of the head followed, on that item of that request, within the attribution time."""
+    """The request row's own labels where the source carries them; else 1 where an action of the head followed, on that
+    item of that request, within the attribution time."""
     num_heads = len(domain.heads)
     offsets = requests["item_ids"].combine_chunks().offsets.to_numpy()
     offsets = offsets - offsets[0] if len(offsets) else np.zeros(1, np.int64)
@@ -184,6 +183,9 @@ def _labels(requests: pa.Table, events: pa.Table, domain: Domain) -> pa.Array:
     in_time = (lag >= 0) & (lag <= domain.attribution_ms)
     for h, head in enumerate(domain.heads):
         label_NH[row[in_time & joined["action"].isin(head.actions).to_numpy()], h] = 1.0
+    given = pc.is_valid(requests["labels"]).to_numpy()
+    if given.any():
+        label_NH[given[request_N]] = pc.list_flatten(requests["labels"]).to_numpy().reshape(-1, num_heads)
     return pa.LargeListArray.from_arrays(pa.array(offsets * num_heads, pa.int64()), pa.array(label_NH.ravel()))
 
 

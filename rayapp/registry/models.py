@@ -81,6 +81,16 @@ def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     Raises:
         PublishError: absent, damaged, of a newer format, or of another vocabulary or other heads.
     """
+    try:
+        return _load_model(root, version, domain)
+    except (KeyError, TypeError, ValueError) as error:
+        raise PublishError(
+            f"model {version} is damaged: one of its JSON files holds something unexpected ({error!r}); "
+            "restore it or promote another model"
+        ) from None
+
+
+def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     directory = root / "models" / version
     if not directory.is_dir():
         raise PublishError(f"there is no model {version!r} in {root / 'models'}; `rayapp models list` shows what is")
@@ -95,12 +105,12 @@ def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     if not domain.vocabulary.extends(vocabulary):
         raise PublishError(
             f"model {version} was trained with the actions {list(vocabulary.names)}, the domain has "
-            f"{list(domain.vocabulary.names)}; train it again with `rayapp demo --retrain`"
+            f"{list(domain.vocabulary.names)}; train it again: `rayapp demo` with another --root"
         )
     if tuple(schema["heads"]) != domain.head_names:
         raise PublishError(
             f"model {version} has the heads {schema['heads']}, the domain {list(domain.head_names)}; "
-            "train it again with `rayapp demo --retrain`"
+            "train it again: `rayapp demo` with another --root"
         )
     config = model_config_from_json(read_json(directory / "config.json"))
     encoder = ItemEncoder.from_json(schema["item_encoder"])

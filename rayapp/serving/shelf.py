@@ -2,6 +2,7 @@
 
 import logging
 import threading
+import time
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,8 @@ from rayapp.serving.candidates import CandidateIndex
 from rayapp.store import SequenceStore
 
 log = logging.getLogger(__name__)
+RETRY_S = 30.0
+"""A model that did not load is tried again after this long: its files may have been mended."""
 
 
 class ModelShelf:
@@ -30,7 +33,7 @@ class ModelShelf:
         self._root, self._domain, self._store = root, domain, store
         self._lock = threading.Lock()
         self._item_sequence, self._new_items = store.items_since(0)
-        self._failed: dict[str, str] = {}
+        self._failed: dict[str, float] = {}
         aliases = read_aliases(root)
         if CHAMPION not in aliases:
             raise PublishError(f"{root} has no champion; train a model first (`rayapp demo --root {root}`)")
@@ -72,12 +75,12 @@ class ModelShelf:
         aliases = read_aliases(self._root)
         loaded = dict(self._models)
         for version in dict.fromkeys(aliases.values()):
-            if version in loaded or version in self._failed:
+            if version in loaded or time.monotonic() - self._failed.get(version, -RETRY_S) < RETRY_S:
                 continue
             try:
                 loaded[version] = self._load(version)
-            except (PublishError, ValueError) as error:
-                self._failed[version] = str(error)
+            except PublishError as error:
+                self._failed[version] = time.monotonic()
                 log.error("model %s was refused and %s stays live: %s", version, self._champion, error)
         champion = aliases.get(CHAMPION, self._champion)
         if champion != self._champion and champion in loaded:
@@ -85,7 +88,7 @@ class ModelShelf:
         keep = {self._champion, self._previous, *aliases.values()}
         self._models = {version: model for version, model in loaded.items() if version in keep}
         self._indexes = {v: index for v, index in self._indexes.items() if v in self._models}
-        self._failed = {v: why for v, why in self._failed.items() if v in aliases.values()}
+        self._failed = {v: when for v, when in self._failed.items() if v in aliases.values()}
 
     def _refresh_items(self) -> None:
         sequence, items = self._store.items_since(self._item_sequence)
