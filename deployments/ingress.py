@@ -23,7 +23,6 @@ from ray.serve.handle import DeploymentHandle
 from deployments.http import LimitBody, Problem, RankBody, RecommendationsBody, install_errors
 from deployments.stages import POLL_S, RankedBy
 from rayapp import __version__
-from rayapp.publish import PublishError
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import list_models
 from rayapp.root import read_root
@@ -343,10 +342,7 @@ class Ingress:
     @app.get("/v1/models")
     async def models(self) -> JSONResponse:
         """Published models with their metrics, the aliases, and the version that answers now."""
-        try:
-            rows = await asyncio.to_thread(list_models, self._root)
-        except PublishError as error:
-            raise Problem(503, str(error), retry_after_s=5) from None
+        rows = await asyncio.to_thread(list_models, self._root)
         return JSONResponse({"serving": self._version, "aliases": self._aliases, "models": rows})
 
     @app.get("/health/live")

@@ -137,7 +137,7 @@ def nano() -> Preset:
         mlp_dim=16,
     )
     return Preset(
-        name="nano", model=model, train=TrainConfig(num_epochs=2, batch_requests=64, warmup_steps=5, learning_rate=3e-3)
+        name="nano", model=model, train=TrainConfig(num_epochs=4, batch_requests=32, warmup_steps=5, learning_rate=5e-3)
     )
 
 

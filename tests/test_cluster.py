@@ -38,7 +38,7 @@ pytestmark = pytest.mark.cluster
 def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
     """A root with logs, windows, two trained models, aliases and a seeded store."""
     root = tmp_path_factory.mktemp("root")
-    domain, wrote = import_source(root, lambda: synthetic.load(num_users=80, num_items=200, sessions_per_user=4))
+    domain, wrote = import_source(root, lambda: synthetic.load(num_users=120, num_items=200, sessions_per_user=5))
     assert wrote
     prepared, _ = build_windows(root, domain)
     table, _ = item_table(root, prepared, nano())
@@ -54,7 +54,7 @@ def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepared]) -> None:
     root, prepared = world
-    source = synthetic.load(num_users=80, num_items=200, sessions_per_user=4)
+    source = synthetic.load(num_users=120, num_items=200, sessions_per_user=5)
     assert sorted(read_log(root, "events", ["event_id"])["event_id"].to_pylist()) == sorted(
         source.events["event_id"].to_pylist()
     )

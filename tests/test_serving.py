@@ -169,7 +169,8 @@ def test_promoting_what_is_not_there_changes_nothing(models: tuple[Path, LmdbSto
     with pytest.raises(PublishError, match="can't be an alias"):
         promote(root, "../up", "a")
     assert read_aliases(root) == {CHAMPION: "a"}
-    assert {row["version"] for row in list_models(root)} == {"a", "b"}
+    (root / "models" / "a" / "metrics.json").unlink()
+    assert {row["version"]: bool(row["error"]) for row in list_models(root)} == {"a": True, "b": False}
 
 
 def test_the_shelf_follows_aliases_and_keeps_the_previous_champion(

@@ -92,6 +92,9 @@ def models_list(root: Path) -> None:
         click.echo(f"no models in {root / 'models'} yet; `rayapp demo --root {root}` trains two")
     for row in rows:
         named = ", ".join(name for name, version in aliases.items() if version == row["version"])
+        if row["error"]:
+            click.echo(f"{row['version']:36} damaged: {row['error']}  {named}")
+            continue
         metrics = row["metrics"]["heads"][domain.positive_head]
         click.echo(f"{row['version']:36} AUC {metrics['auc']:.4f}  HIT@3 {metrics['hit3']:.4f}  {named}")
 

@@ -126,9 +126,13 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
 
 
 def list_models(root: Path) -> list[dict[str, Any]]:
-    """Version, metrics and manifest of every published model, newest first."""
-    directories = [p for p in (root / "models").glob("[!.]*") if (p / "manifest.json").exists()]
-    rows = [
-        {"version": p.name, "metrics": read_json(p / "metrics.json"), "manifest": read_manifest(p)} for p in directories
-    ]
+    """Version, metrics and manifest of every published model, newest first; of a damaged one, the `error`."""
+    rows: list[dict[str, Any]] = []
+    for directory in (root / "models").glob("[!.]*"):
+        row: dict[str, Any] = {"version": directory.name, "metrics": None, "manifest": {}, "error": None}
+        try:
+            row |= {"metrics": read_json(directory / "metrics.json"), "manifest": read_manifest(directory)}
+        except PublishError as error:
+            row["error"] = str(error)
+        rows.append(row)
     return sorted(rows, key=lambda row: row["manifest"].get("created_at_ms", 0), reverse=True)
