@@ -6,16 +6,19 @@ Knows nothing of what runs behind the URL.
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpx
 
 from rayapp.config import Domain
 from rayapp.features.items import Item
+from rayapp.model.item_table import ItemTable
 from rayapp.schema import ActionKind, AttributeKind
 
-Items = Mapping[str, Item]
+
+class SessionError(RuntimeError):
+    """The server answered something else than asked; the message holds its words."""
 
 
 class Session:
@@ -29,7 +32,7 @@ class Session:
         """Posts one event; returns when the server says that it is durable.
 
         Raises:
-            RuntimeError: the server did not take it; its words.
+            SessionError: the server did not take it; its words.
         """
         event = {
             "event_id": str(uuid.uuid4()),
@@ -39,7 +42,7 @@ class Session:
             "timestamp_ms": time.time_ns() // 1_000_000,
         }
         if self._post("/v1/events", event)["accepted"] != 1:
-            raise RuntimeError(f"the event was not accepted: {event}")
+            raise SessionError(f"the event was not accepted: {event}")
 
     def feed(self, num_results: int) -> dict[str, Any]:
         """`POST /v1/recommendations`."""
@@ -52,7 +55,7 @@ class Session:
     def _post(self, path: str, body: Any) -> dict[str, Any]:
         answer = self.client.post(path, json=body)
         if answer.status_code != 200:
-            raise RuntimeError(f"POST {path} answered {answer.status_code}: {answer.text}")
+            raise SessionError(f"POST {path} answered {answer.status_code}: {answer.text}")
         result: dict[str, Any] = answer.json()
         return result
 
@@ -65,24 +68,23 @@ def strongest(domain: Domain, kind: ActionKind) -> str:
 class Genres:
     """The items by the domain's first categorical attribute, most liked first."""
 
-    def __init__(self, domain: Domain, items: Items, likes: Mapping[str, int]) -> None:
+    def __init__(self, domain: Domain, table: ItemTable) -> None:
         self.attribute = next(a.name for a in domain.attributes if a.kind is AttributeKind.CATEGORIES)
-        self._items = items
-        self._by_likes = sorted(items, key=lambda i: (-likes.get(i, 0), i))
-        counts = Counter(name for item in items.values() for name in self.of(item))
-        self.names = [name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))]
+        self.items = {str(item["item_id"]): item for item in table.items}
+        likes = dict(zip(self.items, table.likes_N[1:].tolist(), strict=True))
+        self._by_likes = sorted(self.items, key=lambda i: (-likes[i], i))
 
     def of(self, item: Item) -> list[str]:
         return list(item.get(self.attribute) or ())
 
     def share(self, genre: str, item_ids: Iterable[str]) -> float:
         """The share of these items that have the genre."""
-        hits = [genre in self.of(self._items[i]) for i in item_ids]
+        hits = [genre in self.of(self.items[i]) for i in item_ids]
         return sum(hits) / len(hits) if hits else 0.0
 
     def common_in(self, item_ids: Iterable[str], count: int) -> list[str]:
         """The `count` genres that most of these items have."""
-        counts = Counter(name for i in item_ids for name in self.of(self._items[i]))
+        counts = Counter(name for i in item_ids for name in self.of(self.items[i]))
         return [name for name, _ in sorted(counts.items(), key=lambda pair: (-pair[1], pair[0]))][:count]
 
     def most_liked(self, count: int) -> list[str]:
@@ -92,9 +94,9 @@ class Genres:
     def liked(self, genre: str, count: int, *, exclude: Iterable[str] = ()) -> list[str]:
         """The genre's most liked items outside `exclude`."""
         left_out = set(exclude)
-        return [i for i in self._by_likes if genre in self.of(self._items[i]) and i not in left_out][:count]
+        return [i for i in self._by_likes if genre in self.of(self.items[i]) and i not in left_out][:count]
 
     def pure(self, genre: str, count: int, *, exclude: Iterable[str] = ()) -> list[str]:
         """Items that say "this genre" most plainly: the fewest other genres, then the most liked."""
-        liked = self.liked(genre, len(self._items), exclude=exclude)
-        return sorted(liked, key=lambda i: len(self.of(self._items[i])))[:count]
+        liked = self.liked(genre, len(self.items), exclude=exclude)
+        return sorted(liked, key=lambda i: len(self.of(self.items[i])))[:count]

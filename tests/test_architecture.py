@@ -24,7 +24,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "training": {"schema", "config", "features", "model", "pipeline", "publish", "registry", "root"},
     "serving": {"schema", "config", "features", "model", "publish", "registry", "store"},
     "workflow": {"schema", "config", "pipeline", "publish", "root", "sources", "store", "training"},
-    "session": {"schema", "config", "features"},
+    "session": {"schema", "config", "features", "model"},
     "graph": set(),
 }
 COMPOSITION_ROOTS = {"cli", "bench"}  # may import every room; nothing imports them but the command line its benches

@@ -128,16 +128,8 @@ def test_a_wheel_that_is_not_the_expected_one_is_refused_and_removed(tmp_path: P
 
 
 def test_a_wheel_that_can_t_be_fetched_names_the_offline_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(
-        os,
-        "environ",
-        {
-            **os.environ,
-            "PIP_INDEX_URL": "http://127.0.0.1:9/simple",
-            "PIP_RETRIES": "0",
-            "PIP_NO_CACHE_DIR": "1",
-            "PIP_CONFIG_FILE": os.devnull,
-        },
-    )
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
+    monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
     with pytest.raises(RuntimeError, match="--source synthetic"):
         movielens.fetch(tmp_path)

@@ -261,7 +261,7 @@ def test_the_mask_is_drawn_per_request_and_repeats(root: Path, domain: Domain) -
 
 def test_a_window_too_short_for_the_model_is_refused(root: Path, domain: Domain) -> None:
     publish_window(root, domain)
-    with pytest.raises(ValueError, match="keeps 8 actions"):
+    with pytest.raises(PublishError, match="keeps 8 actions"):
         WindowReader(root, ["w"], domain, 9)
 
 

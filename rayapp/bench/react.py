@@ -22,7 +22,7 @@ from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.root import read_root
 from rayapp.schema import ActionKind
-from rayapp.session import Genres, Session, strongest
+from rayapp.session import Genres, Session, SessionError, strongest
 
 NUM_GENRES: Final = 10
 NUM_CANDIDATES: Final = 200
@@ -54,8 +54,7 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
     if missing := {CHAMPION, BASELINE} - set(aliases):
         raise PublishError(f"{root} lacks the aliases {sorted(missing)}; `rayapp demo --root {root} --exit` makes them")
     table = load_table(root, read_manifest(root / "models" / aliases[CHAMPION])["item_table"])
-    items = {item["item_id"]: item for item in table.items}
-    genres = Genres(domain, items, dict(zip(items, table.likes_N[1:].tolist(), strict=True)))
+    genres = Genres(domain, table)
     candidates = genres.most_liked(NUM_CANDIDATES)
     probed = genres.common_in(candidates, NUM_GENRES)
     save, dislike = strongest(domain, ActionKind.POSITIVE), strongest(domain, ActionKind.NEGATIVE)
@@ -142,7 +141,7 @@ def _one_user(
     answer = saver.rank(candidates)
     seconds = time.monotonic() - posted
     if answer["sequence"]["length"] != NUM_ACTIONS:
-        raise RuntimeError(f"the ranking saw {answer['sequence']['length']} of {NUM_ACTIONS} acknowledged actions")
+        raise SessionError(f"the ranking saw {answer['sequence']['length']} of {NUM_ACTIONS} acknowledged actions")
     after, plain_after, disliked = share(saver), share(saver, BASELINE), share(disliker)
     for item_id in second:
         saver.act(item_id, dislike)

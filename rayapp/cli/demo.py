@@ -18,7 +18,7 @@ from rayapp.publish import exclusive, read_json, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.schema import ActionKind
-from rayapp.session import Genres, Session, strongest
+from rayapp.session import Genres, Session, SessionError, strongest
 from rayapp.sources import Source, movielens, synthetic
 from rayapp.training.run import TrainingRun, popularity_metrics
 from rayapp.workflow import (
@@ -165,15 +165,15 @@ def metric_table(rows: dict[str, dict[str, dict[str, float]]], domain: Domain, w
 def show_session(url: str, root: Path, domain: Domain) -> None:
     """A new user over real HTTP: feed, five saves of one genre, feed again."""
     table = load_table(root, read_manifest(root / "models" / read_aliases(root)[CHAMPION])["item_table"])
-    items = {item["item_id"]: item for item in table.items}
-    genres = Genres(domain, items, dict(zip(items, table.likes_N[1:].tolist(), strict=True)))
+    genres = Genres(domain, table)
+    items = genres.items
     save = strongest(domain, ActionKind.POSITIVE)
     with httpx.Client(base_url=url, timeout=30) as client:
         session = Session(client)
         before = session.feed(FEED_SIZE)
         shown = [row["item_id"] for row in before["items"]]
         # Of the ten largest genres, the one that the popular feed shows least.
-        genre = min(genres.names[:10], key=lambda name: genres.share(name, shown))
+        genre = min(genres.common_in(items, 10), key=lambda name: genres.share(name, shown))
         saved = genres.pure(genre, NUM_SAVES, exclude=shown)
         for item_id in saved:
             session.act(item_id, save)
@@ -181,10 +181,10 @@ def show_session(url: str, root: Path, domain: Domain) -> None:
         after = session.feed(FEED_SIZE)
         seconds = time.monotonic() - posted
     if after["sequence"]["length"] != NUM_SAVES:
-        raise RuntimeError(f"the feed after {NUM_SAVES} acknowledged actions saw {after['sequence']['length']} of them")
+        raise SessionError(f"the feed after {NUM_SAVES} acknowledged actions saw {after['sequence']['length']} of them")
     title = {item_id: str(item[domain.title]) for item_id, item in items.items()}
     click.echo(
-        f"\na new user asks for a feed, then does {NUM_SAVES} × {save!r} on {genre}: "
+        f"\na new user asks for a feed, then does {NUM_SAVES} × {save!r} on {genre}:\n  "
         + ", ".join(title[i] for i in saved)
     )
     click.echo(f"\n     {'before (' + str(before['fallback_reason']) + ')':38}after")

@@ -148,23 +148,22 @@ def bench_react(root: Path, as_json: bool, write: Path | None) -> None:
 
 
 def main() -> None:
-    """Entry point: one clear sentence on stderr and exit code 1 for every error a user can do something about."""
+    """Entry point. What a user can do something about is one sentence on stderr and exit code 1; anything else is a
+    bug and keeps its traceback."""
     from rayapp.graph import GraphError
     from rayapp.publish import PublishError
+    from rayapp.session import SessionError
+    from rayapp.sources import SourceError
     from rayapp.store import StoreError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         cli(standalone_mode=False)
-    except click.exceptions.Abort:
-        sys.exit(130)
-    except KeyboardInterrupt:
+    except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (GraphError, PublishError, StoreError, OSError, ValueError, RuntimeError) as error:
-        if isinstance(error, NotImplementedError | RecursionError):
-            raise
+    except (GraphError, PublishError, SessionError, SourceError, StoreError, OSError) as error:
         click.echo(f"rayapp: {error}", err=True)
         sys.exit(1)

@@ -21,21 +21,12 @@ class TransActEncoder(nn.Module):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__()
         self.latest_k = config.latest_k
+        self.output_dim = (config.latest_k + 1) * config.encoder_dim  # 11 rows at the published K = 10
         self.action_embedding = nn.Embedding(vocabulary_size, config.action_dim, padding_idx=PAD)
         layer = nn.TransformerEncoderLayer(
             config.encoder_dim, config.num_heads, config.feedforward_dim, config.dropout, batch_first=True
         )  # post-norm, ReLU, no positional encoding: as published
         self.transformer = nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
-
-    @property
-    def output_dim(self) -> int:
-        """(K + 1) rows of width D: 11 rows at the published K = 10."""
-        return (self.latest_k + 1) * self.action_embedding.embedding_dim + (self.latest_k + 1) * 2 * self._item_dim
-
-    @property
-    def _item_dim(self) -> int:
-        width: int = self.transformer.layers[0].linear1.in_features
-        return (width - self.action_embedding.embedding_dim) // 2
 
     def forward(self, action_NL: Tensor, history_NLE: Tensor, candidate_NE: Tensor) -> Tensor:
         """Returns `[N, (K + 1) * D]`: the newest K rows, then the max-pool over all rows."""

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from rayapp.config import Domain
 from rayapp.features.sequence import History, Sequences, point_in_time
 from rayapp.pipeline.windows import HISTORY_COLUMNS
-from rayapp.publish import read_manifest
+from rayapp.publish import PublishError, read_manifest
 from rayapp.schema import hash64_column
 
 GROUP_REQUESTS = 200_000
@@ -68,12 +68,12 @@ class WindowReader:
             directory = root / "windows" / name
             manifest = read_manifest(directory)
             if manifest["history_length"] < history_length:
-                raise ValueError(
+                raise PublishError(
                     f"window {name} keeps {manifest['history_length']} actions a user; the model asks for "
                     f"{history_length}. Build the window again with a longer history."
                 )
             if manifest["heads"] != list(domain.head_names):
-                raise ValueError(
+                raise PublishError(
                     f"window {name} has labels for {manifest['heads']}, the domain for "
                     f"{list(domain.head_names)}. Build the window again."
                 )

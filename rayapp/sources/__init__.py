@@ -10,6 +10,10 @@ import pyarrow as pa
 from rayapp.config import Domain
 
 
+class SourceError(RuntimeError):
+    """The data can't be had; the message says why and what to do instead."""
+
+
 @dataclass(frozen=True, slots=True)
 class Source:
     """A whole data set in memory, in the schemas of `rayapp.schema`."""

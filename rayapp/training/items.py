@@ -10,6 +10,7 @@ from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import category_vectors, co_engagement_vectors, fit_linear_tower
 from rayapp.pipeline.items import read_catalogue
 from rayapp.pipeline.logs import read_log
+from rayapp.publish import PublishError
 from rayapp.registry.item_tables import publish_table
 from rayapp.schema import ActionKind
 
@@ -35,6 +36,9 @@ def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, wi
     target = np.concatenate([co_engagement, category_vectors(rows, domain.attributes, width // 2)], axis=1)
     weight = np.minimum(likes, 50).astype(np.float32)
     tower = fit_linear_tower(rows, domain.attributes, target, weight)
-    table = ItemTable.make(name, tower, rows, likes, tower.embed(rows), until_ms)
+    try:
+        table = ItemTable.make(name, tower, rows, likes, tower.embed(rows), until_ms)
+    except ValueError as error:  # two items of one id: the catalogue has to be mended
+        raise PublishError(f"item table {name}: {error}") from None
     publish_table(root, table, {"until_ms": until_ms, "seed": seed, "positive_events": len(item_P)})
     return table
