@@ -157,7 +157,7 @@ def test_labels_that_a_source_carries_are_taken_as_they_are(domain: Domain) -> N
     assert cut["labels"].to_pylist() == [[0, 1], [0, 0, 1, 0]]
 
 
-def test_histories_hold_the_window_and_a_margin_before_it(domain: Domain) -> None:
+def test_histories_hold_the_window_and_what_its_requests_reach_before_it(domain: Domain) -> None:
     events = event_table(
         [
             {"event_id": str(n), "user_id": "u", "item_id": f"i{n}", "action": "click", "timestamp_ms": T0 + n}
@@ -171,10 +171,10 @@ def test_histories_hold_the_window_and_a_margin_before_it(domain: Domain) -> Non
     window = Window(T0 + 30, T0 + 38, history_length=8)
     histories, cut = build_bucket(events, requests, window, domain)
     assert histories["user_id"].to_pylist() == ["u"]
-    assert histories["item_id"].to_pylist()[0] == [f"i{n}" for n in range(20, 38)]  # 8 + 2 before, and the window's own
+    assert histories["item_id"].to_pylist()[0] == [f"i{n}" for n in range(22, 38)]  # 8 before the window, and its own
     assert cut["request_id"].to_pylist() == ["r30", "r35"]
-    assert cut["end"].to_pylist() == [10, 15]
-    assert cut["start"].to_pylist() == [2, 7]
+    assert cut["end"].to_pylist() == [8, 13]
+    assert cut["start"].to_pylist() == [0, 5]
 
 
 def publish_window(root: Path, domain: Domain, num_requests: int = 60) -> WindowReader:

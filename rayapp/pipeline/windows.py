@@ -56,11 +56,7 @@ class Window:
     since_ms: int
     until_ms: int
     history_length: int = 100
-    """The longest sequence a model may ask for; a quarter more is kept from before the window for late rows."""
-
-    @property
-    def margin(self) -> int:
-        return self.history_length + self.history_length // 4
+    """The longest sequence a model may ask for."""
 
 
 def build(root: Path, name: str, window: Window, domain: Domain) -> Manifest:
@@ -124,7 +120,7 @@ def build_bucket(events: pa.Table, requests: pa.Table, window: Window, domain: D
     in_sequence = domain.vocabulary.flags(in_sequence=True)[domain.vocabulary.ids_of(events["action"])]
     history = events.filter(pa.array(in_sequence)).filter(pc.field("timestamp_ms") < window.until_ms)
     history = history.filter(pc.is_in(history["user_id"], value_set=requests["user_id"].combine_chunks()))
-    history = _keep_margin(history, window)
+    history = _keep_recent(history, requests, window, domain.time_mask_ms)
     start_R, end_R = _ranges(history, requests, window.history_length, domain.time_mask_ms)
     cut = pa.table(
         {
@@ -189,17 +185,38 @@ def _labels(requests: pa.Table, events: pa.Table, domain: Domain) -> pa.Array:
     return pa.LargeListArray.from_arrays(pa.array(offsets * num_heads, pa.int64()), pa.array(label_NH.ravel()))
 
 
-def _keep_margin(history: pa.Table, window: Window) -> pa.Table:
-    """Of the rows before the window only each user's newest `margin` stay."""
+def _keep_recent(history: pa.Table, requests: pa.Table, window: Window, mask_ms: int) -> pa.Table:
+    """Drops rows that no request of the window can reach: of those before it, each user keeps the newest ones that
+    hold `history_length` places which every request of that user is certain to see."""
     if not history.num_rows:
         return history
-    before = history["timestamp_ms"].to_numpy() < window.since_ms
-    user = _codes(history["user_id"])
-    # Rows of a user are in time order, so "rank from the end among the rows before" is a running count per user.
-    count_before = np.bincount(user, weights=before).astype(np.int64)
-    first_row = np.searchsorted(user, np.arange(user[-1] + 1))
-    rank_from_start = np.arange(len(user)) - first_row[user]
-    return history.filter(pa.array(~before | (rank_from_start >= count_before[user] - window.margin)))
+    no_watermark = np.iinfo(np.int64).max
+    asked = pd.DataFrame(
+        {
+            "user": requests["user_id"].to_numpy(zero_copy_only=False),
+            "watermark": pc.fill_null(requests["watermark"], no_watermark).to_numpy(),
+        }
+    )
+    asked["by_arrival"] = asked["watermark"] == no_watermark
+    rule = asked.groupby("user").agg({"watermark": "min", "by_arrival": "any"})
+    rule = rule.reindex(history["user_id"].to_numpy(zero_copy_only=False))
+    time_E = history["timestamp_ms"].to_numpy()
+    certain_E = (
+        (time_E < window.since_ms - mask_ms)
+        & (history["commit_seq"].to_numpy() <= rule["watermark"].to_numpy())
+        & (~rule["by_arrival"].to_numpy(bool) | (history["received_at_ms"].to_numpy() <= window.since_ms))
+    )
+    # G groups of rows of one user at one millisecond; a group is kept or dropped whole, so no place is cut in two.
+    user_E = _codes(history["user_id"])
+    group_E = np.cumsum(np.r_[False, (np.diff(user_E) != 0) | (np.diff(time_E) != 0)])
+    place_E = certain_E.copy()
+    seen = pd.DataFrame({"group": group_E[certain_E], "item": _codes(history["item_id"])[certain_E]}).duplicated()
+    place_E[certain_E] = ~seen.to_numpy()
+    up_to_G = np.cumsum(np.bincount(group_E, weights=place_E))
+    up_to_user = np.zeros(user_E[-1] + 1)
+    np.maximum.at(up_to_user, user_E, up_to_G[group_E])
+    newer_E = up_to_user[user_E] - up_to_G[group_E]
+    return history.filter(pa.array((time_E >= window.since_ms) | (newer_E < window.history_length)))
 
 
 def _ranges(
