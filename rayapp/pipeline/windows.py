@@ -6,7 +6,6 @@ itself is cut when a batch is collated, by `features.sequence`, the same functio
 Shapes: E history rows, R requests, C items of a request, H heads.
 """
 
-import json
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -276,9 +275,3 @@ def _as_lists(history: pa.Table) -> pa.Table:
     offsets = pa.array(np.r_[starts, len(names)].astype(np.int64))
     lists = [pa.LargeListArray.from_arrays(offsets, history[name].combine_chunks()) for name in HISTORY_COLUMNS]
     return pa.Table.from_arrays([pa.array(names[starts].tolist(), pa.string()), *lists], schema=HISTORY_SCHEMA)
-
-
-def describe(manifest: Manifest) -> str:
-    """One line for people."""
-    totals = {k: sum(b[k] for b in manifest["buckets"]) for k in ("users", "events", "requests")}
-    return json.dumps(totals)

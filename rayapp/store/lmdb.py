@@ -20,7 +20,7 @@ import lmdb
 import numpy as np
 
 from rayapp.features.sequence import History
-from rayapp.schema import FIRST_ACTION_ID, Event, Vocabulary, bucket_of, hash64
+from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of, hash64
 from rayapp.store import DEFAULT_CAP, Committed, OutboxFull, Outcome, StoreError, UserSequence
 
 FORMAT: Final = 1
@@ -161,7 +161,7 @@ class LmdbStore:
             np.array([seq for _, _, seq in fresh], np.int64),
             np.array([h for _, h, _ in fresh], np.uint64),
             np.array([hash64(e.item_id) for e, _, _ in fresh], np.uint64),
-            np.array([self._ids.get(e.action, 1) for e, _, _ in fresh], np.uint8),
+            np.array([self._ids.get(e.action, UNKNOWN) for e, _, _ in fresh], np.uint8),
         )
 
     def _newest(self, history: History) -> list[int]:
