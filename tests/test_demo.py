@@ -13,7 +13,6 @@ import pytest
 from rayapp.graph import free_port
 
 pytestmark = pytest.mark.cluster
-ROOT = Path(__file__).parents[1]
 
 
 def processes_of(session_id: int) -> set[int]:
@@ -38,7 +37,7 @@ def start_demo(root: Path) -> subprocess.Popen[str]:
         "from rayapp.cli.main import main; main()",
         "demo",
         "--root",
-        str(root),
+        root.name,
         "--source",
         "synthetic",
         "--preset",
@@ -48,7 +47,7 @@ def start_demo(root: Path) -> subprocess.Popen[str]:
         "--exit",
     ]
     return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT, start_new_session=True
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root.parent, start_new_session=True
     )
 
 
