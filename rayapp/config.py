@@ -7,9 +7,16 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rayapp.schema import Attribute, AttributeKind, Vocabulary
+from rayapp.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
 
 DAY_MS: Final = 24 * 60 * 60 * 1000
+YEAR_2000_MS: Final = 946_684_800_000
+RESERVED_NAMES: Final = frozenset(
+    {"item_id", "user_id", "created_at_ms", "effective_at_ms", "vector", "likes", *REQUEST_SCHEMA.names}
+)
+"""Columns of our own tables; an attribute of the same name would be taken for them."""
+
+ATTRIBUTE_GROUPS: Final = ("attributes", "user_attributes", "context_attributes")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -32,8 +39,14 @@ class Domain:
     positive_head: str
     """The head that comparisons report first."""
     attributes: tuple[Attribute, ...]
+    """Of items."""
     title: str
     """The text attribute shown to people."""
+    user_attributes: tuple[Attribute, ...] = ()
+    context_attributes: tuple[Attribute, ...] = ()
+    """What a request knows about its moment: device, tab, country."""
+    earliest_ms: int = YEAR_2000_MS
+    """A timestamp before this is a mistake of the source, most often of its unit."""
     attribution_ms: int = DAY_MS
     """An action belongs to the impression of the same request when it follows within this time."""
     time_mask_ms: int = 0
@@ -49,6 +62,12 @@ class Domain:
                 raise ValueError(f"head {head.name!r} needs actions that the vocabulary lacks: {sorted(missing)}")
         if self.positive_head not in self.head_names:
             raise ValueError(f"positive_head {self.positive_head!r} is none of the heads {self.head_names}")
+        if self.title not in {a.name for a in self.attributes}:
+            raise ValueError(f"title {self.title!r} is no attribute of the items")
+        for group in (self.attributes, self.user_attributes, self.context_attributes):
+            names = [a.name for a in group]
+            if bad := {n for n in names if n in RESERVED_NAMES or names.count(n) > 1}:
+                raise ValueError(f"attribute names must be unique and not a column of ours: {sorted(bad)}")
 
     @property
     def head_names(self) -> tuple[str, ...]:
@@ -61,17 +80,22 @@ class Domain:
     def to_json(self) -> dict[str, Any]:
         values = dataclasses.asdict(self)
         values["vocabulary"] = self.vocabulary.to_json()
-        values["attributes"] = [{"name": a.name, "kind": a.kind.value} for a in self.attributes]
+        for group in ATTRIBUTE_GROUPS:
+            values[group] = [{"name": a.name, "kind": a.kind.value} for a in getattr(self, group)]
         return values
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Domain":
+        groups = {
+            group: tuple(Attribute(a["name"], AttributeKind(a["kind"])) for a in values.get(group, ()))
+            for group in ATTRIBUTE_GROUPS
+        }
         return Domain(
             **{
                 **values,
                 "vocabulary": Vocabulary.from_json(values["vocabulary"]),
                 "heads": tuple(Head(**{**h, "actions": tuple(h["actions"])}) for h in values["heads"]),
-                "attributes": tuple(Attribute(a["name"], AttributeKind(a["kind"])) for a in values["attributes"]),
+                **groups,
                 "label_weights": tuple(tuple(row) for row in values["label_weights"]),
             }
         )

@@ -161,20 +161,31 @@ REQUEST_SCHEMA: Final = pa.schema(
 """One row per list that was shown."""
 
 
-def item_schema(attributes: Sequence[Attribute]) -> pa.Schema:
-    """Items of a domain: id, when they became available, and the domain's attributes as typed columns."""
+def attribute_fields(attributes: Sequence[Attribute]) -> list[pa.Field]:
+    """A domain's attributes as typed columns; every one may be missing in a row."""
     types = {
         AttributeKind.CATEGORIES: pa.large_list(pa.string()),
         AttributeKind.NUMBER: pa.float64(),
         AttributeKind.TEXT: pa.string(),
     }
-    return pa.schema(
-        [
-            pa.field("item_id", pa.string(), nullable=False),
-            pa.field("created_at_ms", pa.int64(), nullable=False),
-            *(pa.field(attribute.name, types[attribute.kind]) for attribute in attributes),
-        ]
-    )
+    return [pa.field(attribute.name, types[attribute.kind]) for attribute in attributes]
+
+
+def item_schema(attributes: Sequence[Attribute]) -> pa.Schema:
+    """Items of a domain: id, when they became available, and the domain's attributes."""
+    ids = [pa.field("item_id", pa.string(), nullable=False), pa.field("created_at_ms", pa.int64(), nullable=False)]
+    return pa.schema(ids + attribute_fields(attributes))
+
+
+def user_schema(attributes: Sequence[Attribute]) -> pa.Schema:
+    """Users of a domain: id, from when on the attributes hold, and the attributes."""
+    ids = [pa.field("user_id", pa.string(), nullable=False), pa.field("effective_at_ms", pa.int64(), nullable=False)]
+    return pa.schema(ids + attribute_fields(attributes))
+
+
+def request_schema(context: Sequence[Attribute]) -> pa.Schema:
+    """REQUEST_SCHEMA and the domain's context attributes behind it."""
+    return pa.schema(list(REQUEST_SCHEMA) + attribute_fields(context))
 
 
 def fingerprint(value: object) -> str:

@@ -9,19 +9,22 @@ from typing import Final
 import pyarrow.compute as pc
 
 from rayapp.config import DAY_MS, Domain, Preset, to_json
-from rayapp.pipeline.items import CATALOGUE, publish_catalogue
-from rayapp.pipeline.logs import append, read_log
-from rayapp.pipeline.windows import Window, build
+from rayapp.domains.layout import DomainFile
+from rayapp.pipeline.importing import Inputs, import_files
+from rayapp.pipeline.logs import REQUESTS, read_log
+from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.pipeline.windows import Window, build, day_name, window_name
 from rayapp.publish import PublishError, log_manifest, read_json, read_manifest, write_json
-from rayapp.root import make_root, read_root
+from rayapp.root import DEFAULT_NUM_BUCKETS, read_root
 from rayapp.schema import EVENT_SCHEMA, Event, fingerprint
-from rayapp.sources import Source
+from rayapp.sources import Files
+from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
 from rayapp.store.lmdb import LmdbStore
 from rayapp.training.items import build_item_table
 from rayapp.training.run import TrainingRun, train_and_publish
 
 HISTORY_LENGTH: Final = 100
-IMPORT_PARTITION: Final = "import-1"
+TEST_SHARE: Final = 0.2
 Say = Callable[[str], None]
 
 
@@ -35,32 +38,39 @@ class Prepared:
     split_ms: int
 
 
-def import_source(root: Path, load: Callable[[], Source]) -> tuple[Domain, bool]:
-    """Catalogue, event log and request log from a source; `(domain, whether anything was written)`."""
-    done = root / "import.json"
-    if done.exists():
-        return read_root(root)[0], False
-    source = load()
-    make_root(root, source.domain)
-    if not (root / CATALOGUE).exists():
-        publish_catalogue(root, source.items, source.domain)
-    append(root, "events", source.events, partition=IMPORT_PARTITION, source=source.domain.name)
-    append(root, "requests", source.requests, partition=IMPORT_PARTITION, source=source.domain.name)
-    write_json(done, {"source": source.domain.name, "split_ms": source.split_ms})
-    return source.domain, True
+def import_once(root: Path, domain_file: DomainFile, fetch: Callable[[], Files]) -> bool:
+    """Brings a data set into an empty root; whether it had to."""
+    if log_manifest(root / REQUESTS)[0]:
+        return False
+    files = fetch()
+    inputs = Inputs([files.events], [files.requests], [files.items], [files.users] if files.users else [])
+    now_ms = int(time.time() * 1000)
+    import_files(root, domain_file, inputs, now_ms=now_ms, num_buckets=DEFAULT_NUM_BUCKETS)
+    return True
+
+
+def make_world(world: World, directory: Path, told: Told = quiet) -> Files:
+    """Writes the synthetic world's files, its chunks of users in parallel."""
+    write_items(world, directory)
+    run_tasks(world.num_chunks, lambda chunk: write_chunk(world, directory, chunk), told)
+    return files_in(directory)
+
+
+def split_time(root: Path) -> tuple[int, int, int]:
+    """`(first day, day from which requests are the test set, day after the last)`, in ms: the last fifth is tested."""
+    times = read_log(root, REQUESTS, ["timestamp_ms"])["timestamp_ms"]
+    span = pc.min_max(times).as_py()
+    first, last = int(span["min"]), int(span["max"])
+    split_ms = int(first + (1 - TEST_SHARE) * (last - first)) // DAY_MS * DAY_MS
+    return first // DAY_MS * DAY_MS, split_ms, last // DAY_MS * DAY_MS + DAY_MS
 
 
 def build_windows(root: Path, domain: Domain) -> tuple[Prepared, bool]:
     """The training window (all before the split) and the test window (all after); whether one was built."""
-    split_ms = int(read_json(root / "import.json")["split_ms"])
-    times = read_log(root, "requests", ["timestamp_ms"])["timestamp_ms"]
-    since_ms, until_ms = (
-        int(pc.min(times).as_py()) // DAY_MS * DAY_MS,
-        int(pc.max(times).as_py()) // DAY_MS * DAY_MS + DAY_MS,
-    )
+    since_ms, split_ms, until_ms = split_time(root)
     names, built = [], False
     for a, b in ((since_ms, split_ms), (split_ms, until_ms)):
-        name = f"{_day(a)}_{_day(b)}"
+        name = window_name(a, b)
         names.append(name)
         if not (root / "windows" / name).exists():
             build(root, name, Window(a, b, HISTORY_LENGTH), domain)
@@ -71,7 +81,7 @@ def build_windows(root: Path, domain: Domain) -> tuple[Prepared, bool]:
 def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, bool]:
     """The item table whose training data ends before the test window."""
     width = preset.model.item_dim
-    name = f"{_day(prepared.split_ms)}-{width}d"
+    name = f"{day_name(prepared.split_ms)}-{width}d"
     if (root / "item_tables" / name).exists():
         return name, False
     build_item_table(root, name, prepared.domain, until_ms=prepared.split_ms, width=width, seed=0)
@@ -129,10 +139,6 @@ def _logged_events(root: Path) -> Iterator[Event]:
     for batch in table.sort_by("user_id").to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():
             yield Event(**row)
-
-
-def _day(timestamp_ms: int) -> str:
-    return time.strftime("%Y-%m-%d", time.gmtime(timestamp_ms / 1000))
 
 
 def check_writable(root: Path) -> None:

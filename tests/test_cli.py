@@ -46,6 +46,10 @@ def test_the_set_of_commands_is_known() -> None:
     assert {" ".join(path) for path, _ in commands(cli)} == {
         "demo",
         "serve",
+        "fetch",
+        "init-domain",
+        "import",
+        "windows",
         "models",
         "models list",
         "models promote",
@@ -58,7 +62,7 @@ def test_the_set_of_commands_is_known() -> None:
 def test_commands_named_in_the_docs_exist() -> None:
     known = {" ".join(path) for path, command in commands(cli) if not isinstance(command, click.Group)}
     for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]:
-        for words in re.findall(r"(?:bin/|`)rayapp ((?:[a-z]+ ?)+)", page.read_text()):
+        for words in re.findall(r"(?:bin/|`)rayapp ((?:[a-z-]+ ?)+)", page.read_text()):
             named = words.split()
             assert any(" ".join(named[:n]) in known for n in (1, 2)), f"{page.name} names `rayapp {words}`"
 

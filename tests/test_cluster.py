@@ -13,18 +13,20 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayapp.config import nano
+from rayapp.domains import load_domain
 from rayapp.graph import free_port, running_graph
-from rayapp.pipeline.logs import append, read_bucket, read_log
-from rayapp.publish import PublishError, log_manifest, read_manifest
+from rayapp.pipeline.logs import read_bucket, read_log
+from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.registry.models import load_model
-from rayapp.schema import bucket_of
-from rayapp.sources import synthetic
+from rayapp.schema import EVENT_SCHEMA, bucket_of
+from rayapp.sources.synthetic import World
 from rayapp.workflow import (
     Prepared,
     build_windows,
-    import_source,
+    import_once,
     item_table,
+    make_world,
     seed_store,
     train_model,
     training_run,
@@ -32,14 +34,16 @@ from rayapp.workflow import (
 )
 
 pytestmark = pytest.mark.cluster
+WORLD = World(num_users=120, num_items=200, sessions_per_day=0.2)
 
 
 @pytest.fixture(scope="module")
 def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
     """A root with logs, windows, two trained models, aliases and a seeded store."""
     root = tmp_path_factory.mktemp("root")
-    domain, wrote = import_source(root, lambda: synthetic.load(num_users=120, num_items=200, sessions_per_user=5))
-    assert wrote
+    domain_file = load_domain("synthetic")
+    assert import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
+    domain = domain_file.domain
     prepared, _ = build_windows(root, domain)
     table, _ = item_table(root, prepared, nano())
     for alias, preset in ((CHAMPION, nano()), (BASELINE, without_sequence(nano()))):
@@ -53,19 +57,14 @@ def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
 
 
 def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepared]) -> None:
-    root, prepared = world
-    source = synthetic.load(num_users=120, num_items=200, sessions_per_user=5)
-    assert sorted(read_log(root, "events", ["event_id"])["event_id"].to_pylist()) == sorted(
-        source.events["event_id"].to_pylist()
-    )
+    root, _ = world
+    raw = pq.read_table(root / "raw" / "events", partitioning=None)
+    assert sorted(read_log(root, "events", ["event_id"])["event_id"].to_pylist()) == sorted(raw["event_id"].to_pylist())
     _, manifest = log_manifest(root / "events")
     for bucket in range(16):
-        users = set(read_bucket(root, "events", bucket, manifest)["user_id"].to_pylist())
-        assert all(bucket_of(user, 16) == bucket for user in users)
-    assert append(root, "events", source.events, partition="import-1", source="again") == 0, "an import repeats freely"
-    with pytest.raises(PublishError, match="expected the schema"):
-        append(root, "events", source.items, partition="x", source="x")
-    assert import_source(root, lambda: pytest.fail("imported twice")) == (prepared.domain, False)
+        for table in read_bucket(root, "events", bucket, manifest, EVENT_SCHEMA):
+            assert all(bucket_of(user, 16) == bucket for user in set(table["user_id"].to_pylist()))
+    assert not import_once(root, load_domain("synthetic"), lambda: pytest.fail("imported twice"))
 
 
 def test_windows_are_published_per_bucket_and_every_request_is_in_one(world: tuple[Path, Prepared]) -> None:
@@ -291,7 +290,7 @@ def test_the_sequence_moves_the_ranking_and_the_ranker_without_it_stays(client: 
 
 def test_a_new_item_can_be_recommended_within_seconds(client: httpx.Client) -> None:
     item_id = f"new-{uuid.uuid4().hex[:8]}"
-    body = {"title": "Fresh", "genres": ["Travel"], "created_at_ms": time.time_ns() // 1_000_000}
+    body = {"title": "Fresh", "topics": ["Travel"], "created_at_ms": time.time_ns() // 1_000_000}
     assert client.put(f"/v1/items/{item_id}", json=body).status_code == 200
     until(lambda: item_id in [row["item_id"] for row in post_feed(client, "never-seen", num_results=200)["items"]])
     until(lambda: client.post("/v1/rank", json={"user_id": "u", "item_ids": [item_id]}).json()["items"][0]["known"])

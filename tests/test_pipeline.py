@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayapp.config import Domain
+from rayapp.domains import load_domain
+from rayapp.pipeline.histories import LABEL_COLUMNS, Bucket, merge
 from rayapp.pipeline.reader import RequestBatch, WindowReader
 from rayapp.pipeline.windows import Window, build_bucket
 from rayapp.publish import (
@@ -33,6 +35,11 @@ def event_table(events: list[dict[str, object]]) -> pa.Table:
         for e in events
     ]
     return pa.Table.from_pylist(rows, schema=EVENT_SCHEMA)
+
+
+def bucket_of_events(events: pa.Table) -> Bucket:
+    """What a task reads of one stored file."""
+    return merge([events.select(LABEL_COLUMNS.names)], LABEL_COLUMNS)
 
 
 def request_table(rows: list[dict[str, object]]) -> pa.Table:
@@ -80,10 +87,8 @@ def test_json_errors_name_the_file(tmp_path: Path) -> None:
 def test_a_root_keeps_its_domain(root: Path, domain: Domain) -> None:
     assert read_root(root) == (domain, 4)
     make_root(root, domain)
-    from rayapp.sources.movielens import DOMAIN
-
     with pytest.raises(PublishError, match="was made for the domain 'test'"):
-        make_root(root, DOMAIN)
+        make_root(root, load_domain("movielens").domain)
 
 
 def test_labels_join_actions_of_the_same_request_in_time(domain: Domain) -> None:
@@ -140,7 +145,7 @@ def test_labels_join_actions_of_the_same_request_in_time(domain: Domain) -> None
         ]
     )
     requests = request_table([{"request_id": "r", "user_id": "u", "timestamp_ms": T0, "item_ids": ["a", "b", "c"]}])
-    _, cut = build_bucket(events, requests, Window(T0, T0 + 1), domain)
+    _, cut = build_bucket(bucket_of_events(events), requests, Window(T0, T0 + 1), domain)
     assert cut["labels"].to_pylist() == [[0, 0, 1, 0, 0, 1]]  # (save, hide) of a, b, c
 
 
@@ -153,7 +158,7 @@ def test_labels_that_a_source_carries_are_taken_as_they_are(domain: Domain) -> N
     )
     acted = {"event_id": "1", "user_id": "u", "item_id": "a", "action": "save", "timestamp_ms": T0 + 2}
     events = event_table([{**acted, "request_id": "s"}, {**acted, "event_id": "2", "request_id": "r"}])
-    _, cut = build_bucket(events, requests, Window(T0, T0 + 2), domain)
+    _, cut = build_bucket(bucket_of_events(events), requests, Window(T0, T0 + 2), domain)
     assert cut["labels"].to_pylist() == [[0, 1], [0, 0, 1, 0]]
 
 
@@ -169,7 +174,7 @@ def test_histories_hold_the_window_and_what_its_requests_reach_before_it(domain:
         [{"request_id": f"r{t}", "user_id": "u", "timestamp_ms": T0 + t, "item_ids": ["a"]} for t in (30, 35, 39)]
     )
     window = Window(T0 + 30, T0 + 38, history_length=8)
-    histories, cut = build_bucket(events, requests, window, domain)
+    histories, cut = build_bucket(bucket_of_events(events), requests, window, domain)
     assert histories["user_id"].to_pylist() == ["u"]
     assert histories["item_id"].to_pylist()[0] == [f"i{n}" for n in range(22, 38)]  # 8 before the window, and its own
     assert cut["request_id"].to_pylist() == ["r30", "r35"]
@@ -200,7 +205,12 @@ def publish_window(root: Path, domain: Domain, num_requests: int = 60) -> Window
                 for r in range(num_requests // 2)
             ]
         )
-        histories, cut = build_bucket(events, requests, Window(T0, T0 + 1000, history_length=8), domain)
+        histories, cut = build_bucket(
+            bucket_of_events(events),
+            requests,
+            Window(T0, T0 + 1000, history_length=8),
+            domain,
+        )
         for kind, table in (("histories", histories), ("requests", cut)):
             path = root / "windows" / "w" / kind / f"bucket={bucket:04d}.parquet"
             path.parent.mkdir(parents=True, exist_ok=True)

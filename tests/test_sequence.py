@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from rayapp.config import Domain
 from rayapp.features.sequence import NO_WATERMARK, History, Sequences, at_request, known_to, point_in_time
+from rayapp.pipeline.histories import LABEL_COLUMNS, merge
 from rayapp.pipeline.reader import WindowReader
 from rayapp.pipeline.windows import Window, build_bucket
 from rayapp.publish import write_json
@@ -151,8 +152,12 @@ def test_pipeline_bytes_equal_server_bytes(
         table = _log(arrivals, commit_seqs)
         window = Window(T0 + split, T0 + 100, history_length=LENGTH)
         inside = [r for r in requests if int(r["timestamp_ms"]) >= window.since_ms]
+        twice = merge([table.select(LABEL_COLUMNS.names)] * 2, LABEL_COLUMNS)
         histories, cut = build_bucket(
-            pa.concat_tables([table, table]), pa.Table.from_pylist(requests, schema=REQUEST_SCHEMA), window, domain
+            twice,
+            pa.Table.from_pylist(requests, schema=REQUEST_SCHEMA),
+            window,
+            domain,
         )
         read = _read(Path(directory), domain, histories, cut)
     assert set(read) == {r["request_id"] for r in inside}

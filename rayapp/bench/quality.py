@@ -10,6 +10,7 @@ import click
 
 from rayapp.bench.record import Bars, record
 from rayapp.config import PRESETS
+from rayapp.domains import load_domain
 from rayapp.graph import local_ray
 from rayapp.publish import exclusive, read_json
 from rayapp.sources import movielens
@@ -17,7 +18,7 @@ from rayapp.training.run import popularity_metrics
 from rayapp.workflow import (
     build_windows,
     check_writable,
-    import_source,
+    import_once,
     item_table,
     train_model,
     training_run,
@@ -33,7 +34,9 @@ def run_quality(root: Path, seeds: int, preset_name: str, as_json: bool, write: 
     results: dict[str, list[dict[str, dict[str, float]]]] = {"popularity": [], "no sequence": [], "TransAct": []}
     trained_s = 0.0
     with exclusive(root, "a benchmark"), local_ray():
-        domain, _ = import_source(root, lambda: movielens.load(root / "download"))
+        raw, domain_file = root / "download" / "movielens", load_domain("movielens")
+        import_once(root, domain_file, lambda: movielens.write_files(raw, raw))
+        domain = domain_file.domain
         prepared, _ = build_windows(root, domain)
         table, _ = item_table(root, prepared, base)
         results["popularity"].append(popularity_metrics(root, domain, prepared.test_window, table))

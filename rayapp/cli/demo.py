@@ -13,19 +13,23 @@ import httpx
 
 from rayapp.cli.serve import check_champion, wait
 from rayapp.config import PRESETS, Domain, Preset
+from rayapp.domains import load_domain
+from rayapp.domains.layout import DomainFile
 from rayapp.graph import check_port, local_ray, running_graph
 from rayapp.publish import exclusive, read_json, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.schema import ActionKind
 from rayapp.session import Genres, Session, SessionError, strongest
-from rayapp.sources import Source, movielens, synthetic
+from rayapp.sources import Files, movielens
+from rayapp.sources.synthetic import World
 from rayapp.training.run import TrainingRun, popularity_metrics
 from rayapp.workflow import (
     build_windows,
     check_writable,
-    import_source,
+    import_once,
     item_table,
+    make_world,
     seed_store,
     train_model,
     training_run,
@@ -61,16 +65,20 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
     check_writable(root)
     check_port(port)
     preset = PRESETS[preset_name]()
-    load: Callable[[], Source] = (
-        (lambda: movielens.load(root / "download")) if source == "movielens" else synthetic.load
-    )
+    raw = root / "download" / source
+    domain_file = load_domain(source)
+
+    def fetch() -> Files:
+        return movielens.write_files(raw, raw) if source == "movielens" else make_world(World(), raw)
+
     stages = Stages(9)
     with exclusive(root, "the demo"):
         with stages.stage("start Ray"):
             ray_session = contextlib.ExitStack()
             ray_session.enter_context(local_ray())
         with ray_session:
-            domain = _prepare(root, load, preset, stages)
+            domain = domain_file.domain
+            _prepare(root, domain_file, fetch, preset, stages)
             with stages.stage("seed the sequence store from the log") as tell:
                 tell(seed_store(root)[1])
             check_champion(root)
@@ -84,11 +92,11 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
                     wait(url)
 
 
-def _prepare(root: Path, load: Callable[[], Source], preset: Preset, stages: Stages) -> Domain:
+def _prepare(root: Path, domain_file: DomainFile, fetch: Callable[[], Files], preset: Preset, stages: Stages) -> None:
     """All stages from the source to the champion; prints the metric table."""
+    domain = domain_file.domain
     with stages.stage("import: catalogue, event log, request log") as tell:
-        domain, worked = import_source(root, load)
-        tell(worked)
+        tell(import_once(root, domain_file, fetch))
     with stages.stage("windows with Ray Data: histories and requests") as tell:
         prepared, worked = build_windows(root, domain)
         tell(worked)
@@ -118,7 +126,6 @@ def _prepare(root: Path, load: Callable[[], Source], preset: Preset, stages: Sta
         rows[name] = read_json(root / "models" / each.version / "metrics.json")["heads"]
     click.echo()
     click.echo(metric_table(rows, domain, prepared.test_window))
-    return domain
 
 
 @contextlib.contextmanager

@@ -2,27 +2,13 @@
 
 import signal
 import sys
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
 
 import click
 
 from rayapp import __version__
-
-DEFAULT_ROOT = Path("rayapp-data")
-F = TypeVar("F", bound=Callable[..., Any])
-
-
-def root_option(function: F) -> F:
-    """`--root DIR`, the same everywhere, and absolute: Ray's workers have another working directory."""
-    return click.option(
-        "--root",
-        type=click.Path(path_type=Path, file_okay=False, resolve_path=True),
-        default=DEFAULT_ROOT,
-        show_default=True,
-        help="Directory that holds everything: logs, windows, models, the sequence store.",
-    )(function)
+from rayapp.cli.data import COMMANDS as DATA_COMMANDS
+from rayapp.cli.options import root_option
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -70,6 +56,10 @@ def serve(root: Path, port: int) -> None:
     from rayapp.cli.serve import run_serve
 
     run_serve(root, port)
+
+
+for command in DATA_COMMANDS:
+    cli.add_command(command)
 
 
 @cli.group()
@@ -150,6 +140,7 @@ def bench_react(root: Path, as_json: bool, write: Path | None) -> None:
 def main() -> None:
     """Entry point. What a user can do something about is one sentence on stderr and exit code 1; anything else is a
     bug and keeps its traceback."""
+    from rayapp.domains import DomainError
     from rayapp.graph import GraphError
     from rayapp.publish import PublishError
     from rayapp.session import SessionError
@@ -164,6 +155,6 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (GraphError, PublishError, SessionError, SourceError, StoreError, OSError) as error:
+    except (DomainError, GraphError, PublishError, SessionError, SourceError, StoreError, OSError) as error:
         click.echo(f"rayapp: {error}", err=True)
         sys.exit(1)

@@ -1,92 +1,103 @@
-"""The event log and the request log: Parquet by arrival day and user bucket, each with its manifest.
+"""The event log and the request log: Parquet by partition and user bucket, each with its manifest.
 
-A bucket holds everything of its users, so histories are built bucket by bucket and nothing is ever shuffled again.
+A bucket holds everything of its users, so histories are built bucket by bucket and nothing is ever shuffled again. Each
+file is sorted by (user, timestamp, id hash).
 """
 
-import uuid
 from collections.abc import Sequence
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import ray.data
+from numpy.typing import NDArray
 
-from rayapp.publish import Manifest, PublishError, commit_log, log_manifest
+from rayapp.config import Domain
+from rayapp.publish import Manifest, PublishError, log_manifest
 from rayapp.root import read_root
-from rayapp.schema import EVENT_SCHEMA, REQUEST_SCHEMA, fingerprint, hash64_column
+from rayapp.schema import EVENT_SCHEMA, hash64_column, request_schema
 
-SCHEMAS: Final = {"events": EVENT_SCHEMA, "requests": REQUEST_SCHEMA}
+EVENTS: Final = "events"
+REQUESTS: Final = "requests"
 
 
-def append(root: Path, kind: str, table: pa.Table, *, partition: str, source: str) -> int:
-    """Appends `table` to the log `kind` ("events" or "requests") as one partition; returns the rows written.
+def log_schema(kind: str, domain: Domain) -> pa.Schema:
+    """The columns of one of the two logs."""
+    return EVENT_SCHEMA if kind == EVENTS else request_schema(domain.context_attributes)
 
-    A partition that the log already holds is not written again, so an import can be repeated. Ray Data writes the
-    buckets in parallel; the manifest is committed once, at the end, and only then can readers see them.
+
+def files_of(manifest: Manifest, bucket: int) -> list[dict[str, Any]]:
+    """The manifest's entries for one bucket, in the order they were added."""
+    return [file for file in manifest["files"] if file["bucket"] == bucket]
+
+
+def read_bucket(
+    root: Path, kind: str, bucket: int, manifest: Manifest, schema: pa.Schema, filters: pc.Expression | None = None
+) -> list[pa.Table]:
+    """The tables of one bucket that `manifest` lists, each in its file's order, with the columns of `schema`.
 
     Raises:
-        PublishError: the table's schema is another one, or someone else wrote the log meanwhile.
+        PublishError: a file is damaged or gone.
     """
-    if table.schema != SCHEMAS[kind]:
-        raise PublishError(f"{kind}: expected the schema\n{SCHEMAS[kind]}\nbut got\n{table.schema}")
-    _, num_buckets = read_root(root)
-    log = root / kind
-    number, manifest = log_manifest(log)
-    if any(file["partition"] == partition for file in manifest["files"]):
-        return 0
-    bucket = (hash64_column(table["user_id"]) % np.uint64(num_buckets)).astype(np.int32)
-    run_id = uuid.uuid4().hex[:12]
-
-    def write_bucket(part: pa.Table) -> pa.Table:
-        rows = [_write(log, partition, run_id, part, int(b)) for b in np.unique(part["bucket"].to_numpy())]
-        return pa.Table.from_pylist(rows, schema=_FILE_SCHEMA)
-
-    # One block per bucket: the slices are cut here, where the whole table is at hand, and written in parallel.
-    order = np.argsort(bucket, kind="stable")
-    bounds = np.searchsorted(bucket[order], np.arange(num_buckets + 1))
-    table = table.append_column("bucket", pa.array(bucket)).take(pa.array(order))
-    parts = [table.slice(a, b - a) for a, b in pairwise(bounds) if b > a]
-    if not parts:
-        return 0
-    files = ray.data.from_arrow(parts).map_batches(write_bucket, batch_format="pyarrow", batch_size=None).take_all()
-    entry = {"partition": partition, "source": source}
-    manifest["files"] += [{**entry, **file} for file in sorted(files, key=lambda f: f["path"])]
-    manifest["schema"] = fingerprint(SCHEMAS[kind])
-    commit_log(log, number, manifest)
-    return len(order)
-
-
-_FILE_SCHEMA = pa.schema([("path", pa.string()), ("bucket", pa.int32()), ("rows", pa.int64())])
-
-
-def _write(log: Path, partition: str, run_id: str, part: pa.Table, bucket: int) -> dict[str, Any]:
-    part = part.filter(pa.array(part["bucket"].to_numpy() == bucket)).drop_columns(["bucket"])
-    path = Path(f"dt={partition}") / f"bucket={bucket:04d}" / f"{run_id}.parquet"
-    (log / path).parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(part, log / path, compression="zstd")
-    return {"path": str(path), "bucket": bucket, "rows": part.num_rows}
-
-
-def read_bucket(root: Path, kind: str, bucket: int, manifest: Manifest) -> pa.Table:
-    """All rows of one bucket that `manifest` lists."""
-    log = root / kind
-    tables = [
-        pq.read_table(log / file["path"], schema=SCHEMAS[kind], partitioning=None)
-        for file in manifest["files"]
-        if file["bucket"] == bucket
-    ]
-    return pa.concat_tables(tables) if tables else SCHEMAS[kind].empty_table()
+    tables = []
+    for file in files_of(manifest, bucket):
+        path = root / kind / file["path"]
+        try:
+            table = pq.read_table(path, columns=schema.names, partitioning=None, filters=filters)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise PublishError(f"{path} can't be read ({error}); restore it from a backup or import again") from None
+        tables.append(table.cast(schema))
+    return tables
 
 
 def read_log(root: Path, kind: str, columns: Sequence[str]) -> pa.Table:
     """Some columns of the whole log, for work that fits one machine."""
     _, manifest = log_manifest(root / kind)
-    tables = [
-        pq.read_table(root / kind / file["path"], columns=list(columns), partitioning=None)
-        for file in manifest["files"]
-    ]
-    schema = pa.schema([SCHEMAS[kind].field(c) for c in columns])
+    full = log_schema(kind, read_root(root)[0])
+    schema = pa.schema([full.field(c) for c in columns])
+    buckets = sorted({file["bucket"] for file in manifest["files"]})
+    tables = [table for b in buckets for table in read_bucket(root, kind, b, manifest, schema)]
     return pa.concat_tables(tables) if tables else schema.empty_table()
+
+
+def write_file(log: Path, partition: str, bucket: int, name: str, table: pa.Table) -> dict[str, Any]:
+    """Writes one bucket's file, whole or not at all, and returns its manifest entry."""
+    path = Path(f"dt={partition}") / f"bucket={bucket:04d}" / f"{name}.parquet"
+    (log / path).parent.mkdir(parents=True, exist_ok=True)
+    temporary = (log / path).with_suffix(".tmp")
+    # Columns of distinct ids gain nothing from a dictionary; the others do.
+    coded = [n for n in table.column_names if n not in {"event_id", "event_hash", "request_id", "timestamp_ms"}]
+    pq.write_table(table, temporary, compression="zstd", use_dictionary=coded)
+    temporary.replace(log / path)
+    span = pc.min_max(table["timestamp_ms"]).as_py()
+    return {
+        "partition": partition,
+        "path": str(path),
+        "bucket": bucket,
+        "rows": table.num_rows,
+        "min_ms": span["min"],
+        "max_ms": span["max"],
+    }
+
+
+def codes(column: pa.ChunkedArray) -> NDArray[np.int64]:
+    """Whole numbers in the order of the column's values: equal numbers, equal text."""
+    coded = column.combine_chunks().dictionary_encode()
+    rank = np.empty(len(coded.dictionary), np.int64)
+    rank[pc.sort_indices(coded.dictionary).to_numpy()] = np.arange(len(rank))
+    ranked: NDArray[np.int64] = rank[coded.indices.to_numpy(zero_copy_only=False)] if len(column) else rank
+    return ranked
+
+
+def sort_log(table: pa.Table) -> pa.Table:
+    """By user, time and id hash. A table that is sorted already, as every stored file is, is not copied."""
+    user, time = codes(table["user_id"]), table["timestamp_ms"].to_numpy()
+    by_event = "event_hash" in table.column_names
+    tie = table["event_hash"].to_numpy() if by_event else hash64_column(table["request_id"])
+    same_user, same_time = user[1:] == user[:-1], time[1:] == time[:-1]
+    in_order = (user[1:] > user[:-1]) | (same_user & ((time[1:] > time[:-1]) | (same_time & (tie[1:] >= tie[:-1]))))
+    if in_order.all():
+        return table
+    return table.take(pa.array(np.lexsort((tie, time, user))))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.features.sequence import History, Sequences, point_in_time
-from rayapp.pipeline.windows import HISTORY_COLUMNS
+from rayapp.pipeline.histories import HISTORY_COLUMNS
 from rayapp.publish import PublishError, read_manifest
 from rayapp.schema import hash64_column
 

@@ -1,13 +1,10 @@
-"""Data sets turned into the four things every domain has: events, requests, items and a `Domain`.
+"""Public and made-up data sets, written as files that a domain file reads. One module each.
 
-One module each. A source knows nothing of models or of where its rows will be stored.
+A source knows nothing of models or of where its rows will be stored.
 """
 
 from dataclasses import dataclass
-
-import pyarrow as pa
-
-from rayapp.config import Domain
+from pathlib import Path
 
 
 class SourceError(RuntimeError):
@@ -15,12 +12,10 @@ class SourceError(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class Source:
-    """A whole data set in memory, in the schemas of `rayapp.schema`."""
+class Files:
+    """What a source wrote: files or directories, one for each kind of rows."""
 
-    domain: Domain
-    events: pa.Table
-    requests: pa.Table
-    items: pa.Table
-    split_ms: int
-    """Requests at or after this time are the test set."""
+    events: Path
+    requests: Path
+    items: Path
+    users: Path | None = None

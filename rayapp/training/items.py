@@ -8,7 +8,7 @@ import pyarrow.compute as pc
 from rayapp.config import Domain
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import category_vectors, co_engagement_vectors, fit_linear_tower
-from rayapp.pipeline.items import read_catalogue
+from rayapp.pipeline.catalogue import read_catalogue
 from rayapp.pipeline.logs import read_log
 from rayapp.publish import PublishError
 from rayapp.registry.item_tables import publish_table

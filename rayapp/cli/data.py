@@ -1,0 +1,165 @@
+"""`rayapp import` and what else brings data in and in shape: fetch, init-domain, windows, erase, compact."""
+
+import datetime
+import sys
+import time
+from pathlib import Path
+
+import click
+
+from rayapp.cli.options import root_option
+
+PATH = click.Path(path_type=Path, exists=True)
+QUARANTINED_EXIT = 3
+
+
+@click.command("fetch")
+@click.argument("name", type=click.Choice(["movielens", "synthetic"]))
+@click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory for the files.")
+@click.option("--users", "num_users", type=click.IntRange(1), default=600, show_default=True, help="synthetic: people.")
+@click.option(
+    "--items", "num_items", type=click.IntRange(1), default=1_200, show_default=True, help="synthetic: items."
+)
+@click.option("--days", "num_days", type=click.IntRange(1), default=20, show_default=True, help="synthetic: days.")
+@click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same files.")
+def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, seed: int) -> None:
+    """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
+    from rayapp.cli.progress import progress
+    from rayapp.graph import local_ray
+    from rayapp.sources import movielens
+    from rayapp.sources.synthetic import World
+    from rayapp.workflow import make_world
+
+    if name == "movielens":
+        files = movielens.write_files(out, out, seed)
+    else:
+        world = World(seed=seed, num_users=num_users, num_items=num_items, num_days=num_days)
+        with local_ray():
+            files = make_world(world, out.resolve(), progress("users, lists and actions"))
+    users = f" --users {files.users}" if files.users else ""
+    click.echo(
+        f"rayapp import --domain {name} --events {files.events} --requests {files.requests} "
+        f"--items {files.items}{users}"
+    )
+
+
+@click.command("init-domain")
+@click.option("--events", "event_path", type=PATH, required=True, help="One of your event files.")
+@click.option("--items", "item_path", type=PATH, help="One of your item files: its columns become attributes.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, dir_okay=False),
+    default=Path("domain.toml"),
+    show_default=True,
+    help="The file to write.",
+)
+@click.option("--user", help="Column of the user's id, where the guess is wrong.")
+@click.option("--item", help="Column of the item's id.")
+@click.option("--time", "timestamp", help="Column of the time.")
+@click.option("--action", help="Column that names the action.")
+def init_domain(
+    event_path: Path,
+    item_path: Path | None,
+    out: Path,
+    user: str | None,
+    item: str | None,
+    timestamp: str | None,
+    action: str | None,
+) -> None:
+    """Write a first domain file from a sample of your own files. Read it, correct it, then import with it."""
+    from rayapp.pipeline.guess import guess_domain
+
+    if out.exists():
+        raise click.ClickException(f"{out} exists; remove it or choose another --out")
+    named = {"user_id": user, "item_id": item, "timestamp": timestamp, "action": action}
+    out.write_text(guess_domain(event_path, item_path, {k: v for k, v in named.items() if v}))
+    click.echo(f"wrote {out}: check the kinds of the actions, the heads and the time unit, then\n")
+    click.echo(f"rayapp import --domain {out} --events {event_path} --items {item_path or 'ITEMS'}")
+
+
+@click.command("import")
+@root_option
+@click.option("--domain", required=True, help="Your domain.toml, or one of: movielens, kuairand, synthetic.")
+@click.option("--events", type=PATH, multiple=True, help="Event files or directories; may be given again.")
+@click.option("--requests", type=PATH, multiple=True, help="Shown lists: a list a row, or an impression a row.")
+@click.option("--items", type=PATH, multiple=True, help="Item files; needed the first time.")
+@click.option("--users", type=PATH, multiple=True, help="User files, where the domain has user attributes.")
+@click.option("--buckets", type=click.IntRange(1, 4096), default=16, show_default=True, help="For a new root: parts "
+              "that users are spread over. Take as many as keep one part's events near 300 MB.")  # fmt: skip
+@click.option("--strict", is_flag=True, help=f"Exit with {QUARANTINED_EXIT} when any row was quarantined.")
+def import_command(
+    root: Path,
+    domain: str,
+    events: tuple[Path, ...],
+    requests: tuple[Path, ...],
+    items: tuple[Path, ...],
+    users: tuple[Path, ...],
+    buckets: int,
+    strict: bool,
+) -> None:
+    """Bring your own log into a root: Parquet, CSV or NDJSON (also .gz, .zst), checked row by row.
+
+    Rows that can't be used go to a quarantine file with file, row and reason; the others are taken. Rows that the log
+    holds already are counted and left alone, so an import can be repeated, and days can be added one after another.
+    """
+    from rayapp.cli.progress import progress
+    from rayapp.cli.summary import print_summary
+    from rayapp.domains import load_domain
+    from rayapp.graph import local_ray
+    from rayapp.pipeline.importing import Inputs, import_files
+    from rayapp.publish import exclusive
+    from rayapp.workflow import check_writable
+
+    if not (events or requests or items or users):
+        raise click.UsageError("give at least one of --events, --requests, --items, --users")
+    domain_file = load_domain(domain)
+    check_writable(root)
+    absolute = [[path.resolve() for path in paths] for paths in (events, requests, items, users)]
+    with exclusive(root, "an import"), local_ray():
+        now_ms = int(time.time() * 1000)
+        summary = import_files(root, domain_file, Inputs(*absolute), now_ms=now_ms, num_buckets=buckets, stage=progress)
+    print_summary(summary)
+    if strict and summary.quarantined:
+        sys.exit(QUARANTINED_EXIT)
+
+
+@click.command("windows")
+@root_option
+@click.option("--since", required=True, help="First day, or a moment: 2026-05-03 or 2026-05-03T00:00+08:00.")
+@click.option("--until", required=True, help="The day or moment behind the last request.")
+@click.option("--history", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Actions a user.")
+def windows(root: Path, since: str, until: str, history: int) -> None:
+    """Build the training window of some days: histories, requests with labels, and each day's rates.
+
+    A window is built once and never changed. Its last requests need the attribution time of the domain to collect
+    their actions, so a window whose end is nearer than that to now is refused.
+    """
+    from rayapp.cli.progress import progress
+    from rayapp.graph import local_ray
+    from rayapp.pipeline.windows import Window, build, check_closed, window_name
+    from rayapp.publish import exclusive
+    from rayapp.root import read_root
+
+    domain, _ = read_root(root)
+    window = Window(_moment(since, "--since"), _moment(until, "--until"), history)
+    if window.until_ms <= window.since_ms:
+        raise click.UsageError("--until must be later than --since")
+    check_closed(window, domain, now_ms=int(time.time() * 1000))
+    name = window_name(window.since_ms, window.until_ms)
+    with exclusive(root, "building a window"), local_ray():
+        manifest = build(root, name, window, domain, progress("histories and requests"))
+    total = {k: sum(b[k] for b in manifest["buckets"]) for k in ("requests", "users", "events")}
+    click.echo(
+        f"windows/{name}: {total['requests']:,} requests, {total['users']:,} users with {total['events']:,} actions"
+    )
+
+
+def _moment(text: str, option: str) -> int:
+    try:
+        moment = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(f"{option} must be a day or an ISO 8601 moment, not {text!r}") from None
+    return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
+
+
+COMMANDS = (fetch, init_domain, import_command, windows)

@@ -1,0 +1,51 @@
+"""The table that `rayapp import` ends with."""
+
+import datetime
+from collections import Counter
+
+import click
+
+from rayapp.pipeline.importing import LogCounts, Summary
+
+MOST_REASONS = 20
+
+
+def print_summary(summary: Summary) -> None:
+    """Counts of everything, and where the quarantine lies."""
+    click.echo(f"\n{'':16}{'read':>14}{'accepted':>14}{'duplicates':>14}{'users':>12}")
+    for name, counts in (("events", summary.events), ("requests", summary.requests)):
+        if counts.read:
+            cells = (counts.read, counts.accepted, counts.duplicates, counts.users)
+            click.echo(f"{name:16}" + "".join(f"{n:>{w},}" for n, w in zip(cells, (14, 14, 14, 12), strict=True)))
+    for kind, entity in summary.entities.items():
+        click.echo(f"{kind:16}{entity['read']:>14,}{entity['total']:>14,}{entity['duplicates']:>14,}   (in all)")
+    for name, counts in (("events", summary.events), ("requests", summary.requests)):
+        if counts.accepted:
+            click.echo(f"days of {name}: {_days(counts)}")
+    if summary.actions:
+        click.echo("actions: " + ", ".join(f"{name} {n:,}" for name, n in summary.actions.most_common()))
+    if summary.events.accepted or summary.requests.accepted:
+        click.echo(f"items: {summary.items_seen:,} of the catalogue occur")
+    for name, counts in (("events", summary.events), ("shown items", summary.requests)):
+        if counts.unknown_items:
+            click.echo(f"{name} on items that the catalogue lacks: {counts.unknown_items:,} (kept)")
+    _quarantine(summary.reasons, summary)
+
+
+def _days(counts: LogCounts) -> str:
+    days = sorted(counts.days)
+    first, last = (datetime.date.fromisoformat(d) for d in (days[0], days[-1]))
+    missing = (last - first).days + 1 - len(days)
+    gap = f", {missing} days between without any" if missing else ""
+    return f"{first} to {last}, {len(days)} days{gap}"
+
+
+def _quarantine(reasons: Counter[str], summary: Summary) -> None:
+    if not reasons:
+        click.echo("quarantined: nothing")
+        return
+    click.echo(f"quarantined: {summary.quarantined:,}, see {summary.quarantine}")
+    for reason, n in reasons.most_common(MOST_REASONS):
+        click.echo(f"{n:>12,}  {reason}")
+    if len(reasons) > MOST_REASONS:
+        click.echo(f"{'':12}  and {len(reasons) - MOST_REASONS} more reasons")

@@ -1,0 +1,98 @@
+"""The catalogue of items and the table of users: small beside the logs, so each version is one file.
+
+An import merges: a row of an id that is there already replaces it, the others stay.
+"""
+
+import uuid
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from rayapp.config import Domain
+from rayapp.publish import PublishError, commit_log, log_manifest
+from rayapp.schema import item_schema, user_schema
+
+ITEMS: Final = "catalogue"
+USERS: Final = "users"
+
+
+def read_catalogue(root: Path) -> pa.Table:
+    """All items, with `vector` where the import had vectors; in the order of their first import.
+
+    Raises:
+        PublishError: nothing was imported.
+    """
+    table = _read(root, ITEMS)
+    if table is None:
+        raise PublishError(f"{root} has no items yet; `rayapp import --items` brings them")
+    return table
+
+
+def read_users(root: Path, domain: Domain) -> pa.Table:
+    """All users with attributes; empty where none were imported."""
+    table = _read(root, USERS)
+    return user_schema(domain.user_attributes).empty_table() if table is None else table
+
+
+def merge(root: Path, kind: str, rows: pa.Table, domain: Domain) -> dict[str, Any]:
+    """Adds rows of the item or the user schema; of two rows of one id the later one counts.
+
+    Users keep a row for each `effective_at_ms`, because a request of the past must see the attributes of the past.
+    A merge that changes nothing commits nothing.
+    """
+    schema = item_schema(domain.attributes) if kind == ITEMS else user_schema(domain.user_attributes)
+    key = ["item_id"] if kind == ITEMS else ["user_id", "effective_at_ms"]
+    if "vector" in rows.column_names:
+        schema = schema.append(rows.schema.field("vector"))
+    old = _read(root, kind)
+    rows = rows.select(schema.names).cast(schema)
+    both = rows if old is None else pa.concat_tables([old, rows], promote_options="default")
+    keys = both.select(key).to_pandas()
+    last = ~keys.duplicated(keep="last").to_numpy()
+    # The latest row, in the place of the id's first.
+    first_place = pd.Series(np.arange(len(keys))).groupby([keys[k] for k in key]).transform("min").to_numpy()
+    kept = np.flatnonzero(last)
+    merged = both.take(pa.array(kept[np.argsort(first_place[kept], kind="stable")]))
+    if old is None or not merged.equals(old):
+        _commit(root, kind, merged)
+    return {"read": rows.num_rows, "total": merged.num_rows, "duplicates": rows.num_rows - _distinct(rows, key)}
+
+
+def _distinct(rows: pa.Table, key: list[str]) -> int:
+    return int(rows.select(key).group_by(key).aggregate([]).num_rows)
+
+
+def _read(root: Path, kind: str) -> pa.Table | None:
+    number, manifest = log_manifest(root / kind)
+    if not number:
+        return None
+    path = root / kind / manifest["files"][0]["path"]
+    try:
+        return pq.read_table(path, partitioning=None)
+    except (OSError, pa.ArrowInvalid) as error:
+        raise PublishError(f"{path} can't be read ({error}); restore it from a backup or import again") from None
+
+
+def _commit(root: Path, kind: str, table: pa.Table) -> None:
+    log = root / kind
+    number, _ = log_manifest(log)
+    log.mkdir(parents=True, exist_ok=True)
+    name = f"{uuid.uuid4().hex[:12]}.parquet"
+    pq.write_table(table, log / name, compression="zstd")
+    commit_log(log, number, {"files": [{"path": name, "rows": table.num_rows}]})
+
+
+def remove_users(root: Path, user_ids: set[str]) -> int:
+    """Drops every row of these users; how many there were."""
+    table = _read(root, USERS)
+    if table is None:
+        return 0
+    keep = ~table["user_id"].to_pandas().isin(user_ids).to_numpy()
+    if keep.all():
+        return 0
+    _commit(root, USERS, table.filter(pa.array(keep)))
+    return int((~keep).sum())

@@ -1,0 +1,105 @@
+"""Labels of shown items: the source's own, or whether an action of the head followed.
+
+Shapes: R requests, M shown items of all requests, H heads, A actions.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayapp.config import Domain, Head
+from rayapp.pipeline.search import search_in_groups
+from rayapp.schema import hash64_column
+
+NONE = -1
+
+
+def label_matrix(requests: pa.Table, events: pa.Table, domain: Domain) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """`(label_MH, R + 1 offsets)`.
+
+    An action that names a request counts for that request's item. One that names none counts for the latest list that
+    showed the item to its user. Either way within the attribution time. For the second rule `requests` must hold
+    later lists too, up to the attribution time behind those that are asked for.
+    """
+    item_lists = requests["item_ids"].combine_chunks()
+    size_R = pc.list_value_length(item_lists).to_numpy(zero_copy_only=False)
+    offsets = np.r_[0, np.cumsum(size_R)].astype(np.int64)
+    request_M = np.repeat(np.arange(requests.num_rows), size_R)
+    shown = pd.DataFrame(
+        {
+            "request": hash64_column(requests["request_id"])[request_M],
+            "item": hash64_column(pc.list_flatten(item_lists)),
+            "user": hash64_column(requests["user_id"])[request_M],
+            "time": requests["timestamp_ms"].to_numpy()[request_M],
+        }
+    )
+    label_MH = np.zeros((len(shown), len(domain.heads)), np.float32)
+    given_R = pc.is_valid(requests["labels"]).to_numpy()
+    if given_R.all() and len(given_R):
+        label_MH[:] = _given(requests, len(domain.heads))
+        return label_MH, offsets
+    acted, row_A = _attributed(shown, _relevant(events, domain.heads), domain.attribution_ms)
+    for h, head in enumerate(domain.heads):
+        label_MH[row_A[acted["action"].isin(head.actions).to_numpy()], h] = 1.0
+    if given_R.any():
+        label_MH[given_R[request_M]] = _given(requests.filter(pa.array(given_R)), len(domain.heads))
+    return label_MH, offsets
+
+
+def _given(requests: pa.Table, num_heads: int) -> NDArray[np.float32]:
+    flat: NDArray[np.float32] = pc.list_flatten(requests["labels"]).to_numpy().reshape(-1, num_heads)
+    return flat
+
+
+def _relevant(events: pa.Table, heads: Sequence[Head]) -> pd.DataFrame:
+    """The events that any head asks for."""
+    names = sorted({name for head in heads for name in head.actions})
+    events = events.filter(pc.is_in(events["action"], value_set=pa.array(names, pa.string())))
+    named = pc.is_valid(events["request_id"]).to_numpy()
+    return pd.DataFrame(
+        {
+            "request": hash64_column(pc.fill_null(events["request_id"], "")),
+            "named": named,
+            "item": hash64_column(events["item_id"]),
+            "user": hash64_column(events["user_id"]),
+            "time": events["timestamp_ms"].to_numpy(),
+            "action": pd.Categorical.from_codes(
+                pc.index_in(events["action"], value_set=pa.array(names, pa.string())).to_numpy(), names
+            ),
+        }
+    )
+
+
+def _attributed(
+    shown: pd.DataFrame, acted: pd.DataFrame, attribution_ms: int
+) -> tuple[pd.DataFrame, NDArray[np.int64]]:
+    """The actions that count, and the shown row of each."""
+    shown = shown.assign(row=np.arange(len(shown)))
+    named = acted[acted["named"]].drop(columns=["user"]).rename(columns={"time": "acted"})
+    by_request = named.merge(shown, on=["request", "item"])
+    lag = by_request["acted"] - by_request["time"]
+    by_request = by_request[(lag >= 0) & (lag <= attribution_ms)]
+    unnamed = acted[~acted["named"]]
+    place = _latest_shown(shown, unnamed, attribution_ms)
+    by_item = unnamed[place != NONE]
+    rows = np.r_[by_request["row"].to_numpy(np.int64), place[place != NONE]]
+    return pd.concat([by_request[["action"]], by_item[["action"]]]), rows
+
+
+def _latest_shown(shown: pd.DataFrame, acted: pd.DataFrame, attribution_ms: int) -> NDArray[np.int64]:
+    """For each action the row that showed its item to its user last, or NONE."""
+    if not len(acted) or not len(shown):
+        return np.full(len(acted), NONE, np.int64)
+    both = pd.concat([shown[["user", "item"]], acted[["user", "item"]]], ignore_index=True)
+    pair = both.groupby(["user", "item"], sort=False).ngroup().to_numpy(np.int64)
+    pair_M, pair_A = pair[: len(shown)], pair[len(shown) :]
+    time_M, time_A = shown["time"].to_numpy(np.int64), acted["time"].to_numpy(np.int64)
+    order = np.lexsort((time_M, pair_M))
+    before_A = search_in_groups(pair_M[order], time_M[order], pair_A, time_A, "right") - 1
+    row_A = order[np.maximum(before_A, 0)]
+    found_A = (before_A >= 0) & (pair_M[row_A] == pair_A) & (time_A - time_M[row_A] <= attribution_ms)
+    return np.where(found_A, row_A, NONE)

@@ -1,0 +1,51 @@
+"""Numbered, independent tasks run by Ray Data: the one way this room spreads work.
+
+A task writes files of its own under names that its number decides, so a task that Ray runs again after its worker died
+writes the same files again.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pyarrow as pa
+import ray.data
+import ray.exceptions
+
+from rayapp.publish import PublishError
+
+Told = Callable[[int, int], None]
+"""Called with (tasks done, tasks in all)."""
+
+
+def quiet(_done: int, _count: int) -> None:
+    """Tells nobody."""
+
+
+def run_tasks(count: int, task: Callable[[int], dict[str, Any]], told: Told = quiet) -> list[dict[str, Any]]:
+    """`[task(0), …, task(count - 1)]`; the results must be JSON values.
+
+    Raises:
+        PublishError: a task could not read or write; its words.
+    """
+    if not count:
+        return []
+
+    def run(batch: dict[str, Any]) -> pa.Table:
+        numbers = [int(n) for n in batch["item"]]
+        return pa.table({"number": numbers, "result": [json.dumps(task(n)) for n in numbers]})
+
+    tasks = ray.data.from_items(list(range(count)), override_num_blocks=count)
+    results: list[dict[str, Any] | None] = [None] * count
+    done = 0
+    try:
+        for row in tasks.map_batches(run, batch_size=None, batch_format="numpy").iter_rows():
+            results[row["number"]] = json.loads(row["result"])
+            done += 1
+            told(done, count)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OSError | PublishError):
+            raise PublishError(str(error.cause)) from None
+        raise
+    assert done == count
+    return [result for result in results if result is not None]
