@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from ray import serve
 
 from rayapp.features.sequence import at_request
+from rayapp.hashing import hash64
 from rayapp.root import read_root
-from rayapp.schema import Event, hash64
+from rayapp.schema import Event
 from rayapp.serving.candidates import Candidates as CandidateList
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store import Outcome, UserSequence

@@ -21,9 +21,12 @@ class GraphError(RuntimeError):
 
 
 @contextlib.contextmanager
-def local_ray() -> Iterator[None]:
-    """A Ray of our own, whatever else runs on this machine; stopped at the end, with everything on it."""
-    # A few logical CPUs more than there are cores: replicas and Ray Data tasks wait more than they compute.
+def local_ray(spare_cpus: int = 2) -> Iterator[None]:
+    """A Ray of our own, whatever else runs on this machine; stopped at the end, with everything on it.
+
+    With Serve a few logical CPUs more than there are cores: replicas wait more than they compute. A job that only
+    computes is quicker and smaller with none to spare.
+    """
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -42,7 +45,7 @@ def local_ray() -> Iterator[None]:
         logging.getLogger(noisy).addFilter(_only_errors)  # a filter, because Ray sets these levels anew
     ray.init(
         address="local",
-        num_cpus=(os.cpu_count() or 1) + 2,
+        num_cpus=(os.cpu_count() or 1) + spare_cpus,
         include_dashboard=False,
         log_to_driver=False,
         logging_level=logging.WARNING,

@@ -25,6 +25,7 @@ def make_root(root: Path, domain: Domain, num_buckets: int = DEFAULT_NUM_BUCKETS
                 "choose another --root or remove that directory"
             )
         return
+    root.mkdir(parents=True, exist_ok=True)
     write_json(path, {"num_buckets": num_buckets, "domain": domain.to_json()})
 
 

@@ -1,6 +1,6 @@
 """What an action, event, request and item are: the vocabulary, the Arrow schemas, ids, hashes and buckets.
 
-Everything else imports this file; it imports nothing of ours.
+Everything else imports this file; of ours it imports the hash alone.
 """
 
 import enum
@@ -14,6 +14,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
+
+from rayapp.hashing import hash64
 
 PAD: Final = 0
 """Action id of an empty slot. Never the id of a real action, so a real action can't be taken for padding."""
@@ -73,6 +75,10 @@ class Vocabulary:
 
     def ids_of(self, names: pa.ChunkedArray | pa.Array) -> NDArray[np.uint8]:
         """Ids of a whole Arrow column of names."""
+        if pa.types.is_dictionary(names.type):
+            coded = names.combine_chunks() if isinstance(names, pa.ChunkedArray) else names
+            index = coded.indices.to_numpy(zero_copy_only=False)
+            return self.ids_of(coded.dictionary)[index] if len(index) else np.zeros(0, np.uint8)
         position = pc.fill_null(pc.index_in(names, value_set=pa.array(self.names, pa.string())), -1)
         ids: NDArray[np.int64] = position.to_numpy(zero_copy_only=False).astype(np.int64) + FIRST_ACTION_ID
         return ids.clip(min=UNKNOWN).astype(np.uint8)  # -1, not configured, becomes UNKNOWN
@@ -191,20 +197,6 @@ def request_schema(context: Sequence[Attribute]) -> pa.Schema:
 def fingerprint(value: object) -> str:
     """16 hex digits that name a schema or any value with a stable `str`: equal fingerprints, equal meaning."""
     return hashlib.sha256(str(value).encode()).hexdigest()[:16]
-
-
-def hash64(text: str) -> int:
-    """The 8-byte hash (xxh64, seed 0) that orders ties, buckets users and stands for an id inside arrays."""
-    return xxhash.xxh64_intdigest(text.encode())
-
-
-def hash64_column(column: pa.ChunkedArray | pa.Array) -> NDArray[np.uint64]:
-    """`hash64` of a whole string column, each distinct value hashed once."""
-    if isinstance(column, pa.ChunkedArray):
-        column = column.combine_chunks()
-    coded = column.dictionary_encode()
-    hashes = np.fromiter((hash64(v) for v in coded.dictionary.to_pylist()), np.uint64, len(coded.dictionary))
-    return hashes[coded.indices.to_numpy(zero_copy_only=False)] if len(column) else hashes
 
 
 def bucket_of(user_id: str, num_buckets: int) -> int:

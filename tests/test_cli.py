@@ -56,6 +56,7 @@ def test_the_set_of_commands_is_known() -> None:
         "bench",
         "bench quality",
         "bench react",
+        "bench sequences",
     }
 
 

@@ -12,12 +12,13 @@ from torch import nn
 
 from rayapp.config import ModelConfig, nano
 from rayapp.features.items import ABSENT, ItemEncoder
+from rayapp.hashing import hash64
 from rayapp.model.encoder import TransActEncoder
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import CrossNetwork, Ranker, ranking_loss
 from rayapp.model.scorer import Scorer
 from rayapp.model.tower import LinearTower, category_vectors, co_engagement_vectors, fit_linear_tower
-from rayapp.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, hash64
+from rayapp.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind
 
 CONFIG = nano().model
 VOCABULARY_SIZE = 6

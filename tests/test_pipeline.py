@@ -9,6 +9,7 @@ import pytest
 
 from rayapp.config import Domain
 from rayapp.domains import load_domain
+from rayapp.hashing import hash64
 from rayapp.pipeline.histories import LABEL_COLUMNS, Bucket, merge
 from rayapp.pipeline.reader import RequestBatch, WindowReader
 from rayapp.pipeline.windows import Window, build_bucket
@@ -23,7 +24,7 @@ from rayapp.publish import (
     write_json,
 )
 from rayapp.root import make_root, read_root
-from rayapp.schema import EVENT_SCHEMA, REQUEST_SCHEMA, hash64
+from rayapp.schema import EVENT_SCHEMA, REQUEST_SCHEMA
 from tests.conftest import T0, make_event
 
 DAY = 24 * 60 * 60 * 1000

@@ -12,11 +12,12 @@ from hypothesis import strategies as st
 
 from rayapp.config import Domain
 from rayapp.features.sequence import NO_WATERMARK, History, Sequences, at_request, known_to, point_in_time
+from rayapp.hashing import hash64
 from rayapp.pipeline.histories import LABEL_COLUMNS, merge
 from rayapp.pipeline.reader import WindowReader
 from rayapp.pipeline.windows import Window, build_bucket
 from rayapp.publish import write_json
-from rayapp.schema import EVENT_SCHEMA, PAD, REQUEST_SCHEMA, UNKNOWN, Event, Vocabulary, hash64
+from rayapp.schema import EVENT_SCHEMA, PAD, REQUEST_SCHEMA, UNKNOWN, Event, Vocabulary
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event
 

@@ -10,13 +10,14 @@ import pytest
 from rayapp.config import Domain, ModelConfig, nano
 from rayapp.features.items import ItemEncoder
 from rayapp.features.sequence import History
+from rayapp.hashing import hash64
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.publish import PublishError, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.registry.models import build_ranker, list_models, load_model, publish_model
-from rayapp.schema import Action, ActionKind, Vocabulary, hash64
+from rayapp.schema import Action, ActionKind, Vocabulary
 from rayapp.serving.blend import blend
 from rayapp.serving.candidates import CandidateIndex
 from rayapp.serving.shelf import ModelShelf

@@ -12,7 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.config import Domain
-from rayapp.schema import Action, ActionKind, Event, Vocabulary, bucket_of, hash64
+from rayapp.hashing import hash64
+from rayapp.schema import Action, ActionKind, Event, Vocabulary, bucket_of
 from rayapp.store import OutboxFull, Outcome, StoreError
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event

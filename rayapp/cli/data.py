@@ -34,7 +34,7 @@ def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, s
         files = movielens.write_files(out, out, seed)
     else:
         world = World(seed=seed, num_users=num_users, num_items=num_items, num_days=num_days)
-        with local_ray():
+        with local_ray(spare_cpus=0):
             files = make_world(world, out.resolve(), progress("users, lists and actions"))
     users = f" --users {files.users}" if files.users else ""
     click.echo(
@@ -115,7 +115,7 @@ def import_command(
     domain_file = load_domain(domain)
     check_writable(root)
     absolute = [[path.resolve() for path in paths] for paths in (events, requests, items, users)]
-    with exclusive(root, "an import"), local_ray():
+    with exclusive(root, "an import"), local_ray(spare_cpus=0):
         now_ms = int(time.time() * 1000)
         summary = import_files(root, domain_file, Inputs(*absolute), now_ms=now_ms, num_buckets=buckets, stage=progress)
     print_summary(summary)
@@ -146,7 +146,7 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
         raise click.UsageError("--until must be later than --since")
     check_closed(window, domain, now_ms=int(time.time() * 1000))
     name = window_name(window.since_ms, window.until_ms)
-    with exclusive(root, "building a window"), local_ray():
+    with exclusive(root, "building a window"), local_ray(spare_cpus=0):
         manifest = build(root, name, window, domain, progress("histories and requests"))
     total = {k: sum(b[k] for b in manifest["buckets"]) for k in ("requests", "users", "events")}
     click.echo(

@@ -137,6 +137,24 @@ def bench_react(root: Path, as_json: bool, write: Path | None) -> None:
     run_react(root, as_json, write)
 
 
+@bench.command("sequences")
+@click.option(
+    "--events", type=click.IntRange(100_000), default=20_000_000, show_default=True, help="Events of the log."
+)
+@click.option("--users", type=click.IntRange(1), help="Users; a fiftieth of the events unless told.")
+@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Each time is a median of these.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
+@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table to this file.")
+def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool, write: Path | None) -> None:
+    """Importing a log and building histories, against Polars and Ray Data's map_groups; memory; bytes on disk.
+
+    Needs the `bench` extra (Polars), and at 20 million events about 15 GB of disk and 15 minutes on 2 cores.
+    """
+    from rayapp.bench.sequences import run_sequences
+
+    run_sequences(events, users, repeats, as_json, write)
+
+
 def main() -> None:
     """Entry point. What a user can do something about is one sentence on stderr and exit code 1; anything else is a
     bug and keeps its traceback."""

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.schema import Attribute, AttributeKind, hash64
+from rayapp.hashing import hash64
+from rayapp.schema import Attribute, AttributeKind
 
 ABSENT = 0
 """Category id of "no category"; also the item table's row for an item it does not hold."""

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.features.items import ABSENT, Item
+from rayapp.hashing import hash64
 from rayapp.model.tower import LinearTower
-from rayapp.schema import hash64
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayapp.hashing import hash64, hash64_column
 from rayapp.publish import read_json, write_json
-from rayapp.schema import hash64, hash64_column
 
 TOMBSTONES: Final = "erased"
 Tombstones = Mapping[int, int]

@@ -15,11 +15,12 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.erasure import Tombstones, hide
-from rayapp.pipeline.logs import EVENTS, read_bucket, sort_log
+from rayapp.pipeline.logs import EVENTS, coded, codes, read_bucket, sort_log
 from rayapp.pipeline.search import group_numbers, group_starts
 from rayapp.publish import Manifest
-from rayapp.schema import EVENT_SCHEMA, hash64_column
+from rayapp.schema import EVENT_SCHEMA
 
 HISTORY_COLUMNS: Final = ("event_hash", "item_id", "action", "timestamp_ms", "received_at_ms", "commit_seq")
 HISTORY_SCHEMA: Final = pa.schema(
@@ -30,7 +31,8 @@ HISTORY_SCHEMA: Final = pa.schema(
 )
 """One row per user; the lists are aligned and ordered by (timestamp_ms, event_hash)."""
 
-EVENT_COLUMNS: Final = pa.schema([EVENT_SCHEMA.field(name) for name in ("user_id", *HISTORY_COLUMNS)])
+TEXT_COLUMNS: Final = ("user_id", "item_id", "action")
+EVENT_COLUMNS: Final = coded(pa.schema([EVENT_SCHEMA.field(n) for n in ("user_id", *HISTORY_COLUMNS)]), TEXT_COLUMNS)
 """What histories need of an event."""
 LABEL_COLUMNS: Final = EVENT_COLUMNS.append(EVENT_SCHEMA.field("request_id"))
 """What histories and labels need of an event."""
@@ -70,7 +72,7 @@ def merge(tables: Sequence[pa.Table], schema: pa.Schema) -> Bucket:
     if len(np.unique(event_E)) < len(event_E):
         frame = pd.DataFrame(
             {
-                "user": events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy(),
+                "user": codes(events["user_id"]),
                 "event": event_E,
                 "received": events["received_at_ms"].to_numpy(),
             }
@@ -128,20 +130,30 @@ def repeated_place(bucket: Bucket, tie_E: NDArray[np.bool_]) -> NDArray[np.bool_
 
 
 def as_lists(bucket: Bucket) -> pa.Table:
-    """HISTORY_SCHEMA: one row per user; the lists share one set of offsets, so they are aligned by construction."""
+    """One row per user, HISTORY_SCHEMA but for texts by number; the lists share one set of offsets, so they are
+    aligned by construction."""
     events = bucket.events
     starts = group_starts(events["user_id"])
     offsets = pa.array(np.r_[starts, events.num_rows].astype(np.int64))
     lists = [pa.LargeListArray.from_arrays(offsets, events[name].combine_chunks()) for name in HISTORY_COLUMNS]
     users = events["user_id"].combine_chunks().take(pa.array(starts))
-    return pa.Table.from_arrays([users, *lists], schema=HISTORY_SCHEMA)
+    return pa.Table.from_arrays([users, *lists], names=HISTORY_SCHEMA.names)
 
 
 def write_histories(path: Path, histories: pa.Table) -> None:
-    """Writes one bucket's histories; distinct hashes and times gain nothing from a dictionary."""
+    """Writes one bucket's histories; hashes and times gain nothing from a dictionary."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    coded = ["user_id", *(f"{name}.list.element" for name in ("item_id", "action", "received_at_ms", "commit_seq"))]
-    pq.write_table(histories, path, compression="zstd", use_dictionary=coded)
+    repeated = ["user_id", *(f"{name}.list.element" for name in ("item_id", "action", "commit_seq"))]
+    encoding = {f"{name}.list.element": "DELTA_BINARY_PACKED" for name in ("timestamp_ms", "received_at_ms")}
+    pq.write_table(
+        histories,
+        path,
+        compression="zstd",
+        use_dictionary=repeated,
+        column_encoding=encoding,
+        write_statistics=False,
+        store_schema=False,  # texts by number are how they came, not what the file is
+    )
 
 
 def history_task(

@@ -20,6 +20,7 @@ import ray
 
 from rayapp.config import Domain
 from rayapp.domains.layout import DomainFile, Layout
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.catalogue import ITEMS, USERS, merge, read_catalogue
 from rayapp.pipeline.erasure import tombstones
 from rayapp.pipeline.files import Piece, Rejection, expand, plan
@@ -30,7 +31,7 @@ from rayapp.pipeline.stage import QuarantineFile, Staging, group, read_checked, 
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import PublishError, commit_log, log_manifest
 from rayapp.root import make_root, read_root
-from rayapp.schema import fingerprint, hash64_column
+from rayapp.schema import fingerprint
 
 STAGING: Final = ".staging"
 QUARANTINE: Final = "quarantine"

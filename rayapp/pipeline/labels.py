@@ -12,8 +12,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import Domain, Head
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.search import search_in_groups
-from rayapp.schema import hash64_column
 
 NONE = -1
 
@@ -58,6 +58,7 @@ def _given(requests: pa.Table, num_heads: int) -> NDArray[np.float32]:
 def _relevant(events: pa.Table, heads: Sequence[Head]) -> pd.DataFrame:
     """The events that any head asks for."""
     names = sorted({name for head in heads for name in head.actions})
+    events = events.set_column(events.column_names.index("action"), "action", events["action"].cast(pa.string()))
     events = events.filter(pc.is_in(events["action"], value_set=pa.array(names, pa.string())))
     named = pc.is_valid(events["request_id"]).to_numpy()
     return pd.DataFrame(

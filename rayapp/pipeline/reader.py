@@ -19,9 +19,9 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.features.sequence import History, Sequences, point_in_time
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import HISTORY_COLUMNS
 from rayapp.publish import PublishError, read_manifest
-from rayapp.schema import hash64_column
 
 GROUP_REQUESTS = 200_000
 """Requests shuffled together: as many whole buckets as it takes to reach this."""

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.domains.layout import ActionRule, Column, EntityLayout, EventLayout, RequestLayout, TimeColumn
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.columns import RowCheck, flags, ids, lists, moments, numbers, texts, unique_ids
 from rayapp.schema import (
     EVENT_SCHEMA,
@@ -23,7 +24,6 @@ from rayapp.schema import (
     Vocabulary,
     attribute_fields,
     content_event_id,
-    hash64_column,
     item_schema,
     request_schema,
     user_schema,

@@ -18,6 +18,8 @@ def group_starts(column: pa.ChunkedArray) -> Ints:
     if not len(column):
         return np.zeros(0, np.int64)
     column = column.combine_chunks()
+    if pa.types.is_dictionary(column.type):
+        column = column.indices
     changed = pc.not_equal(column.slice(1), column.slice(0, len(column) - 1)).to_numpy(zero_copy_only=False)
     return np.flatnonzero(np.r_[True, changed])
 

@@ -6,7 +6,6 @@ Shapes: N staged rows of a bucket, G requests.
 import base64
 import time
 import zlib
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -17,13 +16,14 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
+from rayapp.config import DAY_MS, Domain
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.erasure import Tombstones, hide
 from rayapp.pipeline.files import Rejection
-from rayapp.pipeline.logs import EVENTS, REQUESTS, codes, read_bucket, sort_log, write_file
+from rayapp.pipeline.logs import EVENTS, REQUESTS, codes, log_order, read_bucket, sort_log, take, write_file
 from rayapp.pipeline.rows import MAX_LIST_ITEMS
 from rayapp.publish import Manifest
-from rayapp.schema import EVENT_SCHEMA, hash64_column, request_schema
+from rayapp.schema import EVENT_SCHEMA, request_schema
 
 CONTENT: Final = ("user_id", "item_id", "action", "timestamp_ms")
 SOURCE: Final = ("source_file", "source_row")
@@ -46,8 +46,11 @@ def settle_events(
     """
     rows = pa.concat_tables([hide(t, erased) for t in tables])
     known = _known_events(root, manifest, bucket, rows)
-    kept, duplicates, conflicts = first_of_each(rows, known, files)
-    events = sort_log(kept.select(EVENT_SCHEMA.names).cast(EVENT_SCHEMA))
+    keep, duplicates, conflicts = first_of_each(rows, known, files)
+    kept = np.flatnonzero(keep)
+    keys = rows.select(["user_id", "timestamp_ms", "event_hash"])
+    order = log_order(keys if keep.all() else take(keys, kept))
+    events = take(rows.select(EVENT_SCHEMA.names), kept if order is None else kept[order]).cast(EVENT_SCHEMA)
     stats = _written(root / EVENTS, place, bucket, events) | {"duplicates": duplicates, "rejected": len(conflicts)}
     return events, stats, conflicts
 
@@ -64,22 +67,24 @@ def _known_events(root: Path, manifest: Manifest, bucket: int, rows: pa.Table) -
     return pa.concat_tables([t.filter(pa.array(np.isin(t["event_hash"].to_numpy(), new))) for t in tables])
 
 
-def first_of_each(rows: pa.Table, known: pa.Table, files: Sequence[str]) -> tuple[pa.Table, int, list[Rejection]]:
-    """`(rows whose id is new, number of copies, rows whose id has another content)`.
+def first_of_each(
+    rows: pa.Table, known: pa.Table, files: Sequence[str]
+) -> tuple[NDArray[np.bool_], int, list[Rejection]]:
+    """`(which rows have a new id, number of copies, rows whose id has another content)`.
 
     Two users may not share an event id either; that is seen where both fall into one bucket.
     """
     num_known = known.num_rows
-    # The log's rows stand first of all: number -1 in no file.
+    # The log's rows stand first of all: they arrived before anything.
     hash_N = np.r_[known["event_hash"].to_numpy(), rows["event_hash"].to_numpy()]
-    arrival_N = np.r_[np.full(num_known, np.iinfo(np.int64).min), rows["received_at_ms"].to_numpy()]
-    row_N = np.r_[np.zeros(num_known, np.int64), rows["source_row"].to_numpy()]
-    file_N = np.r_[np.zeros(num_known, np.int32), rows["source_file"].to_numpy()]
-    order = np.lexsort((row_N, file_N, arrival_N, hash_N))
-    fresh = np.ones(len(order), bool)
-    fresh[1:] = hash_N[order[1:]] != hash_N[order[:-1]]
-    if fresh.all():
-        return rows, 0, []
+    ordered = np.sort(hash_N)
+    shared = np.unique(ordered[1:][ordered[1:] == ordered[:-1]])
+    involved = np.flatnonzero(np.isin(hash_N, shared)) if len(shared) else np.zeros(0, np.int64)
+    new = involved[involved >= num_known] - num_known
+    arrival = np.r_[np.full(len(involved) - len(new), np.iinfo(np.int64).min), rows["received_at_ms"].to_numpy()[new]]
+    source = [np.r_[np.zeros(len(involved) - len(new), np.int64), rows[name].to_numpy()[new]] for name in SOURCE]
+    order = involved[np.lexsort((source[1], source[0], arrival, hash_N[involved]))]
+    fresh = np.r_[True, hash_N[order[1:]] != hash_N[order[:-1]]][: len(order)]
     leader = order[np.maximum.accumulate(np.where(fresh, np.arange(len(order)), 0))][~fresh]
     copy = order[~fresh]
     content = pa.concat_tables([known.select(CONTENT), rows.select(CONTENT)])
@@ -87,13 +92,13 @@ def first_of_each(rows: pa.Table, known: pa.Table, files: Sequence[str]) -> tupl
     same = np.ones(len(copy), bool)
     for name in CONTENT:
         same &= pc.equal(a[name], b[name]).to_numpy()
-    keep = np.zeros(len(order), bool)
-    keep[order[fresh]] = True
+    keep = np.ones(rows.num_rows, bool)
     # Of the log's own rows, copies of each other are the compaction's business.
     new_copy = copy >= num_known
+    keep[copy[new_copy] - num_known] = False
     odd = rows.select(["event_id", *SOURCE]).take(pa.array(copy[~same & new_copy] - num_known)).to_pylist()
     conflicts = [Rejection(files[r["source_file"]], r["source_row"], "event_id", CONFLICT, r["event_id"]) for r in odd]
-    return rows.filter(pa.array(keep[num_known:])), int((same & new_copy).sum()), conflicts
+    return keep, int((same & new_copy).sum()), conflicts
 
 
 def settle_requests(
@@ -185,23 +190,28 @@ def _grouped_labels(labels: pa.ChunkedArray, start_G: Any, offsets: NDArray[np.i
 
 def _written(log: Path, place: tuple[str, str], bucket: int, rows: pa.Table) -> dict[str, Any]:
     entry = write_file(log, place[0], bucket, place[1], rows) if rows.num_rows else None
-    days = Counter((rows["timestamp_ms"].to_numpy() // 86_400_000).tolist())
+    days, rows_of_day = np.unique(rows["timestamp_ms"].to_numpy() // DAY_MS, return_counts=True)
     return {
         "accepted": rows.num_rows,
         "users": len(pc.unique(rows["user_id"])),
-        "days": {time.strftime("%Y-%m-%d", time.gmtime(day * 86_400)): n for day, n in sorted(days.items())},
+        "days": {
+            time.strftime("%Y-%m-%d", time.gmtime(day * 86_400)): n
+            for day, n in zip(days.tolist(), rows_of_day.tolist(), strict=True)
+        },
         "entry": entry,
     }
 
 
 def items_seen(item_ids: pa.ChunkedArray, catalogue_hash: NDArray[np.uint64]) -> dict[str, Any]:
     """Which rows of the (sorted) catalogue occur, as packed bits, and how many ids are none of its."""
-    hash_N = hash64_column(item_ids)
-    place = np.minimum(np.searchsorted(catalogue_hash, hash_N), max(len(catalogue_hash) - 1, 0))
-    known = catalogue_hash[place] == hash_N if len(catalogue_hash) else np.zeros(len(hash_N), bool)
+    hashes, rows = np.unique(hash64_column(item_ids), return_counts=True)
     seen = np.zeros(len(catalogue_hash), bool)
+    if not len(catalogue_hash):
+        return {"unknown_items": len(item_ids), "seen": pack_bits(seen)}
+    place = np.minimum(np.searchsorted(catalogue_hash, hashes), len(catalogue_hash) - 1)
+    known = catalogue_hash[place] == hashes
     seen[place[known]] = True
-    return {"unknown_items": int((~known).sum()), "seen": pack_bits(seen)}
+    return {"unknown_items": int(rows[~known].sum()), "seen": pack_bits(seen)}
 
 
 def pack_bits(flags: NDArray[np.bool_]) -> str:

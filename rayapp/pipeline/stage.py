@@ -15,9 +15,10 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.columns import RowCheck
 from rayapp.pipeline.files import NO_ROW, Chunk, Piece, Rejection, read_piece
-from rayapp.schema import hash64_column
+from rayapp.pipeline.logs import take
 
 TASK_BYTES: Final = 64 << 20
 """Pieces are grouped into tasks of about this size, so that ten thousand small files are not ten thousand tasks."""
@@ -95,10 +96,12 @@ def stage_task(
 
 
 def _write(staging: Staging, kind: str, task: int, n: int, rows: pa.Table) -> str:
-    bucket = (hash64_column(rows["user_id"]) % np.uint64(staging.num_buckets)).astype(np.int64)
+    bucket = (hash64_column(rows["user_id"]) % np.uint64(staging.num_buckets)).astype(
+        np.uint16
+    )  # so small that sorting is one pass
     order = np.argsort(bucket, kind="stable")
     bounds = np.searchsorted(bucket[order], np.arange(staging.num_buckets + 1))
-    rows = rows.take(pa.array(order)).combine_chunks()
+    rows = take(rows, order).combine_chunks()
     name = f"{kind}-{task:05d}-{n:03d}.arrow"
     temporary = staging.directory / f".{name}"
     with (

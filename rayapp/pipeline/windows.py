@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.erasure import hide, tombstones
 from rayapp.pipeline.histories import (
     HISTORY_SCHEMA,
@@ -160,7 +161,7 @@ def build_bucket(bucket: Bucket, requests: pa.Table, window: Window, domain: Dom
     label_MH = label_MH[np.repeat(inside, np.diff(offsets))]
     ends = np.r_[0, np.cumsum(np.diff(offsets)[inside])] * len(domain.heads)
     requests = requests.filter(pa.array(inside))
-    asked = pc.is_in(bucket.events["user_id"], value_set=pc.unique(requests["user_id"])).to_numpy()
+    asked = np.isin(hash64_column(bucket.events["user_id"]), hash64_column(pc.unique(requests["user_id"])))
     history = in_sequence(bucket.filter((time_E < window.until_ms) & asked), domain)
     history = _keep_recent(history, requests, window, domain.time_mask_ms)
     start_R, end_R = _ranges(history, requests, window.history_length, domain.time_mask_ms)
@@ -204,6 +205,8 @@ def _keep_recent(history: Bucket, requests: pa.Table, window: Window, mask_ms: i
 def _users_of(history: Bucket, requests: pa.Table) -> Ints:
     """Each request's user as the history numbers them; len(users) for one without history."""
     names = history.events["user_id"].combine_chunks().take(pa.array(group_starts(history.events["user_id"])))
+    if pa.types.is_dictionary(names.type):
+        names = names.dictionary_decode()
     number: Ints = (
         pc.fill_null(pc.index_in(requests["user_id"], value_set=names), len(names)).to_numpy().astype(np.int64)
     )

@@ -20,7 +20,8 @@ import lmdb
 import numpy as np
 
 from rayapp.features.sequence import History
-from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of, hash64
+from rayapp.hashing import hash64
+from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
 from rayapp.store import DEFAULT_CAP, Committed, OutboxFull, Outcome, StoreError, UserSequence
 
 FORMAT: Final = 1
