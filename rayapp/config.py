@@ -137,6 +137,8 @@ class TrainConfig:
     warmup_steps: int = 5_000
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
+    negative_rate: float = 1.0
+    """Share of shown items without any label that are trained on; probabilities must be corrected for it."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -50,6 +50,8 @@ def test_the_set_of_commands_is_known() -> None:
         "init-domain",
         "import",
         "windows",
+        "erase",
+        "compact",
         "models",
         "models list",
         "models promote",

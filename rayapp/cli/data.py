@@ -136,6 +136,7 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     """
     from rayapp.cli.progress import progress
     from rayapp.graph import local_ray
+    from rayapp.pipeline.rates import build_rates
     from rayapp.pipeline.windows import Window, build, check_closed, window_name
     from rayapp.publish import exclusive
     from rayapp.root import read_root
@@ -147,7 +148,9 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     check_closed(window, domain, now_ms=int(time.time() * 1000))
     name = window_name(window.since_ms, window.until_ms)
     with exclusive(root, "building a window"), local_ray(spare_cpus=0):
+        days = build_rates(root, window.since_ms, window.until_ms, domain, progress("rates of each day"))
         manifest = build(root, name, window, domain, progress("histories and requests"))
+    click.echo(f"rates: {len(days)} days made" + (f", {days[0]} to {days[-1]}" if days else ""))
     total = {k: sum(b[k] for b in manifest["buckets"]) for k in ("requests", "users", "events")}
     click.echo(
         f"windows/{name}: {total['requests']:,} requests, {total['users']:,} users with {total['events']:,} actions"
@@ -162,4 +165,41 @@ def _moment(text: str, option: str) -> int:
     return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
 
 
-COMMANDS = (fetch, init_domain, import_command, windows)
+@click.command("erase")
+@root_option
+@click.argument("user_ids", nargs=-1, required=True)
+def erase(root: Path, user_ids: tuple[str, ...]) -> None:
+    """Hide all that these users did so far from every window, rate and import to come.
+
+    `rayapp compact` then removes it from the disk. A running graph's store is not touched by this.
+    """
+    from rayapp.pipeline.erasure import erase_user
+    from rayapp.root import read_root
+
+    read_root(root)
+    for user_id in user_ids:
+        erase_user(root, user_id, int(time.time() * 1000))
+    click.echo(f"{len(user_ids)} users are hidden; `rayapp compact --root {root}` removes what is stored of them")
+
+
+@click.command("compact")
+@root_option
+def compact(root: Path) -> None:
+    """Merge the logs' small files, and remove erased users from logs, windows, rates and the users' table."""
+    from rayapp.cli.progress import progress
+    from rayapp.graph import local_ray
+    from rayapp.pipeline import compact as compaction
+    from rayapp.publish import exclusive
+    from rayapp.root import read_root
+
+    read_root(root)
+    with exclusive(root, "a compaction"), local_ray(spare_cpus=0):
+        done = compaction.compact(root, progress("buckets"))
+    click.echo(
+        f"log files: {done.files_before} before, {done.files_after} after; {done.files_removed} unlisted removed\n"
+        f"rows: {done.copies_dropped:,} copies dropped, {done.rows_erased:,} of erased users removed, "
+        f"{done.windows_rewritten} windows rewritten"
+    )
+
+
+COMMANDS = (fetch, init_domain, import_command, windows, erase, compact)

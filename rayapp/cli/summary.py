@@ -27,6 +27,8 @@ def print_summary(summary: Summary) -> None:
     if summary.events.accepted or summary.requests.accepted:
         click.echo(f"items: {summary.items_seen:,} of the catalogue occur")
     for name, counts in (("events", summary.events), ("shown items", summary.requests)):
+        if counts.erased:
+            click.echo(f"{name} of erased users, passed over: {counts.erased:,}")
         if counts.unknown_items:
             click.echo(f"{name} on items that the catalogue lacks: {counts.unknown_items:,} (kept)")
     _quarantine(summary.reasons, summary)

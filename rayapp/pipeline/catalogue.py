@@ -13,6 +13,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayapp.config import Domain
+from rayapp.hashing import hash64_column
+from rayapp.pipeline.erasure import Tombstones
 from rayapp.publish import PublishError, commit_log, log_manifest
 from rayapp.schema import item_schema, user_schema
 
@@ -86,13 +88,16 @@ def _commit(root: Path, kind: str, table: pa.Table) -> None:
     commit_log(log, number, {"files": [{"path": name, "rows": table.num_rows}]})
 
 
-def remove_users(root: Path, user_ids: set[str]) -> int:
-    """Drops every row of these users; how many there were."""
+def remove_users(root: Path, erased: Tombstones) -> int:
+    """Drops every row of erased users, and the older versions of the table; how many rows there were."""
     table = _read(root, USERS)
     if table is None:
         return 0
-    keep = ~table["user_id"].to_pandas().isin(user_ids).to_numpy()
-    if keep.all():
-        return 0
-    _commit(root, USERS, table.filter(pa.array(keep)))
-    return int((~keep).sum())
+    gone = np.isin(hash64_column(table["user_id"]), np.array(sorted(erased), np.uint64))
+    if gone.any():
+        _commit(root, USERS, table.filter(pa.array(~gone)))
+    _, manifest = log_manifest(root / USERS)
+    for path in (root / USERS).glob("*.parquet"):
+        if path.name != manifest["files"][0]["path"]:
+            path.unlink()
+    return int(gone.sum())

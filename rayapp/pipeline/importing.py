@@ -45,6 +45,8 @@ class LogCounts:
     read: int = 0
     accepted: int = 0
     duplicates: int = 0
+    erased: int = 0
+    """Rows of users who were erased, passed over."""
     users: int = 0
     days: Counter[str] = field(default_factory=Counter)
     unknown_items: int = 0
@@ -265,7 +267,7 @@ class _Import:
         results = [r for r in run_tasks(staging.num_buckets, task, self.stage(f"{kind}: sort into buckets")) if r]
         seen = np.zeros(num_items, bool)
         for result in results:
-            for name in ("accepted", "duplicates", "users", "unknown_items"):
+            for name in ("accepted", "duplicates", "erased", "users", "unknown_items"):
                 setattr(counts, name, getattr(counts, name) + result[name])
             counts.days += Counter(result["days"])
             self.summary.reasons += Counter(result["reasons"])

@@ -4,6 +4,7 @@ Shapes: R requests, M shown items of all requests, H heads, A actions.
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import pandas as pd
@@ -16,14 +17,30 @@ from rayapp.hashing import hash64_column
 from rayapp.pipeline.search import search_in_groups
 
 NONE = -1
+NEVER = np.iinfo(np.int64).max
 
 
-def label_matrix(requests: pa.Table, events: pa.Table, domain: Domain) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
-    """`(label_MH, R + 1 offsets)`.
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labels of all shown items of some requests, end to end."""
+
+    known_ms_MH: NDArray[np.int64]
+    """When the server knew of the label: the arrival of the first action that makes it; NEVER where there is none."""
+    offsets: NDArray[np.int64]
+    """R + 1 places where each request's items begin."""
+
+    def matrix(self) -> NDArray[np.float32]:
+        """`label_MH`: 1 where there is one."""
+        return np.asarray(self.known_ms_MH != NEVER, np.float32)
+
+
+def label_items(requests: pa.Table, events: pa.Table, domain: Domain) -> Labels:
+    """Joins actions to what was shown.
 
     An action that names a request counts for that request's item. One that names none counts for the latest list that
     showed the item to its user. Either way within the attribution time. For the second rule `requests` must hold
-    later lists too, up to the attribution time behind those that are asked for.
+    later lists too, up to the attribution time behind those that are asked for. Labels that a source carries are
+    known when the attribution time is over.
     """
     item_lists = requests["item_ids"].combine_chunks()
     size_R = pc.list_value_length(item_lists).to_numpy(zero_copy_only=False)
@@ -37,17 +54,20 @@ def label_matrix(requests: pa.Table, events: pa.Table, domain: Domain) -> tuple[
             "time": requests["timestamp_ms"].to_numpy()[request_M],
         }
     )
-    label_MH = np.zeros((len(shown), len(domain.heads)), np.float32)
+    known_MH = np.full((len(shown), len(domain.heads)), NEVER)
     given_R = pc.is_valid(requests["labels"]).to_numpy()
-    if given_R.all() and len(given_R):
-        label_MH[:] = _given(requests, len(domain.heads))
-        return label_MH, offsets
-    acted, row_A = _attributed(shown, _relevant(events, domain.heads), domain.attribution_ms)
-    for h, head in enumerate(domain.heads):
-        label_MH[row_A[acted["action"].isin(head.actions).to_numpy()], h] = 1.0
+    if not given_R.all():
+        acted, row_A = _attributed(shown, _relevant(events, domain.heads), domain.attribution_ms)
+        received_A = acted["received"].to_numpy()
+        for h, head in enumerate(domain.heads):
+            counts = acted["action"].isin(head.actions).to_numpy()
+            np.minimum.at(known_MH, (row_A[counts], h), received_A[counts])
     if given_R.any():
-        label_MH[given_R[request_M]] = _given(requests.filter(pa.array(given_R)), len(domain.heads))
-    return label_MH, offsets
+        given_M = given_R[request_M]
+        mature_ms_M = shown["time"].to_numpy()[given_M] + domain.attribution_ms
+        positive = _given(requests.filter(pa.array(given_R)), len(domain.heads)) > 0
+        known_MH[given_M] = np.where(positive, mature_ms_M[:, None], NEVER)
+    return Labels(known_MH, offsets)
 
 
 def _given(requests: pa.Table, num_heads: int) -> NDArray[np.float32]:
@@ -68,6 +88,7 @@ def _relevant(events: pa.Table, heads: Sequence[Head]) -> pd.DataFrame:
             "item": hash64_column(events["item_id"]),
             "user": hash64_column(events["user_id"]),
             "time": events["timestamp_ms"].to_numpy(),
+            "received": events["received_at_ms"].to_numpy(),
             "action": pd.Categorical.from_codes(
                 pc.index_in(events["action"], value_set=pa.array(names, pa.string())).to_numpy(), names
             ),
@@ -88,7 +109,7 @@ def _attributed(
     place = _latest_shown(shown, unnamed, attribution_ms)
     by_item = unnamed[place != NONE]
     rows = np.r_[by_request["row"].to_numpy(np.int64), place[place != NONE]]
-    return pd.concat([by_request[["action"]], by_item[["action"]]]), rows
+    return pd.concat([by_request[["action", "received"]], by_item[["action", "received"]]]), rows
 
 
 def _latest_shown(shown: pd.DataFrame, acted: pd.DataFrame, attribution_ms: int) -> NDArray[np.int64]:

@@ -1,7 +1,8 @@
 """The bucket reader: batches of requests from windows, in an order fixed by (seed, epoch), sequences cut on the way.
 
 Batch k is a function of (seed, epoch, k) and a rank takes every world-th request of it, so any number of workers
-sees the same batches and a resumed run goes on where it stopped.
+sees the same batches, each takes as many steps as the others, and a resumed run goes on where it stopped: its place is
+(epoch, k).
 
 Shapes: B requests, C candidates (padded), L history rows (newest first), H heads, E history rows of a bucket.
 """
@@ -23,6 +24,8 @@ from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import HISTORY_COLUMNS
 from rayapp.publish import PublishError, read_manifest
 
+MASK, NEGATIVES = 0, 1
+"""What a random number is for: draws for different purposes are independent."""
 GROUP_REQUESTS = 200_000
 """Requests shuffled together: as many whole buckets as it takes to reach this."""
 
@@ -60,9 +63,22 @@ class _Bucket:
 class WindowReader:
     """Reads the named windows of a root for one domain and one history length."""
 
-    def __init__(self, root: Path, windows: Sequence[str], domain: Domain, history_length: int) -> None:
+    def __init__(
+        self,
+        root: Path,
+        windows: Sequence[str],
+        domain: Domain,
+        history_length: int,
+        *,
+        negative_rate: float = 1.0,
+    ) -> None:
+        """`negative_rate`: the share of shown items without any label that training batches keep. Whoever reads
+        probabilities off a model so trained must know it: it is part of the model's training settings."""
+        if not 0 < negative_rate <= 1:
+            raise ValueError(f"negative_rate must be above 0 and at most 1, not {negative_rate}")
         self.domain = domain
         self.history_length = history_length
+        self.negative_rate = negative_rate
         self._buckets: list[tuple[Path, int, int]] = []
         for name in windows:
             directory = root / "windows" / name
@@ -91,7 +107,11 @@ class WindowReader:
     def batches(
         self, batch_requests: int, *, seed: int, epoch: int, first: int = 0, rank: int = 0, world: int = 1
     ) -> Iterator[RequestBatch]:
-        """Shuffled training batches from the `first`-th on; this rank's share of each."""
+        """Shuffled training batches from the `first`-th on; this rank's share of each.
+
+        Raises:
+            PublishError: there are fewer requests than workers.
+        """
         k = 0
         for number, group in enumerate(self._groups(seed, epoch)):
             size = sum(requests for _, _, requests in group)
@@ -101,9 +121,14 @@ class WindowReader:
                 continue
             bucket = _concatenate([self._load(*b[:2]) for b in group])
             order = np.random.default_rng([seed, epoch, number]).permutation(size)
-            for at in range(0, size, batch_requests):
+            if size < world:
+                raise PublishError(
+                    f"{size} requests are too few for {world} workers; take fewer workers or a longer window"
+                )
+            # Parts of nearly one size, so that no batch is too small to give every rank a request.
+            for rows in np.array_split(order, count):
                 if k >= first:
-                    yield self._collate(bucket, order[at : at + batch_requests][rank::world], seed, epoch, masked=True)
+                    yield self._collate(bucket, rows[rank::world], seed, epoch, training=True)
                 k += 1
 
     def in_order(self, batch_requests: int) -> Iterator[RequestBatch]:
@@ -112,7 +137,7 @@ class WindowReader:
             bucket = self._load(directory, number)
             for at in range(0, size, batch_requests):
                 rows = np.arange(at, min(at + batch_requests, size))
-                yield self._collate(bucket, rows, 0, 0, masked=False)
+                yield self._collate(bucket, rows, 0, 0, training=False)
 
     def _groups(self, seed: int, epoch: int) -> list[list[tuple[Path, int, int]]]:
         order = np.random.default_rng([seed, epoch]).permutation(len(self._buckets))
@@ -144,7 +169,7 @@ class WindowReader:
         return _Bucket(
             history,
             hash64_column(requests["request_id"]),
-            np.asarray(requests["user_id"].to_pylist(), dtype=object),
+            requests["user_id"].to_numpy(zero_copy_only=False),
             requests["timestamp_ms"].to_numpy(),
             pc.fill_null(requests["watermark"], -1).to_numpy(),
             requests["start"].to_numpy(),
@@ -154,12 +179,28 @@ class WindowReader:
             labels.reshape(-1, len(self.domain.heads)),
         )
 
+    def _candidates(
+        self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, thinned: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where in the bucket's candidates those of each request stand, `[B, C]`, and which places are real."""
+        at_BC, valid_BC = _positions(bucket.offset_R[rows], bucket.offset_R[rows + 1] - bucket.offset_R[rows])
+        if not thinned:
+            return at_BC, valid_BC
+        with np.errstate(over="ignore"):
+            key_BC = bucket.request_hash_R[rows][:, None] + bucket.candidate_hash_N[at_BC]
+        drawn_BC = _uniform(key_BC, seed, epoch, NEGATIVES) < self.negative_rate
+        keep_BC = valid_BC & (drawn_BC | bucket.label_NH[at_BC].any(axis=2))
+        order_BC = np.argsort(~keep_BC, axis=1, kind="stable")[:, : keep_BC.sum(axis=1).max(initial=1)]
+        return np.take_along_axis(at_BC, order_BC, axis=1), np.take_along_axis(keep_BC, order_BC, axis=1)
+
     def _collate(
-        self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, masked: bool
+        self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, training: bool
     ) -> RequestBatch:
         mask_ms = np.zeros(len(rows), np.int64)
-        if masked and self.domain.time_mask_ms:
-            mask_ms = (_uniform(bucket.request_hash_R[rows], seed, epoch) * self.domain.time_mask_ms).astype(np.int64)
+        if training and self.domain.time_mask_ms:
+            mask_ms = (_uniform(bucket.request_hash_R[rows], seed, epoch, MASK) * self.domain.time_mask_ms).astype(
+                np.int64
+            )
         sequences = point_in_time(
             bucket.history,
             bucket.start_R[rows],
@@ -170,10 +211,7 @@ class WindowReader:
             length=self.history_length,
             vocabulary=self.domain.vocabulary,
         )
-        size_B = bucket.offset_R[rows + 1] - bucket.offset_R[rows]
-        column_C = np.arange(size_B.max(initial=1))
-        valid_BC = column_C < size_B[:, None]
-        at_BC = np.where(valid_BC, bucket.offset_R[rows][:, None] + column_C, 0)
+        at_BC, valid_BC = self._candidates(bucket, rows, seed, epoch, thinned=training and self.negative_rate < 1)
         return RequestBatch(
             bucket.user_id_R[rows],
             sequences,
@@ -181,6 +219,13 @@ class WindowReader:
             np.where(valid_BC[:, :, None], bucket.label_NH[at_BC], 0.0).astype(np.float32),
             valid_BC,
         )
+
+
+def _positions(start_B: NDArray[np.int64], size_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """`(start + 0, start + 1, …` padded with 0`, which are real)`."""
+    column_C = np.arange(size_B.max(initial=1))
+    valid_BC = column_C < size_B[:, None]
+    return np.where(valid_BC, start_B[:, None] + column_C, 0), valid_BC
 
 
 def _flat_history(table: pa.Table) -> dict[str, pa.Array]:
@@ -212,9 +257,9 @@ def _concatenate(buckets: list[_Bucket]) -> _Bucket:
     )
 
 
-def _uniform(request_hash: NDArray[np.uint64], seed: int, epoch: int) -> NDArray[np.float64]:
-    """A number in [0, 1) for each request, keyed by (seed, request, epoch): splitmix64 of the three."""
-    key = np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0]
+def _uniform(request_hash: NDArray[np.uint64], seed: int, epoch: int, purpose: int) -> NDArray[np.float64]:
+    """A number in [0, 1) for each hash, keyed by (seed, epoch, purpose, hash): splitmix64 of them."""
+    key = np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0]
     with np.errstate(over="ignore"):
         z = request_hash ^ key
         z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)

@@ -45,13 +45,14 @@ def settle_events(
     the source, and the later one is told. Rows of erased users are passed over.
     """
     rows = pa.concat_tables([hide(t, erased) for t in tables])
+    num_erased = sum(t.num_rows for t in tables) - rows.num_rows
     known = _known_events(root, manifest, bucket, rows)
     keep, duplicates, conflicts = first_of_each(rows, known, files)
     kept = np.flatnonzero(keep)
     keys = rows.select(["user_id", "timestamp_ms", "event_hash"])
     order = log_order(keys if keep.all() else take(keys, kept))
     events = take(rows.select(EVENT_SCHEMA.names), kept if order is None else kept[order]).cast(EVENT_SCHEMA)
-    stats = _written(root / EVENTS, place, bucket, events) | {"duplicates": duplicates, "rejected": len(conflicts)}
+    stats = _written(root / EVENTS, place, bucket, events) | {"duplicates": duplicates, "erased": num_erased}
     return events, stats, conflicts
 
 
@@ -113,6 +114,7 @@ def settle_requests(
     erased: Tombstones,
 ) -> tuple[pa.Table, dict[str, Any], list[Rejection]]:
     """`(new requests, counts and manifest entry, rejections)`; impressions become lists here."""
+    given = sum(t.num_rows for t in (*impressions, *lists))
     impressions, lists = ([hide(t, erased) for t in tables] for tables in (impressions, lists))
     schema = request_schema(domain.context_attributes)
     grouped, copies, rejected = (
@@ -131,7 +133,8 @@ def settle_requests(
     fresh = ~pd.Series(hash_G).duplicated().to_numpy() & ~seen
     requests = sort_log(rows.filter(pa.array(fresh)))
     stats = _written(root / REQUESTS, place, bucket, requests)
-    return requests, stats | {"duplicates": int((~fresh).sum()) + copies, "rejected": len(rejected)}, rejected
+    num_erased = given - sum(t.num_rows for t in (*impressions, *lists))
+    return requests, stats | {"duplicates": int((~fresh).sum()) + copies, "erased": num_erased}, rejected
 
 
 def group_impressions(rows: pa.Table, domain: Domain, files: Sequence[str]) -> tuple[pa.Table, int, list[Rejection]]:

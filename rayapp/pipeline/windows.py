@@ -33,7 +33,7 @@ from rayapp.pipeline.histories import (
     same_millisecond,
     write_histories,
 )
-from rayapp.pipeline.labels import label_matrix
+from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket, sort_log
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
@@ -156,10 +156,11 @@ def build_bucket(bucket: Bucket, requests: pa.Table, window: Window, domain: Dom
     answers = bucket.events.filter(
         pa.array((time_E >= window.since_ms) & (time_E < window.until_ms + domain.attribution_ms))
     )
-    label_MH, offsets = label_matrix(requests, answers, domain)
+    labels = label_items(requests, answers, domain)
     inside = _between(requests, window.since_ms, window.until_ms)
-    label_MH = label_MH[np.repeat(inside, np.diff(offsets))]
-    ends = np.r_[0, np.cumsum(np.diff(offsets)[inside])] * len(domain.heads)
+    size_R = np.diff(labels.offsets)
+    label_MH = labels.matrix()[np.repeat(inside, size_R)]
+    ends = np.r_[0, np.cumsum(size_R[inside])] * len(domain.heads)
     requests = requests.filter(pa.array(inside))
     asked = np.isin(hash64_column(bucket.events["user_id"]), hash64_column(pc.unique(requests["user_id"])))
     history = in_sequence(bucket.filter((time_E < window.until_ms) & asked), domain)

@@ -132,7 +132,8 @@ def _worker(settings: dict[str, Any]) -> None:
     )
     table = load_table(root, settings["item_table"])
     encoder = ItemEncoder.fit(table.items, domain.attributes)
-    reader = WindowReader(root, settings["windows"], domain, preset.model.history_length)
+    rate = preset.train.negative_rate
+    reader = WindowReader(root, settings["windows"], domain, preset.model.history_length, negative_rate=rate)
     torch.manual_seed(preset.train.seed)
     ranker = build_ranker(preset.model, domain.vocabulary, len(domain.heads), encoder)
     last = train(

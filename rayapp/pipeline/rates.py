@@ -1,0 +1,186 @@
+"""Rate snapshots: how often each user and each item had which label, as it was known at the start of a day.
+
+`rates/<day>/` holds `users/bucket=NNNN.parquet` (user_id, impressions, a count per head), `items.parquet` (the same by
+item_id) and the totals in its manifest. The snapshot of day D counts shown items whose attribution time was over at D,
+and labels whose actions had arrived by then; so a row of day D learns nothing from D or later, nor from late events.
+
+Shapes: M shown items of a bucket, H heads.
+"""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayapp.config import DAY_MS, Domain
+from rayapp.pipeline.erasure import hide, tombstones
+from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
+from rayapp.pipeline.labels import label_items
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
+from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.pipeline.windows import day_name
+from rayapp.publish import Manifest, log_manifest, publish_directory, read_manifest
+from rayapp.root import read_root
+from rayapp.schema import request_schema
+
+RATES: Final = "rates"
+STAGING: Final = ".rates-staging"
+PRIOR_STRENGTH: Final = 20.0
+"""A rate counts as many impressions of the average besides its own."""
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One day's rates, of users or of items."""
+
+    day: str
+    ids: pa.Array
+    impressions_N: NDArray[np.int64]
+    positives_NH: NDArray[np.int64]
+    total_impressions: int
+    total_positives_H: NDArray[np.int64]
+
+    def smoothed(self) -> NDArray[np.float64]:
+        """Rates `[N, H]`, drawn towards the average of all by PRIOR_STRENGTH impressions."""
+        average_H = self.total_positives_H / max(self.total_impressions, 1)
+        return np.asarray(
+            (self.positives_NH + PRIOR_STRENGTH * average_H) / (self.impressions_N[:, None] + PRIOR_STRENGTH)
+        )
+
+
+def days_of(since_ms: int, until_ms: int) -> list[int]:
+    """Starts of the UTC days that `[since_ms, until_ms)` touches."""
+    return list(range(since_ms // DAY_MS * DAY_MS, until_ms, DAY_MS))
+
+
+def load_items(root: Path, day: str, domain: Domain) -> Snapshot:
+    """The items' snapshot of a day."""
+    return _snapshot(root, day, "item_id", pq.read_table(root / RATES / day / "items.parquet"), domain)
+
+
+def load_users(root: Path, day: str, bucket: int, domain: Domain) -> Snapshot:
+    """The snapshot of one bucket's users."""
+    table = pq.read_table(root / RATES / day / "users" / f"bucket={bucket:04d}.parquet", partitioning=None)
+    return _snapshot(root, day, "user_id", table, domain)
+
+
+def _snapshot(root: Path, day: str, key: str, table: pa.Table, domain: Domain) -> Snapshot:
+    manifest = read_manifest(root / RATES / day)
+    return Snapshot(
+        day,
+        table[key].combine_chunks(),
+        table["impressions"].to_numpy(),
+        np.stack([table[head].to_numpy() for head in domain.head_names], axis=1),
+        manifest["impressions"],
+        np.array([manifest["positives"][head] for head in domain.head_names]),
+    )
+
+
+def build_rates(root: Path, since_ms: int, until_ms: int, domain: Domain, told: Told = quiet) -> list[str]:
+    """Publishes the snapshot of each day of the span that has none yet; their names.
+
+    All missing days are counted in one pass over the logs.
+    """
+    days = [d for d in days_of(since_ms, until_ms) if not (root / RATES / day_name(d)).exists()]
+    if not days:
+        return []
+    _, num_buckets = read_root(root)
+    manifests = {kind: log_manifest(root / kind)[1] for kind in (EVENTS, REQUESTS)}
+    erased = tombstones(root)
+    staging = root / STAGING
+    shutil.rmtree(staging, ignore_errors=True)
+    staging.mkdir(parents=True)
+
+    def task(bucket: int) -> dict[str, Any]:
+        schema = request_schema(domain.context_attributes)
+        tables = [hide(t, erased) for t in read_bucket(root, REQUESTS, bucket, manifests[REQUESTS], schema)]
+        requests = pa.concat_tables(tables) if tables else schema.empty_table()
+        events = read_events(root, bucket, manifests[EVENTS], LABEL_COLUMNS, erased).events
+        for name, table in zip(("users", "items"), count_bucket(requests, events, days, domain), strict=True):
+            pq.write_table(table, staging / f"{name}-{bucket:04d}.parquet", compression="zstd")
+        return {}
+
+    try:
+        run_tasks(num_buckets, task, told)
+        parts = [pq.read_table(staging / f"items-{b:04d}.parquet", partitioning=None) for b in range(num_buckets)]
+        items = pa.concat_tables(parts).to_pandas()
+        for day in days:
+            publish_directory(root / RATES / day_name(day), _writer(staging, items, day, num_buckets, domain))
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
+    return [day_name(day) for day in days]
+
+
+def _writer(staging: Path, items: pd.DataFrame, day: int, num_buckets: int, domain: Domain) -> Any:
+    counts = ["impressions", *domain.head_names]
+
+    def write(directory: Path) -> Manifest:
+        (directory / "users").mkdir()
+        for bucket in range(num_buckets):
+            users = pq.read_table(staging / f"users-{bucket:04d}.parquet", partitioning=None)
+            rows = _up_to(users.to_pandas(), "user_id", day, counts)
+            pq.write_table(rows, directory / "users" / f"bucket={bucket:04d}.parquet", compression="zstd")
+        of_items = _up_to(items, "item_id", day, counts)
+        pq.write_table(of_items, directory / "items.parquet", compression="zstd")
+        total = {name: int(pc.sum(of_items[name]).as_py() or 0) for name in counts}
+        return {"day_ms": day, "impressions": total.pop("impressions"), "positives": total}
+
+    return write
+
+
+def _up_to(counted: pd.DataFrame, key: str, day: int, counts: Sequence[str]) -> pa.Table:
+    """Sums of everything that was known at the start of `day`."""
+    known = counted[counted["known_day_ms"] <= day].groupby(key, sort=True)[list(counts)].sum()
+    columns = {key: pa.array(known.index.to_numpy(dtype=object), pa.string())}
+    return pa.table(columns | {name: known[name].to_numpy(np.int64) for name in counts})
+
+
+def count_bucket(
+    requests: pa.Table, events: pa.Table, days: Sequence[int], domain: Domain
+) -> tuple[pa.Table, pa.Table]:
+    """Counts of a bucket's users and of the items shown to them, by the first of `days` that knew of them.
+
+    Pure. What no day of `days` knew of is left out.
+    """
+    twice = pd.Series(requests["request_id"].to_numpy(zero_copy_only=False)).duplicated().to_numpy()
+    requests = requests.filter(pa.array(~twice))
+    labels = label_items(requests, events, domain)
+    request_M = np.repeat(np.arange(requests.num_rows), np.diff(labels.offsets))
+    mature_M = requests["timestamp_ms"].to_numpy()[request_M] + domain.attribution_ms
+    users = requests["user_id"].take(pa.array(request_M))
+    items = pc.list_flatten(requests["item_ids"])
+    starts = np.sort(np.array(days, np.int64))
+
+    def first_day(known_ms: NDArray[np.int64]) -> NDArray[np.int64]:
+        place = np.searchsorted(starts, known_ms, side="left")
+        return np.where(place < len(starts), starts[np.minimum(place, len(starts) - 1)], -1)
+
+    frames = []
+    known_at = {"impressions": mature_M}
+    for h, head in enumerate(domain.head_names):
+        known_at[head] = np.maximum(mature_M, labels.known_ms_MH[:, h])  # NEVER stays NEVER
+    for name, known_ms_M in known_at.items():
+        day_M = first_day(known_ms_M)
+        rows = np.flatnonzero(day_M >= 0)
+        frame = pd.DataFrame({"known_day_ms": day_M[rows], "counted": name})
+        frame["user_id"] = users.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        frame["item_id"] = items.take(pa.array(rows)).to_numpy(zero_copy_only=False)
+        frames.append(frame)
+    every = pd.concat(frames, ignore_index=True)
+    return _pivot(every, "user_id", domain), _pivot(every, "item_id", domain)
+
+
+def _pivot(every: pd.DataFrame, key: str, domain: Domain) -> pa.Table:
+    counts = every.groupby([key, "known_day_ms", "counted"], sort=True).size().unstack("counted", fill_value=0)
+    counts = counts.reindex(columns=["impressions", *domain.head_names], fill_value=0).reset_index()
+    schema = [pa.field(key, pa.string()), pa.field("known_day_ms", pa.int64())]
+    schema += [pa.field(name, pa.int64()) for name in ("impressions", *domain.head_names)]
+    return pa.Table.from_pandas(counts, schema=pa.schema(schema), preserve_index=False)
