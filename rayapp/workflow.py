@@ -89,7 +89,9 @@ def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, boo
 
 
 def training_run(root: Path, prepared: Prepared, preset: Preset, table: str) -> TrainingRun:
-    """The run for a preset; its version is named by all that decides its result."""
+    """The run for a preset, as wide as the table's vectors; its version is named by all that decides its result."""
+    width = int(read_manifest(root / "item_tables" / table)["width"])
+    preset = dataclasses.replace(preset, model=dataclasses.replace(preset.model, item_dim=width))
     kind = "sequence" if preset.model.use_sequence else "no-sequence"
     decides = (to_json(preset), prepared.domain.to_json(), prepared.train_window, prepared.test_window, table)
     return TrainingRun(

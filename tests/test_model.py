@@ -17,7 +17,7 @@ from rayapp.model.encoder import TransActEncoder
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import CrossNetwork, Ranker, ranking_loss
 from rayapp.model.scorer import Scorer
-from rayapp.model.tower import LinearTower, category_vectors, co_engagement_vectors, fit_linear_tower
+from rayapp.model.tower import LinearTower, fit_linear_tower
 from rayapp.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind
 
 CONFIG = nano().model
@@ -219,16 +219,10 @@ def test_two_items_of_one_id_are_refused() -> None:
         ItemTable.make("t", tower, items, np.zeros(2, np.int64), tower.embed(items), 0)
 
 
-def test_the_tower_gives_items_liked_together_near_vectors_also_from_content_alone() -> None:
-    rng = np.random.default_rng(3)
+def test_a_tower_fitted_to_given_vectors_says_them_for_new_items() -> None:
     items = [{"item_id": f"i{n}", "created_at_ms": 0, "title": f"t{n}", "genres": [f"g{n % 2}"]} for n in range(60)]
-    users = np.repeat(np.arange(80), 8)
-    liked = np.concatenate([rng.choice(np.arange(u % 2, 60, 2), 8, replace=False) for u in range(80)])
-    target = co_engagement_vectors(users, liked, 60, 8, seed=0)
-    tower = fit_linear_tower(items, ATTRIBUTES, target, np.ones(60, np.float32))
+    given = np.eye(2, dtype=np.float32)[np.arange(60) % 2]
+    tower = fit_linear_tower(items, ATTRIBUTES, given, np.ones(60, np.float32))
     new = tower.embed([{"item_id": "n", "created_at_ms": 0, "title": "unseen", "genres": ["g0"]}])[0]
-    near = tower.embed(items) @ new
-    assert near[0::2].mean() > near[1::2].mean() + 0.5
-    by_genre = category_vectors(items, ATTRIBUTES, 4)
-    np.testing.assert_allclose(by_genre[0] @ by_genre[2], 1.0, atol=1e-5)
+    np.testing.assert_allclose(new, given[0], atol=0.05)
     assert np.isfinite(tower.embed([{"item_id": "bare", "created_at_ms": 0}])).all()

@@ -29,6 +29,7 @@ def publish_table(root: Path, table: ItemTable, lineage: Manifest) -> None:
             **lineage,
             "trained_until_ms": table.trained_until_ms,
             "num_items": len(table.items),
+            "width": table.vectors_NE.shape[1],
             "attributes": [{"name": a.name, "kind": a.kind.value} for a in attributes],
         }
 

@@ -1,44 +1,88 @@
-"""Trains the item tower and builds the item table, from the catalogue and the log before a moment in time."""
+"""Builds an item table: given vectors or a trained tower, from the catalogue and the log before a moment in time."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from rayapp.config import Domain
+from rayapp.features.items import Item
 from rayapp.model.item_table import ItemTable
-from rayapp.model.tower import category_vectors, co_engagement_vectors, fit_linear_tower
+from rayapp.model.tower import LinearTower, fit_linear_tower
 from rayapp.pipeline.catalogue import read_catalogue
-from rayapp.pipeline.logs import read_log
+from rayapp.pipeline.engagements import Engagements, read_engagements
 from rayapp.publish import PublishError
 from rayapp.registry.item_tables import publish_table
-from rayapp.schema import ActionKind
+from rayapp.training.recall import recall_report
+from rayapp.training.two_tower import TowerConfig, train_two_tower
 
 
 def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, width: int, seed: int) -> ItemTable:
-    """Trains the tower on positive actions before `until_ms` and publishes `item_tables/<name>`.
+    """Publishes `item_tables/<name>` with vectors that know nothing of `until_ms` or later.
 
-    Nothing at or after `until_ms` is looked at, so a model tested on later requests leaks nothing through it.
+    Where the catalogue has vectors they are taken, at their own width, and a tower learns to say them from content, for
+    items that come without one. Else a tower of `width` is trained on positive actions.
+
+    Its manifest holds recall@20 on the engagements after `until_ms`, where the log has any.
     """
-    items = read_catalogue(root)
-    events = read_log(root, "events", ["user_id", "item_id", "action", "timestamp_ms"])
-    positive = [a.name for a in domain.vocabulary.actions if a.kind is ActionKind.POSITIVE]
-    events = events.filter((pc.field("timestamp_ms") < until_ms) & pc.field("action").isin(positive))
-    row = pc.index_in(events["item_id"], value_set=items["item_id"].combine_chunks())
-    events = events.append_column("row", row).filter(pc.is_valid(row))
-    user_P = events["user_id"].combine_chunks().dictionary_encode().indices.to_numpy().astype(np.int64)
-    item_P = events["row"].to_numpy().astype(np.int64)
-    likes = np.bincount(item_P, minlength=items.num_rows).astype(np.int64)
-    rows = items.to_pylist()
-    # One half says who likes it, the other what it is: people who like one genre rate many, so co-engagement alone
-    # tells genres apart poorly.
-    co_engagement = co_engagement_vectors(user_P, item_P, items.num_rows, width - width // 2, seed)
-    target = np.concatenate([co_engagement, category_vectors(rows, domain.attributes, width // 2)], axis=1)
-    weight = np.minimum(likes, 50).astype(np.float32)
-    tower = fit_linear_tower(rows, domain.attributes, target, weight)
+    catalogue = read_catalogue(root)
+    items: list[Item] = catalogue.select([c for c in catalogue.column_names if c != "vector"]).to_pylist()
+    engagements = read_engagements(root, catalogue, domain)
+    train = engagements.before(until_ms)
+    given = given_vectors(catalogue)
+    if given is None:
+        tower = _trained(root, name, items, domain, train, TowerConfig(width=width, seed=seed))
+        vectors_NE = tower.embed(items)
+    else:
+        has_N = np.linalg.norm(given, axis=1) > 0
+        tower = fit_linear_tower(items, domain.attributes, given, has_N.astype(np.float32))
+        vectors_NE = np.where(has_N[:, None], given, tower.embed(items)).astype(np.float32)
+    likes_N = np.bincount(train.item_P, minlength=len(items)).astype(np.int64)
     try:
-        table = ItemTable.make(name, tower, rows, likes, tower.embed(rows), until_ms)
-    except ValueError as error:  # two items of one id: the catalogue has to be mended
+        table = ItemTable.make(name, tower, items, likes_N, vectors_NE, until_ms)
+    except ValueError as error:  # two items of one hash: the catalogue has to be mended
         raise PublishError(f"item table {name}: {error}") from None
-    publish_table(root, table, {"until_ms": until_ms, "seed": seed, "positive_events": len(item_P)})
+    lineage = {
+        "until_ms": until_ms,
+        "seed": seed,
+        "vectors": "trained" if given is None else "given",
+        "positive_events": len(train),
+        "recall_at_20": recall_report(vectors_NE, engagements, until_ms, seed),
+    }
+    publish_table(root, table, lineage)
     return table
+
+
+def _trained(
+    root: Path, name: str, items: list[Item], domain: Domain, train: Engagements, config: TowerConfig
+) -> LinearTower:
+    directory = root / "runs" / f"tower-{name}"
+    shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed
+    try:
+        return train_two_tower(directory, items, domain.attributes, train, config)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def given_vectors(catalogue: pa.Table) -> NDArray[np.float32] | None:
+    """Unit vectors `[N, E]` of the catalogue, zeros for items without one; None where no item has any.
+
+    Raises:
+        PublishError: vectors of different length.
+    """
+    if "vector" not in catalogue.column_names:
+        return None
+    size_N = pc.fill_null(pc.list_value_length(catalogue["vector"]), 0).to_numpy()
+    widths = np.unique(size_N[size_N > 0])
+    if not len(widths):
+        return None
+    if len(widths) > 1:
+        raise PublishError(f"the items' vectors have different lengths: {widths.tolist()[:5]}; give all the same")
+    given_NE = np.zeros((len(size_N), int(widths[0])), np.float32)
+    given_NE[size_N > 0] = pc.list_flatten(catalogue["vector"]).to_numpy().reshape(-1, widths[0])
+    norm_N1 = np.linalg.norm(given_NE, axis=1, keepdims=True)
+    np.divide(given_NE, norm_N1, out=given_NE, where=norm_N1 > 1e-8)
+    return given_NE
