@@ -36,6 +36,9 @@ def read_root(root: Path) -> tuple[Domain, int]:
         PublishError: this is no root.
     """
     if not (root / ROOT_FILE).exists():
-        raise PublishError(f"{root} holds no data yet ({ROOT_FILE} is missing); `rayapp demo --root {root}` makes it")
+        raise PublishError(
+            f"{root} holds no data yet ({ROOT_FILE} is missing); `rayapp import --root {root}` brings your own, "
+            f"`rayapp demo --root {root}` makes some"
+        )
     values = read_json(root / ROOT_FILE)
     return Domain.from_json(values["domain"]), int(values["num_buckets"])

@@ -45,6 +45,7 @@ def test_the_set_of_commands_is_known() -> None:
     """A new command is a decision; it is documented and listed here."""
     assert {" ".join(path) for path, _ in commands(cli)} == {
         "demo",
+        "train",
         "serve",
         "fetch",
         "init-domain",

@@ -14,11 +14,11 @@ import httpx
 from rayapp.cli.serve import check_champion, wait
 from rayapp.config import PRESETS, Domain, Preset
 from rayapp.domains import load_domain
-from rayapp.domains.layout import DomainFile
 from rayapp.graph import check_port, local_ray, running_graph
 from rayapp.publish import exclusive, read_json, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table
+from rayapp.root import read_root
 from rayapp.schema import ActionKind
 from rayapp.session import Genres, Session, SessionError, strongest
 from rayapp.sources import Files, movielens
@@ -78,7 +78,9 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
             ray_session.enter_context(local_ray())
         with ray_session:
             domain = domain_file.domain
-            _prepare(root, domain_file, fetch, preset, stages)
+            with stages.stage("import: catalogue, event log, request log") as tell:
+                tell(import_once(root, domain_file, fetch))
+            train_stages(root, domain, preset, stages)
             with stages.stage("seed the sequence store from the log") as tell:
                 tell(seed_store(root)[1])
             check_champion(root)
@@ -92,11 +94,22 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
                     wait(url)
 
 
-def _prepare(root: Path, domain_file: DomainFile, fetch: Callable[[], Files], preset: Preset, stages: Stages) -> None:
-    """All stages from the source to the champion; prints the metric table."""
-    domain = domain_file.domain
-    with stages.stage("import: catalogue, event log, request log") as tell:
-        tell(import_once(root, domain_file, fetch))
+def run_train(root: Path, preset_name: str) -> None:
+    domain, _ = read_root(root)
+    stages = Stages(7)
+    with exclusive(root, "training"):
+        with stages.stage("start Ray"):
+            ray_session = contextlib.ExitStack()
+            ray_session.enter_context(local_ray())
+        with ray_session:
+            train_stages(root, domain, PRESETS[preset_name](), stages)
+            with stages.stage("seed the sequence store from the log") as tell:
+                tell(seed_store(root)[1])
+    click.echo(f"`rayapp serve --root {root}` serves it")
+
+
+def train_stages(root: Path, domain: Domain, preset: Preset, stages: Stages) -> None:
+    """All stages from the logs to the champion; prints the metric table."""
     with stages.stage("windows with Ray Data: histories and requests") as tell:
         prepared, worked = build_windows(root, domain)
         tell(worked)

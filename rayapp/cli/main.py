@@ -50,6 +50,25 @@ def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> N
 
 @cli.command()
 @root_option
+@click.option(
+    "--preset",
+    type=click.Choice(["nano", "study", "demo"]),
+    default="demo",
+    show_default=True,
+    help="Size of the model; nano and study are quicker and worse.",
+)
+def train(root: Path, preset: str) -> None:
+    """From an imported log to a champion: windows, item vectors, training, evaluation, promotion.
+
+    The last fifth of the log's time is the test; a ranker without the sequence is trained beside it for comparison.
+    """
+    from rayapp.cli.demo import run_train
+
+    run_train(root, preset)
+
+
+@cli.command()
+@root_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
 def serve(root: Path, port: int) -> None:
     """Serve the champion of a root over HTTP until Ctrl-C."""

@@ -200,7 +200,7 @@ def numbers(raw: pa.ChunkedArray, field: str, check: RowCheck) -> tuple[NDArray[
     kind = raw.type
     if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         missing_N = _numpy(pc.is_null(raw))
-        filled = pc.fill_null(raw.cast(pa.float64()), 0.0)
+        filled = pc.fill_null(raw.cast(pa.float64(), safe=False), 0.0)
         value_N = filled.to_numpy().astype(np.float64)
     else:
         text = texts(raw, field, check)

@@ -37,10 +37,10 @@ class Labels:
 def label_items(requests: pa.Table, events: pa.Table, domain: Domain) -> Labels:
     """Joins actions to what was shown.
 
-    An action that names a request counts for that request's item. One that names none counts for the latest list that
-    showed the item to its user. Either way within the attribution time. For the second rule `requests` must hold
-    later lists too, up to the attribution time behind those that are asked for. Labels that a source carries are
-    known when the attribution time is over.
+    An action that names a request counts for that request's item, if it is the same user's. One that names none counts
+    for the latest list that showed the item to its user. Either way within the attribution time. For the second rule
+    `requests` must hold later lists too, up to the attribution time behind those that are asked for. Labels that a
+    source carries are known when the attribution time is over.
     """
     item_lists = requests["item_ids"].combine_chunks()
     size_R = pc.list_value_length(item_lists).to_numpy(zero_copy_only=False)
@@ -101,8 +101,8 @@ def _attributed(
 ) -> tuple[pd.DataFrame, NDArray[np.int64]]:
     """The actions that count, and the shown row of each."""
     shown = shown.assign(row=np.arange(len(shown)))
-    named = acted[acted["named"]].drop(columns=["user"]).rename(columns={"time": "acted"})
-    by_request = named.merge(shown, on=["request", "item"])
+    named = acted[acted["named"]].rename(columns={"time": "acted"})
+    by_request = named.merge(shown, on=["request", "item", "user"])
     lag = by_request["acted"] - by_request["time"]
     by_request = by_request[(lag >= 0) & (lag <= attribution_ms)]
     unnamed = acted[~acted["named"]]

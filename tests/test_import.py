@@ -1,0 +1,395 @@
+"""Reading and checking files, without Ray: what is odd is told with file, row and reason, the rest is taken."""
+
+import gzip
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import xxhash
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayapp.domains import BUILT_IN, DomainError, load_domain
+from rayapp.domains.parse import parse_domain
+from rayapp.hashing import hash64_column
+from rayapp.pipeline.files import NO_ROW, Rejection, plan, read_piece
+from rayapp.pipeline.guess import guess_domain
+from rayapp.pipeline.rows import Clock, event_rows, impression_rows, list_rows
+from rayapp.pipeline.settle import first_of_each, group_impressions
+from rayapp.publish import PublishError
+from tests.conftest import T0
+
+DOMAIN = parse_domain("""
+name = "mine"
+positive_head = "save"
+actions = [
+    { name = "click", kind = "neutral" },
+    { name = "save", kind = "positive", priority = 2 },
+    { name = "impression", kind = "neutral", in_sequence = false },
+]
+heads = [{ name = "save" }, { name = "click", utility = 0.2 }]
+items = { title = "title", text = ["title"] }
+context = { categories = ["device"] }
+
+[[events]]
+user_id = "user"
+item_id = ["item", "video_id"]
+action = "action"
+timestamp = { column = "time", unit = "ms" }
+event_id = "id"
+
+[[requests]]
+request_id = "request"
+user_id = "user"
+item_id = "item"
+timestamp = "time"
+position = "position"
+context = { device = "device" }
+""")
+CLOCK = Clock(DOMAIN.domain.earliest_ms, T0 + 10**9)
+EVENTS = DOMAIN.events[0]
+
+
+EVENTS_BY_UNIT = """
+[[events]]
+user_id = "user"
+item_id = "item"
+action = "action"
+timestamp = {{ column = "time", unit = "{}" }}
+"""
+
+
+def good(n: int = 3) -> dict[str, list[object]]:
+    return {
+        "id": [f"e{k}" for k in range(n)],
+        "user": ["u"] * n,
+        "item": [f"i{k}" for k in range(n)],
+        "action": ["save"] * n,
+        "time": [T0 + k for k in range(n)],
+    }
+
+
+def read(path: Path) -> tuple[list[dict[str, object]], list[Rejection]]:
+    """All good events of a file with their row numbers, and all rejections, as the import sees them."""
+    pieces, rejected = plan(path, DOMAIN.events, "[[events]]")
+    rows: list[dict[str, object]] = []
+    for piece in pieces:
+        for got in read_piece(piece):
+            if isinstance(got, list):
+                rejected += got
+                continue
+            table, check = event_rows(got[0], EVENTS, DOMAIN.domain, CLOCK)
+            numbers = got[1][check.good_N]
+            rows += [{"row": int(n), **row} for n, row in zip(numbers, table.to_pylist(), strict=True)]
+            rejected += [Rejection(piece.path, int(got[1][n]), *rest) for n, *rest in check.rejected]
+    return rows, rejected
+
+
+def changed(field: str, values: list[object]) -> pa.Table:
+    return pa.table({**good(len(values)), field: pa.array(values)})
+
+
+def checked(table: pa.Table) -> tuple[list[dict[str, object]], list[tuple[int, str, str, str]]]:
+    rows, check = event_rows(table, EVENTS, DOMAIN.domain, CLOCK)
+    return rows.to_pylist(), check.rejected
+
+
+@given(st.lists(st.one_of(st.none(), st.text(max_size=140)), max_size=200))
+def test_a_column_is_hashed_as_each_of_its_values(values: list[str | None]) -> None:
+    expected = [xxhash.xxh64_intdigest((v or "").encode("utf-8", "surrogatepass")) for v in values]
+    column = pa.array(values, pa.string())
+    assert hash64_column(column).tolist() == expected
+    assert hash64_column(column.dictionary_encode()).tolist() == expected
+    assert hash64_column(column.slice(len(values) // 3)).tolist() == expected[len(values) // 3 :]
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "reason"),
+    [
+        ("user", "", "must not be empty"),
+        ("user", None, "is missing"),
+        ("item", "a\nb", "must not hold control characters"),
+        ("item", "a\u0085b", "must not hold control characters"),
+        ("item", "x" * 10_000, "is longer than 128 bytes"),
+        ("id", "é" * 65, "is longer than 128 bytes"),
+        ("action", "buy", "is not in the vocabulary of the domain file"),
+        ("action", None, "is missing"),
+        ("time", None, "is missing"),
+        ("time", 915_148_800_000, "is before 2000-01-01"),
+        ("time", T0 // 1000, 'is before 2000-01-01; unit = "s" would fit'),
+        ("time", T0 * 1000, 'is in the future; unit = "us" would fit'),
+        ("time", T0 * 10**6, 'is in the future; unit = "ns" would fit'),
+        ("time", T0 + 10**9 + 300_001, "is in the future"),
+    ],
+)
+def test_a_bad_value_is_told_and_its_neighbours_are_taken(field: str, value: object, reason: str) -> None:
+    column = good()[field]
+    rows, rejected = checked(changed(field, [column[0], value, column[2]]))
+    assert [row["event_id"] for row in rows] == ["e0", "e2"]
+    name = {"id": "event_id", "user": "user_id", "item": "item_id", "time": "timestamp"}.get(field, field)
+    assert [(row, f, r) for row, f, r, _ in rejected] == [(1, name, reason)]
+
+
+def test_ids_that_are_no_utf_8_are_told() -> None:
+    rows, rejected = checked(changed("user", [b"u", b"\xff\xfe", b"v"]))
+    assert [row["user_id"] for row in rows] == ["u", "v"]
+    assert rejected == [(1, "user_id", "is not valid UTF-8", "\\xff\\xfe")]
+    broken = pa.Array.from_buffers(pa.string(), 3, pa.array([b"u", b"\xff", b"v"], pa.binary()).buffers())
+    rows, rejected = checked(pa.table({**good(), "user": broken}))  # a file that calls it text
+    assert [row["user_id"] for row in rows] == ["u", "v"]
+    assert rejected[0][2] == "is not valid UTF-8"
+
+
+def test_ids_of_numbers_and_of_text_agree() -> None:
+    for values in ([1, 2, 3], [1.0, 2.0, 3.0], ["1", "2", "3"]):
+        rows, rejected = checked(changed("item", values))
+        assert [row["item_id"] for row in rows] == ["1", "2", "3"]
+        assert not rejected
+    _, rejected = checked(changed("item", [1.0, 2.5, None]))
+    assert {(row, reason) for row, _, reason, _ in rejected} == {
+        (1, "is a fraction, or too large to be exact"),
+        (2, "is missing"),
+    }
+
+
+def test_timestamps_are_read_in_each_unit_and_type() -> None:
+    stamps = {
+        "s": [T0 // 1000] * 2,
+        "us": [T0 * 1000] * 2,
+        "ns": [T0 * 10**6] * 2,
+        "iso": ["2026-01-01", "2026-01-01T01:00:00+01:00"],
+    }
+    for unit, values in stamps.items():
+        text = EVENTS_BY_UNIT.format(unit)
+        layout = parse_domain(_without_events() + text).events[0]
+        rows, check = event_rows(changed("time", list(values)), layout, DOMAIN.domain, CLOCK)
+        assert [row["timestamp_ms"] for row in rows.to_pylist()] == [T0, T0], (unit, check.rejected)
+    for kind in (pa.timestamp("s"), pa.timestamp("us", "Europe/Vienna"), pa.date32()):
+        rows, _ = checked(changed("time", pa.array([T0] * 2).cast(pa.timestamp("ms")).cast(kind).to_pylist()))
+        assert rows[0]["timestamp_ms"] == T0 or kind == pa.timestamp("us", "Europe/Vienna")
+    rows, rejected = checked(changed("time", ["soon", str(T0)]))
+    assert [row["timestamp_ms"] for row in rows] == [T0]
+    assert rejected[0][2] == "is not a number"
+
+
+def _without_events() -> str:
+    return """
+name = "mine"
+positive_head = "save"
+actions = [{ name = "click", kind = "neutral" }, { name = "save", kind = "positive" }]
+heads = [{ name = "save" }]
+items = { title = "title", text = ["title"] }
+"""
+
+
+@pytest.mark.parametrize("ending", ["parquet", "csv", "csv.gz", "csv.zst", "tsv", "ndjson", "jsonl.gz"])
+def test_the_same_rows_come_out_of_every_format(tmp_path: Path, ending: str) -> None:
+    path = tmp_path / f"x.{ending}"
+    write(path, pa.table(good(5)))
+    rows, rejected = read(path)
+    assert not rejected
+    assert [(row["row"], row["event_id"], row["timestamp_ms"]) for row in rows] == [
+        (k + 1, f"e{k}", T0 + k) for k in range(5)
+    ]
+
+
+def write(path: Path, table: pa.Table) -> None:
+    if path.suffix == ".parquet":
+        pq.write_table(table, path, row_group_size=2)
+        return
+    if ".csv" in path.name or ".tsv" in path.name:
+        lines = [table.column_names, *([str(v) for v in row.values()] for row in table.to_pylist())]
+        text = "\n".join(("\t" if ".tsv" in path.name else ",").join(line) for line in lines) + "\n"
+    else:
+        text = "".join(json.dumps(row) + "\n" for row in table.to_pylist())
+    codec = {".gz": "gzip", ".zst": "zstd"}.get(path.suffix)
+    with pa.output_stream(str(path), compression=codec) as out:
+        out.write(text.encode())
+
+
+def test_broken_lines_keep_the_numbers_of_the_good_ones(tmp_path: Path) -> None:
+    path = tmp_path / "x.csv"
+    path.write_text(
+        f"id,user,item,action,time\na,u,i,save,{T0}\nbroken\nb,u,i,save,{T0}\nc,u,i,save,{T0},more\nd,u,i,save,{T0}\n"
+    )
+    rows, rejected = read(path)
+    assert [(row["row"], row["event_id"]) for row in rows] == [(1, "a"), (3, "b"), (5, "d")]
+    assert sorted(r.row for r in rejected) == [2, 4]
+    path = tmp_path / "x.ndjson"
+    line = {"id": "a", "user": "u", "item": 7, "action": "save", "time": T0}
+    mixed = [json.dumps(line), "{", "[]", json.dumps({**line, "id": "b", "item": "seven"}), '{"user": "\udcff"}']
+    path.write_bytes("\n".join(mixed).encode("utf-8", "surrogateescape"))
+    rows, rejected = read(path)
+    assert [(row["row"], row["item_id"]) for row in rows] == [(1, "7"), (4, "seven")]
+    assert sorted(r.row for r in rejected) == [2, 3, 5]
+
+
+def test_files_that_cannot_be_read_are_told_whole(tmp_path: Path) -> None:
+    whole = tmp_path / "whole.parquet"
+    write(whole, pa.table(good(6)))
+    cut = tmp_path / "cut.parquet"
+    cut.write_bytes(whole.read_bytes()[:-20])
+    zipped = tmp_path / "cut.csv.gz"
+    lines = "id,user,item,action,time\n" + "".join(f"e{k},u,i,save,{T0 + k}\n" for k in range(50_000))
+    zipped.write_bytes(gzip.compress(lines.encode())[:-2000])
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"who": ["u"]}), other)
+    twice = tmp_path / "twice.csv"
+    twice.write_text("user,user,item\n1,2,3\n")
+    empty = tmp_path / "empty.csv"
+    empty.touch()
+    for path, said in (
+        (cut, "can't be read"),
+        (zipped, "can't be read"),
+        (other, "no layout fits: [[events]] 1 lacks 'user', 'item' or 'video_id'"),
+        (twice, "names a column twice"),
+        (empty, "empty"),
+        (tmp_path / "x.xls", "ending"),
+    ):
+        path.touch()
+        _, rejected = read(path)
+        assert len(rejected) == 1, path
+        assert rejected[0].row == NO_ROW
+        assert said in rejected[0].reason
+
+
+def test_a_damaged_row_group_loses_only_itself(tmp_path: Path) -> None:
+    path = tmp_path / "x.parquet"
+    pq.write_table(pa.table(good(6)), path, row_group_size=2, compression="zstd")
+    at = pq.ParquetFile(path).metadata.row_group(1).column(0).data_page_offset
+    data = bytearray(path.read_bytes())
+    data[at : at + 40] = b"\xff" * 40
+    path.write_bytes(data)
+    rows, rejected = read(path)
+    assert [row["row"] for row in rows] == [1, 2, 5, 6]
+    assert [r.row for r in rejected] == [NO_ROW]
+
+
+def staged(rows: list[dict[str, object]]) -> pa.Table:
+    table, _ = event_rows(pa.Table.from_pylist(rows), EVENTS, DOMAIN.domain, CLOCK)
+    n = table.num_rows
+    return table.append_column("source_file", pa.array(np.zeros(n, np.int32))).append_column(
+        "source_row", pa.array(np.arange(1, n + 1))
+    )
+
+
+def test_copies_are_counted_and_one_id_with_two_contents_is_told() -> None:
+    event = {"id": "a", "user": "u", "item": "i", "action": "save", "time": T0}
+    rows = staged([event, event, {**event, "item": "j", "time": T0 + 1}, {**event, "id": "b"}])
+    none = rows.slice(0, 0)
+    keep, copies, conflicts = first_of_each(rows, none, ["f"])
+    assert keep.tolist() == [True, False, False, True]
+    assert copies == 1
+    assert [(c.file, c.row, c.field, c.value) for c in conflicts] == [("f", 3, "event_id", "a")]
+    keep, copies, conflicts = first_of_each(rows, rows.slice(3), ["f"])
+    assert (keep.tolist(), copies, len(conflicts)) == ([True, False, False, False], 2, 1)
+
+
+def test_impressions_of_a_request_become_one_list_in_order_of_position() -> None:
+    raw = pa.table(
+        {
+            "request": ["r", "r", "s", "r", "r"],
+            "user": ["u"] * 5,
+            "item": ["c", "a", "x", "b", "a"],
+            "time": [T0 + 2, T0, T0 + 9, T0 + 1, T0],
+            "position": [2, 0, 0, 1, 3],
+            "device": ["phone"] * 5,
+        }
+    )
+    rows, check = impression_rows(raw, DOMAIN.requests[0], DOMAIN.domain, CLOCK)
+    assert not check.rejected
+    rows = rows.append_column("source_file", pa.array(np.zeros(5, np.int32)))
+    rows = rows.append_column("source_row", pa.array(np.arange(5)))
+    lists, copies, rejected = group_impressions(rows, DOMAIN.domain, ["f"])
+    found = {r["request_id"]: (r["item_ids"], r["timestamp_ms"], r["device"], r["labels"]) for r in lists.to_pylist()}
+    assert found == {"r": (["a", "b", "c"], T0, ["phone"], None), "s": (["x"], T0 + 9, ["phone"], None)}
+    assert (copies, rejected) == (1, [])
+
+
+def test_lists_are_checked_item_by_item() -> None:
+    domain = load_domain("movielens")
+    raw = pa.table(
+        {
+            "request_id": ["r1", "r2", "r3", "r4"],
+            "user_id": ["u"] * 4,
+            "timestamp": [T0 // 1000] * 4,
+            "item_ids": [["a", "b"], [], ["a", "b\n"], None],
+        }
+    )
+    rows, check = list_rows(raw, domain.requests[0], domain.domain, CLOCK)
+    assert rows["item_ids"].to_pylist() == [["a", "b"]]
+    assert {(row, reason) for row, _, reason, _ in check.rejected} == {
+        (1, "is an empty list"),
+        (2, "an item id must not hold control characters"),
+        (3, "is an empty list"),
+    }
+
+
+def test_flags_become_the_strongest_action_and_labels() -> None:
+    domain = load_domain("kuairand")
+    names = ["is_click", "long_view", "is_like", "is_follow", "is_comment", "is_forward", "is_hate", "is_profile_enter"]
+    flags = {name: [0, 0, 0] for name in names} | {"is_click": [0, 1, 1], "is_hate": [0, 0, 1], "is_like": [0, 0, 1]}
+    raw = pa.table({"user_id": [1, 1, 1], "video_id": [7, 8, 9], "time_ms": [T0, T0, T0], "tab": [1, 1, 1], **flags})
+    rows, _ = event_rows(raw, domain.events[0], domain.domain, CLOCK)
+    assert rows["action"].to_pylist() == ["impression_or_click", "click", "hate"]
+    shown, _ = impression_rows(raw, domain.requests[0], domain.domain, CLOCK)
+    assert shown["labels"].to_pylist() == [[0, 0, 0, 0], [1, 0, 0, 0], [1, 0, 1, 1]]
+    assert len(set(shown["request_id"].to_pylist())) == 1
+
+
+@pytest.mark.parametrize("name", BUILT_IN)
+def test_the_built_in_domains_load_and_round_trip(name: str) -> None:
+    domain = load_domain(name).domain
+    assert type(domain).from_json(json.loads(json.dumps(domain.to_json()))) == domain
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "said"),
+    [
+        ('user_id = "user"', 'usr_id = "user"', "[[events]]"),
+        ('kind = "positive"', 'kind = "good"', "must be one of positive, negative, neutral"),
+        ('heads = [{ name = "save" }]', 'heads = [{ name = "buy" }]', "buy"),
+        ("positive_head", "best_head", "positive_head is missing"),
+        ('title = "title"', 'title = "headline"', "headline"),
+        ("= [{", "= [[", "not valid TOML"),
+    ],
+)
+def test_mistakes_in_a_domain_file_name_the_place(old: str, new: str, said: str) -> None:
+    text = _without_events() + '[[events]]\nuser_id = "user"\nitem_id = "i"\naction = "a"\ntimestamp = "t"\n'
+    assert parse_domain(text)
+    with pytest.raises(DomainError) as error:
+        parse_domain(text.replace(old, new))
+    assert said in str(error.value) or "events" in str(error.value)
+
+
+def test_a_first_domain_file_reads_the_sample_it_was_guessed_from(tmp_path: Path) -> None:
+    path = tmp_path / "log.csv"
+    rows = [
+        f"{u},{i},{a},{T0 // 1000 + u},r{u}" for u in range(9) for i, a in ((1, "impression"), (1, "save"), (2, "hide"))
+    ]
+    path.write_text("uid,product_id,event,ts,request_id\n" + "\n".join(rows) + "\n")
+    items = tmp_path / "items.csv"
+    items.write_text(
+        "product_id,title,colour,price\n1,Red shoe,red,9.5\n2,Blue shoe,blue,8\n3,Grey shoe,red,8\n4,Hat,blue,1\n"
+    )
+    domain = parse_domain(guess_domain(path, items, {}))
+    assert {a.name: a.kind.value for a in domain.domain.vocabulary.actions} == {
+        "impression": "neutral",
+        "save": "positive",
+        "hide": "negative",
+    }
+    assert {a.name: a.kind.value for a in domain.domain.attributes} == {
+        "title": "text",
+        "colour": "categories",
+        "price": "number",
+    }
+    pieces, rejected = plan(path, domain.events, "")
+    (chunk,) = [got for piece in pieces for got in read_piece(piece)]
+    assert not isinstance(chunk, list)
+    events, check = event_rows(chunk[0], domain.events[0], domain.domain, CLOCK)
+    assert (events.num_rows, check.rejected, rejected) == (27, [], [])
+    with pytest.raises(PublishError, match="--action"):
+        guess_domain(items, None, {"user_id": "product_id", "timestamp": "price", "item_id": "title"})
