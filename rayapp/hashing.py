@@ -41,8 +41,8 @@ def hash64_column(column: pa.ChunkedArray | pa.Array) -> U64:
     if pa.types.is_dictionary(column.type):
         hashes = hash64_column(column.dictionary)
         index = column.indices.fill_null(-1).to_numpy(zero_copy_only=False)  # the last: of nothing
-        with_nothing: U64 = np.append(hashes, np.uint64(hash64("")))
-        return with_nothing[index]
+        hashes = np.append(hashes, np.uint64(hash64("")))
+        return np.asarray(hashes[index], np.uint64)
     column = column.fill_null("") if column.null_count else column
     if len(column) < FEW:
         return np.array([hash64(value) for value in column.to_pylist()], np.uint64)

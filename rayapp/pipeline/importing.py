@@ -22,7 +22,7 @@ from rayapp.config import Domain
 from rayapp.domains.layout import DomainFile, Layout
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.catalogue import ITEMS, USERS, merge, read_catalogue
-from rayapp.pipeline.erasure import tombstones
+from rayapp.pipeline.erasure import erased_rows, tombstones
 from rayapp.pipeline.files import Piece, Rejection, expand, plan
 from rayapp.pipeline.logs import EVENTS, REQUESTS
 from rayapp.pipeline.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
@@ -169,6 +169,9 @@ class _Import:
             self.summary.reasons += Counter(result["reasons"])
         if parts:
             rows = pa.concat_tables([pq.read_table(p, partitioning=None) for p in parts], promote_options="default")
+            if users:
+                moments = rows.select(["user_id", "effective_at_ms"]).rename_columns(["user_id", "timestamp_ms"])
+                rows = rows.filter(pa.array(~erased_rows(moments, tombstones(self.root))))
             self.summary.entities[kind] = merge(self.root, kind, rows, self.domain)
         elif kind == ITEMS:
             raise PublishError("no item of the --items files is usable: " + _most(self.summary.reasons))

@@ -1,0 +1,303 @@
+"""Imports with Ray on real files: counts, repetition, skew, erasure and compaction, and processes really killed."""
+
+import dataclasses
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from rayapp.domains import load_domain
+from rayapp.domains.layout import DomainFile
+from rayapp.pipeline.compact import compact
+from rayapp.pipeline.erasure import erase_user
+from rayapp.pipeline.importing import Inputs, Summary, import_files
+from rayapp.pipeline.logs import read_log
+from rayapp.pipeline.rates import build_rates, load_items, load_users
+from rayapp.pipeline.tasks import run_tasks
+from rayapp.pipeline.windows import Window, build
+from rayapp.publish import PublishError, log_manifest, read_manifest
+from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
+WORLD = World(num_users=250, num_items=150, num_days=5)
+NOW_MS = WORLD.start_ms + 100 * 86_400_000
+DOMAIN = load_domain("synthetic")
+RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
+
+
+@pytest.fixture(scope="module")
+def raw(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("raw")
+    write_items(WORLD, directory)
+    write_chunk(WORLD, directory, 0)
+    return directory
+
+
+def inputs(raw: Path, **changed: list[Path]) -> Inputs:
+    files = files_in(raw)
+    assert files.users is not None
+    return dataclasses.replace(Inputs([files.events], [files.requests], [files.items], [files.users]), **changed)
+
+
+def bring(root: Path, given: Inputs, domain: DomainFile = DOMAIN) -> Summary:
+    return import_files(root, domain, given, now_ms=NOW_MS, num_buckets=4)
+
+
+def tree(root: Path) -> dict[str, int]:
+    return {str(p.relative_to(root)): p.stat().st_mtime_ns for p in sorted(root.rglob("*")) if p.is_file()}
+
+
+def test_an_import_repeats_without_a_trace_and_adds_only_what_is_new(raw: Path, tmp_path: Path) -> None:
+    root, events = tmp_path / "root", pq.read_table(raw / "events", partitioning=None)
+    half = tmp_path / "half.parquet"
+    pq.write_table(events.slice(0, 500), half)
+    first = bring(root, inputs(raw, events=[half]))
+    assert (first.events.read, first.events.accepted, first.quarantined) == (500, 500, 0)
+    second = bring(root, inputs(raw))
+    assert (second.events.accepted, second.events.duplicates) == (events.num_rows - 500, 500)
+    assert second.requests.accepted == 0
+    assert second.entities["catalogue"]["total"] == WORLD.num_items
+    before = tree(root)
+    third = bring(root, inputs(raw))
+    assert (third.events.accepted, third.events.duplicates) == (0, events.num_rows)
+    assert tree(root) == before
+    stored = read_log(root, "events", ["event_id"])["event_id"].to_pylist()
+    assert sorted(stored) == sorted(events["event_id"].to_pylist())
+
+
+def test_bad_files_and_rows_go_to_the_quarantine_and_good_ones_are_taken(raw: Path, tmp_path: Path) -> None:
+    events = pq.read_table(raw / "events", partitioning=None).slice(0, 100)
+    directory = tmp_path / "events"
+    directory.mkdir()
+    pq.write_table(events.slice(0, 50), directory / "a.parquet")
+    numbers = events.slice(50, 50).to_pandas()
+    numbers.loc[3, "item_id"] = "x" * 200
+    numbers.loc[4, "item_id"] = "nobody-knows"
+    numbers.loc[5, "event_id"] = events["event_id"][0].as_py()
+    numbers.to_csv(directory / "b.csv.gz", index=False)
+    (directory / "c.parquet").write_bytes((directory / "a.parquet").read_bytes()[:100])
+    (directory / "d.ndjson").write_text("")
+    summary = bring(tmp_path / "root", inputs(raw, events=[directory], requests=[]))
+    assert (summary.events.read, summary.events.accepted, summary.events.unknown_items) == (100, 98, 1)
+    assert summary.quarantine is not None
+    told = [json.loads(line) for line in summary.quarantine.read_text().splitlines()]
+    found = {(Path(t["file"]).name, t.get("row"), t.get("field")) for t in told}
+    assert found == {
+        ("b.csv.gz", 4, "item_id"),
+        ("b.csv.gz", 6, "event_id"),
+        ("c.parquet", None, None),
+        ("d.ndjson", None, None),
+    }
+    assert summary.quarantined == 4
+
+
+def test_nothing_usable_is_an_error_that_says_why(raw: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "empty.parquet"
+    pq.write_table(pq.read_table(raw / "events", partitioning=None).slice(0, 0), empty)
+    with pytest.raises(PublishError, match="--events files hold no usable row"):
+        bring(tmp_path / "root", inputs(raw, events=[empty]))
+    with pytest.raises(PublishError, match="does not exist"):
+        bring(tmp_path / "root2", inputs(raw, events=[tmp_path / "nowhere.csv"]))
+
+
+def test_one_user_with_a_fifth_of_all_events_is_no_trouble(raw: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    n = 40_000
+    users = np.where(rng.random(n) < 0.2, "hot", np.char.add("u", rng.integers(800, size=n).astype(str)))
+    frame = pd.DataFrame(
+        {
+            "event_id": [f"e{k}" for k in range(n)],
+            "user_id": users,
+            "item_id": np.char.add("i", rng.integers(150, size=n).astype(str)),
+            "timestamp_ms": WORLD.start_ms + rng.integers(5 * 86_400_000, size=n),
+            "action": "save",
+            "request_id": None,
+            "position": 0,
+        }
+    ).astype({"request_id": "string"})
+    frame["received_at_ms"] = frame["timestamp_ms"]
+    path = tmp_path / "skewed.parquet"
+    frame.to_parquet(path)
+    summary = bring(tmp_path / "root", inputs(raw, events=[path]))
+    assert summary.events.accepted == n
+    window = Window(WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, 100)
+    manifest = build(tmp_path / "root", "w", window, DOMAIN.domain)
+    assert sum(b["requests"] for b in manifest["buckets"]) == summary.requests.accepted
+
+
+def test_rates_are_cumulative_and_built_once(raw: Path, tmp_path: Path) -> None:
+    bring(tmp_path, inputs(raw))
+    days = build_rates(tmp_path, WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, DOMAIN.domain)
+    assert len(days) == 5
+    assert build_rates(tmp_path, WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, DOMAIN.domain) == []
+    totals = [read_manifest(tmp_path / "rates" / day)["impressions"] for day in days]
+    assert totals[0] == 0 < totals[2] < totals[4]
+    items = load_items(tmp_path, days[4], DOMAIN.domain)
+    users = [load_users(tmp_path, days[4], bucket, DOMAIN.domain) for bucket in range(4)]
+    assert sum(int(u.impressions_N.sum()) for u in users) == items.impressions_N.sum() == totals[4]
+    rate = items.smoothed()
+    assert ((rate > 0) & (rate < 1)).all()
+
+
+def test_erasure_hides_at_once_and_compaction_removes(raw: Path, tmp_path: Path) -> None:
+    events = pq.read_table(raw / "events", partitioning=None)
+    for part in (0, 1):
+        path = tmp_path / f"{part}.parquet"
+        pq.write_table(events.slice(part * 1000, 1000), path)
+        bring(tmp_path / "root", inputs(raw, events=[path]))
+    root, user = tmp_path / "root", events["user_id"][0].as_py()
+    window = Window(WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, 100)
+    before = build(root, "before", window, DOMAIN.domain)
+    build_rates(root, window.since_ms, window.until_ms, DOMAIN.domain)
+    erase_user(root, user, NOW_MS)
+    after = build(root, "after", window, DOMAIN.domain)
+    assert sum(b["requests"] for b in after["buckets"]) < sum(b["requests"] for b in before["buckets"])
+    assert mentions(root, user)
+    num_rows = read_log(root, "events", ["user_id"]).num_rows
+    done = compact(root)
+    assert done.files_after == 8  # one a bucket and log
+    assert done.rows_erased > 0
+    assert not mentions(root, user)
+    assert num_rows > read_log(root, "events", ["user_id"]).num_rows > 0
+    assert bring(root, inputs(raw, events=[tmp_path / "0.parquet"])).events.accepted == 0, "old files bring nobody back"
+    assert compact(root).rows_erased == 0
+
+
+def mentions(root: Path, user: str) -> bool:
+    tables = [pq.read_table(p, partitioning=None) for p in root.rglob("*.parquet")]
+    return any("user_id" in t.column_names and user in t["user_id"].to_pylist() for t in tables)
+
+
+def test_a_killed_worker_costs_a_retry(tmp_path: Path) -> None:
+    def task(number: int) -> dict[str, int]:
+        marker = tmp_path / f"died-{number}"
+        if number == 3 and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        (tmp_path / f"{number}").write_text("done")
+        return {"number": number}
+
+    assert [r["number"] for r in run_tasks(8, task)] == list(range(8))
+    assert (tmp_path / "died-3").exists()
+
+
+def workers_of(pid: int) -> list[int]:
+    """Ray workers below a process that are running one of our tasks."""
+    children: dict[int, list[int]] = {}
+    names: dict[int, str] = {}
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                names[int(entry.name)] = (entry / "cmdline").read_text()
+            except (OSError, IndexError):
+                continue
+            children.setdefault(parent, []).append(int(entry.name))
+    below, found = [pid], []
+    while below:
+        for child in children.get(below.pop(), []):
+            below.append(child)
+            if names[child].startswith("ray::") and "IDLE" not in names[child] and "Map" in names[child]:
+                found.append(child)
+    return found
+
+
+def until(condition: Callable[[], bool], seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not happen in time"
+        time.sleep(0.01)
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Enough rows that an import takes seconds: time to kill something."""
+    directory = tmp_path_factory.mktemp("large")
+    write_items(WORLD, directory)
+    write_chunk(WORLD, directory, 0)
+    events = pq.read_table(directory / "events", partitioning=None)
+    for copy in range(12):
+        part = events.set_column(
+            0, "event_id", pa.array([f"{copy}-{e}" for e in events["event_id"].to_pylist()])
+        ).set_column(1, "user_id", pa.array([f"{copy}-{u}" for u in events["user_id"].to_pylist()]))
+        with pa.output_stream(str(directory / "events" / f"more-{copy}.ndjson.gz"), compression="gzip") as out:
+            out.write("".join(json.dumps(row) + "\n" for row in part.to_pylist()).encode())
+    return directory
+
+
+def command(root: Path, raw: Path) -> list[str]:
+    files = files_in(raw)
+    arguments = ["--domain", "synthetic", "--events", str(files.events), "--requests", str(files.requests)]
+    return [*RAYAPP, "import", "--root", str(root), *arguments, "--items", str(files.items), "--buckets", "4"]
+
+
+def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_row(large: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    running = subprocess.Popen(command(root, large), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    until(lambda: bool(list((root / ".staging").glob("*"))) and bool(workers_of(running.pid)))
+    os.kill(workers_of(running.pid)[0], signal.SIGKILL)
+    out, err = running.communicate(timeout=180)
+    assert running.returncode == 0, err
+    rows = read_log(root, "events", ["event_id"])["event_id"].to_pylist()
+    events = pq.read_table(large / "events" / "part-00000.parquet", partitioning=None).num_rows
+    assert len(rows) == len(set(rows)) == 13 * events, out
+
+    number, manifest = log_manifest(root / "events")
+    more = tmp_path / "more" / "events"
+    more.mkdir(parents=True)
+    for file in (large / "events").glob("*.ndjson.gz"):
+        text = pa.input_stream(str(file), compression="gzip").read().decode().replace('"event_id": "', '"event_id": "n')
+        (more / file.name.removesuffix(".gz")).write_text(text)
+    again = [a if a != str(large / "events") else str(more) for a in command(root, large)]
+    running = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    until(lambda: bool(list((root / ".staging").glob("*.arrow"))))
+    os.killpg(running.pid, signal.SIGKILL)
+    running.wait()
+    assert log_manifest(root / "events") == (number, manifest), "what was published stays"
+    assert len(read_log(root, "events", ["event_id"])) == 13 * events
+    done = subprocess.run(again, capture_output=True, text=True, check=False, timeout=180)
+    assert done.returncode == 0, done.stderr
+    assert len(read_log(root, "events", ["event_id"])) == 25 * events
+    assert not (root / ".staging").exists()
+
+
+def test_a_worker_killed_in_a_window_build_costs_a_retry(large: Path, tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    files = files_in(large)
+    bring(root, Inputs([files.events], [files.requests], [files.items]))
+    days = ["--since", "2025-01-01", "--until", "2025-01-06"]
+    running = subprocess.Popen(
+        [*RAYAPP, "windows", "--root", str(root), *days], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    until(lambda: bool(workers_of(running.pid)))
+    os.kill(workers_of(running.pid)[0], signal.SIGKILL)
+    _, err = running.communicate(timeout=180)
+    assert running.returncode == 0, err
+    window = read_manifest(root / "windows" / "2025-01-01_2025-01-06")
+    assert sum(b["requests"] for b in window["buckets"]) == read_log(root, "requests", ["request_id"]).num_rows
+    assert ray.is_initialized()
+
+
+def test_strict_tells_by_its_exit_code(raw: Path, tmp_path: Path) -> None:
+    events = pq.read_table(raw / "events", partitioning=None).slice(0, 5).to_pandas()
+    events.loc[2, "user_id"] = ""
+    path = tmp_path / "events.csv"
+    events.to_csv(path, index=False)
+    arguments = ["--domain", "synthetic", "--events", str(path), "--items", str(files_in(raw).items), "--strict"]
+    done = subprocess.run(
+        [*RAYAPP, "import", "--root", str(tmp_path / "root"), *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 3, done.stderr
+    assert "user_id is missing" in done.stdout
+    assert "quarantined: 1" in done.stdout
