@@ -33,6 +33,8 @@ bench-docs: $(VENV)/.installed
 	$(BIN)/rayapp demo --exit
 	$(BIN)/rayapp bench quality --write docs/benchmarks/quality_movielens.md
 	$(BIN)/rayapp bench react --write docs/benchmarks/react_movielens.md
+	$(PIP) install -c constraints.txt -e ".[bench]"
+	$(BIN)/rayapp bench sequences --write docs/benchmarks/sequences.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

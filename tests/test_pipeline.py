@@ -1,5 +1,6 @@
 """Publishing, the bucketed log's windows and the reader: no Ray here, the pure parts only."""
 
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -7,12 +8,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from rayapp.cli.summary import print_summary
 from rayapp.config import Domain
 from rayapp.domains import load_domain
 from rayapp.hashing import hash64
 from rayapp.pipeline.histories import LABEL_COLUMNS, Bucket, merge
+from rayapp.pipeline.importing import LogCounts, Summary
 from rayapp.pipeline.reader import RequestBatch, WindowReader
-from rayapp.pipeline.windows import Window, build_bucket
+from rayapp.pipeline.windows import Window, build_bucket, check_closed
 from rayapp.publish import (
     PublishError,
     commit_log,
@@ -270,6 +273,38 @@ def test_the_mask_is_drawn_per_request_and_repeats(root: Path, domain: Domain) -
     assert in_order.sum() == plain.sum()  # evaluation masks nothing
 
 
+def test_every_rank_takes_as_many_steps_and_none_is_empty(root: Path, domain: Domain) -> None:
+    reader = publish_window(root, domain)  # 60 requests
+    for world, size in ((2, 59), (3, 29), (4, 7)):
+        ranks = [list(reader.batches(size, seed=0, epoch=0, rank=r, world=world)) for r in range(world)]
+        assert len({len(batches) for batches in ranks}) == 1
+        assert all(len(batch) for batches in ranks for batch in batches)
+        assert sum(len(batch) for batches in ranks for batch in batches) == 60
+    with pytest.raises(PublishError, match="too few for 61 workers"):
+        next(reader.batches(8, seed=0, epoch=0, world=61))
+
+
+def test_negatives_are_thinned_at_the_rate_and_positives_stay(root: Path, domain: Domain) -> None:
+    publish_window(root, domain, num_requests=600)
+    full = WindowReader(root, ["w"], domain, 8)
+    thin = WindowReader(root, ["w"], domain, 8, negative_rate=0.3)
+
+    def counts(reader: WindowReader, epoch: int) -> tuple[int, int, list[int]]:
+        labels = [b.label_BCH.any(axis=2)[b.valid_BC] for b in reader.batches(64, seed=0, epoch=epoch)]
+        flat = np.concatenate(labels)
+        hashes = [int(h) for b in reader.batches(64, seed=0, epoch=epoch) for h in b.candidate_hash_BC[b.valid_BC]]
+        return int(flat.sum()), int((~flat).sum()), hashes
+
+    positives, negatives, _ = counts(full, 0)
+    kept_positives, kept, hashes = counts(thin, 0)
+    assert kept_positives == positives
+    assert abs(kept / negatives - 0.3) < 0.08
+    assert counts(thin, 0)[2] == hashes != counts(thin, 1)[2], "the draw repeats, and is another one each epoch"
+    assert sum(int(b.valid_BC.sum()) for b in thin.in_order(64)) == positives + negatives, "evaluation thins nothing"
+    with pytest.raises(ValueError, match="negative_rate"):
+        WindowReader(root, ["w"], domain, 8, negative_rate=0.0)
+
+
 def test_a_window_too_short_for_the_model_is_refused(root: Path, domain: Domain) -> None:
     publish_window(root, domain)
     with pytest.raises(PublishError, match="keeps 8 actions"):
@@ -278,3 +313,33 @@ def test_a_window_too_short_for_the_model_is_refused(root: Path, domain: Domain)
 
 def test_make_event_is_what_the_log_expects() -> None:
     assert set(make_event(1).__slots__) <= {f.name for f in EVENT_SCHEMA}
+
+
+def test_an_open_window_is_refused(domain: Domain) -> None:
+    window = Window(T0, T0 + DAY)
+    check_closed(window, domain, now_ms=T0 + 2 * DAY)
+    with pytest.raises(PublishError, match="closes at 2026-01-03"):
+        check_closed(window, domain, now_ms=T0 + 2 * DAY - 1)
+
+
+def test_an_action_that_names_no_request_counts_for_the_latest_list_that_showed_the_item(domain: Domain) -> None:
+    lists = [("r1", T0), ("r2", T0 + 10), ("next", T0 + 1000)]
+    requests = request_table(
+        [{"request_id": r, "user_id": "u", "timestamp_ms": t, "item_ids": ["a", "b"]} for r, t in lists]
+    )
+    acted = [("a", T0 + 5), ("b", T0 + 500), ("a", T0 + 2000), ("a", T0 + 3 * DAY)]
+    events = event_table(
+        [
+            {"event_id": f"{n}", "user_id": "u", "item_id": item, "action": "save", "timestamp_ms": at}
+            for n, (item, at) in enumerate(acted)
+        ]
+    )
+    _, cut = build_bucket(bucket_of_events(events), requests, Window(T0, T0 + 100), domain)
+    found = dict(zip(cut["request_id"].to_pylist(), cut["labels"].to_pylist(), strict=True))
+    assert found == {"r1": [1, 0, 0, 0], "r2": [0, 0, 1, 0]}  # the later saves are the next list's, or too late
+
+
+def test_the_summary_tells_days_without_events(capsys: pytest.CaptureFixture[str]) -> None:
+    events = LogCounts(read=3, accepted=3, days=Counter({"2026-01-01": 2, "2026-01-04": 1}))
+    print_summary(Summary(events=events))
+    assert "2026-01-01 to 2026-01-04, 2 days, 2 days between without any" in capsys.readouterr().out

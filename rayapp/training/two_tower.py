@@ -79,9 +79,10 @@ class TwoTower(nn.Module):
         # Another row's target that is this row's own is no negative.
         same_BB = target_B[:, None] == target_B[None, :]
         same_BB.fill_diagonal_(False)
-        loss = functional.cross_entropy(
-            logit_BB.masked_fill(same_BB, float("-inf")), torch.arange(len(target_B), device=logit_BB.device)
-        )
+        logit_BB = logit_BB.masked_fill(same_BB, float("-inf"))
+        own_B = torch.arange(len(target_B), device=logit_BB.device)
+        # Without any engagement only the categories teach; the sum of nothing is a 0 that knows its parameters.
+        loss = functional.cross_entropy(logit_BB, own_B) if len(target_B) else logit_BB.sum()
         said_UG = self.categories(item_UE / self.config.temperature)
         has_UG = batch["categories_UG"]
         return loss + self.config.category_weight * functional.binary_cross_entropy_with_logits(said_UG, has_UG)
