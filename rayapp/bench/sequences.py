@@ -295,5 +295,6 @@ def _table(result: dict[str, float], detail: dict[str, Any]) -> str:
         f"{name.removesuffix('_s')} {', '.join(f'{s:.1f}' for s in values)}"
         for name, values in detail.items() if name.endswith("_s")
     ) + "."]  # fmt: skip
-    lines += [f"Peak memory in MB: {detail['peak_mb']}, of a quarter {detail['peak_mb_of_a_quarter']}."]
+    peak, quarter = (", ".join(map(str, detail[key])) for key in ("peak_mb", "peak_mb_of_a_quarter"))
+    lines += [f"Peak memory in MB: {peak}; of a quarter {quarter}."]
     return "\n".join(lines)
