@@ -31,10 +31,11 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 # The tables under docs/benchmarks, measured again.
 bench-docs: $(VENV)/.installed
 	$(BIN)/rayapp demo --exit
-	$(BIN)/rayapp bench quality --write docs/benchmarks/quality_movielens.md
+	$(BIN)/rayapp bench models --seeds 3 --write docs/benchmarks/models_movielens.md
 	$(BIN)/rayapp bench react --write docs/benchmarks/react_movielens.md
 	$(PIP) install -c constraints.txt -e ".[bench]"
 	$(BIN)/rayapp bench sequences --write docs/benchmarks/sequences.md
+	$(BIN)/rayapp bench train --write docs/benchmarks/train.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

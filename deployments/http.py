@@ -36,6 +36,11 @@ def _check_id(value: str) -> str:
 Id = Annotated[str, AfterValidator(_check_id)]
 
 
+Context = Annotated[
+    dict[str, Any], Field(max_length=64, description="The domain's context attributes: device, tab, country")
+]
+
+
 class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
@@ -47,6 +52,7 @@ class RecommendationsBody(_Body):
     num_results: Annotated[int, Field(ge=1, le=500)] = 20
     num_candidates: Annotated[int, Field(ge=1, le=1_000)] = 200
     surface: Id | None = None
+    context: Context = {}
     explain: bool = False
 
 
@@ -56,6 +62,7 @@ class RankBody(_Body):
     user_id: Id
     item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_RANK_ITEMS)]
     model: str | None = Field(None, description="An alias or a version that is loaded; the champion if absent")
+    context: Context = {}
     explain: bool = False
 
 

@@ -30,7 +30,7 @@ from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, id_problem
 from rayapp.serving.blend import blend
 from rayapp.serving.candidates import Candidates
 from rayapp.serving.events import BadBody, EventBody, check_events, parse_body
-from rayapp.serving.items import BadItem, check_item
+from rayapp.serving.items import BadAttribute, check_attributes, check_item
 from rayapp.store import OutboxFull, Outcome, UserSequence
 
 log = logging.getLogger(__name__)
@@ -136,7 +136,7 @@ class Ingress:
         return JSONResponse(answer, headers={"Server-Timing": timing.header()})
 
     async def _recommend(self, body: RecommendationsBody, request_id: str, timing: Timing) -> dict[str, Any]:
-        at_ms = now_ms()
+        at_ms, context = now_ms(), self._context(body.context)
         reasons: list[str] = []
         with timing.stage("sequence"):
             user = await _or_none(self._sequences.lookup.remote(body.user_id), "sequences")
@@ -151,7 +151,9 @@ class Ingress:
             raise Problem(503, "no candidates can be fetched right now", retry_after_s=1)
         with timing.stage("rank"):
             _, ranked = await self._with_model(
-                version, lambda v: self._ranker.rank.remote(v, user, at_ms, found.item_ids), "ranker"
+                version,
+                lambda v: self._ranker.rank.remote(v, body.user_id, user, at_ms, found.item_ids, context),
+                "ranker",
             )
         if ranked is None:
             reasons.append("ranker_unavailable")
@@ -162,11 +164,21 @@ class Ingress:
             "request_id": request_id,
             "items": self._items(found, ranked, body.num_results, body.explain),
             "model_version": ranked.model_version if ranked else None,
+            "rate_snapshot": ranked.rate_snapshot if ranked else None,
             "experiment": None,
             "degraded": degraded,
             "fallback_reason": reasons[0] if reasons else None,
             "sequence": _sequence(user, ranked),
         }
+
+    def _context(self, values: dict[str, Any]) -> dict[str, Any]:
+        try:
+            return check_attributes(values, self._domain.context_attributes)
+        except BadAttribute as error:
+            field = f"context.{error.field}"
+            raise Problem(
+                422, f"context: {error}", errors=[{"field": field, "code": "invalid", "message": str(error)}]
+            ) from None
 
     def _items(
         self, found: Candidates, ranked: RankedBy | None, num_results: int, explain: bool
@@ -198,6 +210,7 @@ class Ingress:
                 errors=[{"field": "item_ids", "code": "duplicate", "message": "each item may be named once"}],
             )
         request_id, timing, at_ms = str(uuid.uuid4()), Timing(), now_ms()
+        context = self._context(body.context)
         with timing.stage("sequence"):
             user = await _or_none(self._sequences.lookup.remote(body.user_id), "sequences")
         if user is None:
@@ -205,7 +218,9 @@ class Ingress:
         wanted = self._aliases.get(body.model, body.model) if body.model else None
         with timing.stage("rank"):
             _, ranked = await self._with_model(
-                wanted, lambda v: self._ranker.rank.remote(v, user, at_ms, body.item_ids), "ranker"
+                wanted,
+                lambda v: self._ranker.rank.remote(v, body.user_id, user, at_ms, body.item_ids, context),
+                "ranker",
             )
         if ranked is None:
             if wanted and wanted not in self._aliases.values():
@@ -226,6 +241,7 @@ class Ingress:
             "request_id": request_id,
             "items": items,
             "model_version": ranked.model_version,
+            "rate_snapshot": ranked.rate_snapshot,
             "experiment": None,
             "degraded": False,
             "fallback_reason": None,
@@ -296,7 +312,7 @@ class Ingress:
             item = check_item(item_id, values[0] if len(values) == 1 else values, self._domain.attributes, now_ms())
         except BadBody as error:
             raise Problem(400, str(error)) from None
-        except BadItem as error:
+        except BadAttribute as error:
             raise Problem(
                 422, str(error), errors=[{"field": error.field, "code": "invalid", "message": str(error)}]
             ) from None

@@ -12,11 +12,13 @@ import torch
 from numpy.typing import NDArray
 from ray import serve
 
+from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import at_request
 from rayapp.hashing import hash64
 from rayapp.root import read_root
 from rayapp.schema import Event
 from rayapp.serving.candidates import Candidates as CandidateList
+from rayapp.serving.rates import LiveRates
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store import Outcome, UserSequence
 from rayapp.store.lmdb import LmdbStore
@@ -43,6 +45,7 @@ class RankedBy:
     known_C: NDArray[np.bool_]
     sequence_length: int
     sequence_hash: int
+    rate_snapshot: str | None
 
 
 @serve.deployment
@@ -91,8 +94,8 @@ class _HoldsModels:
     """A replica that keeps a ModelShelf fresh in the background."""
 
     def __init__(self, root: str) -> None:
-        domain, _ = read_root(Path(root))
-        self._domain = domain
+        self._domain, self._num_buckets = read_root(Path(root))
+        domain = self._domain
         self._shelf = ModelShelf(Path(root), domain, open_store(Path(root)))
         self._poll = asyncio.get_running_loop().create_task(_forever(self._shelf.refresh))
 
@@ -136,8 +139,18 @@ class Ranker(_HoldsModels):
     async def __init__(self, root: str) -> None:  # type: ignore[misc]
         torch.set_num_threads(1)
         super().__init__(root)
+        self._rates = LiveRates(Path(root), self._domain, self._num_buckets)
+        self._poll_rates = asyncio.get_running_loop().create_task(_forever(self._rates.refresh))
 
-    async def rank(self, version: str, user: UserSequence, timestamp_ms: int, item_ids: list[str]) -> RankedBy | None:
+    async def rank(
+        self,
+        version: str,
+        user_id: str,
+        user: UserSequence,
+        timestamp_ms: int,
+        item_ids: list[str],
+        context: dict[str, Any],
+    ) -> RankedBy | None:
         """None when this replica does not hold `version`. The sequence is cut as of `timestamp_ms`."""
         model = self._shelf.get(version)
         if model is None:
@@ -150,7 +163,15 @@ class Ranker(_HoldsModels):
             vocabulary=self._domain.vocabulary,
         )
         candidate_hash_C = np.fromiter((hash64(i) for i in item_ids), np.uint64, len(item_ids))
-        probability_CH, known_C = await asyncio.to_thread(
-            model.scorer.score, sequences.action_RL[0], sequences.item_hash_RL[0], candidate_hash_C
+        user_rate_R, item_rate_CR, day = self._rates.features(user_id, candidate_hash_C)
+        request = Requests(
+            np.array([hash64(user_id)], np.uint64),
+            np.array([timestamp_ms]),
+            context_row(self._domain.context_attributes, timestamp_ms, context),
+            sequences,
+            candidate_hash_C[None],
+            user_rate_R[None],
+            item_rate_CR[None],
         )
-        return RankedBy(version, probability_CH, known_C, int(sequences.length_R[0]), sequences.hash_of(0))
+        probability_CH, known_C = await asyncio.to_thread(model.scorer.score, request)
+        return RankedBy(version, probability_CH, known_C, int(sequences.length_R[0]), sequences.hash_of(0), day)

@@ -4,8 +4,9 @@ Frozen values only; nothing here knows paths, Ray or the environment.
 """
 
 import dataclasses
+import time
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import Any, Final, Literal, get_args
 
 from rayapp.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
 
@@ -17,6 +18,12 @@ RESERVED_NAMES: Final = frozenset(
 """Columns of our own tables; an attribute of the same name would be taken for them."""
 
 ATTRIBUTE_GROUPS: Final = ("attributes", "user_attributes", "context_attributes")
+
+
+def day_name(timestamp_ms: int) -> str:
+    """The UTC day; with the minute where the time is not midnight."""
+    moment = time.gmtime(timestamp_ms / 1000)
+    return time.strftime("%Y-%m-%d" if timestamp_ms % DAY_MS == 0 else "%Y-%m-%dT%H%M", moment)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -54,6 +61,10 @@ class Domain:
     label_weights: tuple[tuple[float, ...], ...] = ()
     """Row per head: its loss weight for each head's label that is 1, then for an impression without any.
     Empty: every weight 1."""
+    user_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Categorical attribute of users -> value -> loss weight; a user's weight is the product over attributes."""
+    rates_every_days: int = 1
+    """Days between two snapshots of past rates."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -64,6 +75,9 @@ class Domain:
             raise ValueError(f"positive_head {self.positive_head!r} is none of the heads {self.head_names}")
         if self.title not in {a.name for a in self.attributes}:
             raise ValueError(f"title {self.title!r} is no attribute of the items")
+        users = {a.name for a in self.user_attributes if a.kind is AttributeKind.CATEGORIES}
+        if unknown := set(self.user_weights) - users:
+            raise ValueError(f"user_weights names {sorted(unknown)}, no categorical attribute of the users")
         for group in (self.attributes, self.user_attributes, self.context_attributes):
             names = [a.name for a in group]
             if bad := {n for n in names if n in RESERVED_NAMES or names.count(n) > 1}:
@@ -101,12 +115,26 @@ class Domain:
         )
 
 
+Encoder = Literal["transact", "cross", "average", "none"]
+Fusion = Literal["concat", "append", "none"]
+Positions = Literal["none", "learned"]
+READOUT_PARTS: Final = ("latest", "random", "all", "max")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ModelConfig:
     """TransAct V1.1 and the ranker around it; the defaults are the published sizes."""
 
-    use_sequence: bool = True
-    """False: the same ranker without the user's actions, the comparison every gain is measured against."""
+    encoder: Encoder = "transact"
+    """`cross` encodes the actions once a user, and candidates attend to them; `average` is their mean; `none` is the
+    same ranker without the user's actions, the comparison every gain is measured against."""
+    fusion: Fusion = "concat"
+    """How `transact` brings in the candidate: in every row, as one more row, or not at all."""
+    readout: str = "latest+max"
+    """Rows that reach the ranker, joined by +: the `latest` K, K `random` places, `all`, the `max`-pool over all."""
+    positions: Positions = "none"
+    action_types: bool = True
+    """False: a row says which item was acted on, not how."""
     history_length: int = 100
     action_dim: int = 32
     item_dim: int = 32
@@ -115,15 +143,21 @@ class ModelConfig:
     feedforward_dim: int = 32
     dropout: float = 0.1
     latest_k: int = 10
-    """Rows of the newest actions that reach the ranker besides the max-pool: V1.1 has 10 + 1 = 11."""
+    """K: V1.1 has 10 newest rows and the max-pool, 11 in all."""
     category_dim: int = 16
     num_cross_layers: int = 3
     mlp_dim: int = 256
 
+    def __post_init__(self) -> None:
+        for name, allowed in (("encoder", Encoder), ("fusion", Fusion), ("positions", Positions)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} must be one of {get_args(allowed)}, not {getattr(self, name)!r}")
+        if unknown := set(self.readout_parts) - set(READOUT_PARTS):
+            raise ValueError(f"readout names {sorted(unknown)}; known: {READOUT_PARTS}")
+
     @property
-    def encoder_dim(self) -> int:
-        """Width of one encoder row: action + engaged item + candidate item (early fusion by concatenation)."""
-        return self.action_dim + 2 * self.item_dim
+    def readout_parts(self) -> list[str]:
+        return self.readout.split("+")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -132,65 +166,18 @@ class TrainConfig:
 
     seed: int = 0
     num_epochs: int = 1
+    """At the most."""
+    patience_epochs: int = 0
+    """Training stops when this many further epochs have not lowered the loss on the validation window."""
     batch_requests: int = 256
     learning_rate: float = 4.8e-3
     warmup_steps: int = 5_000
     weight_decay: float = 0.0
     max_gradient_norm: float = 1.0
     negative_rate: float = 1.0
-    """Share of shown items without any label that are trained on; probabilities must be corrected for it."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Preset:
-    """A model and how to train it, under one name."""
-
-    name: str
-    model: ModelConfig = field(default_factory=ModelConfig)
-    train: TrainConfig = field(default_factory=TrainConfig)
-
-
-def nano() -> Preset:
-    """Everything the real thing has, at the smallest sizes: trains in seconds, for tests."""
-    model = ModelConfig(
-        history_length=16,
-        action_dim=8,
-        item_dim=8,
-        feedforward_dim=16,
-        latest_k=4,
-        category_dim=4,
-        num_cross_layers=1,
-        mlp_dim=16,
-    )
-    return Preset(
-        name="nano", model=model, train=TrainConfig(num_epochs=4, batch_requests=32, warmup_steps=5, learning_rate=5e-3)
-    )
-
-
-def demo() -> Preset:
-    """The published shape of V1.1 at sizes that train in 4 minutes or less on 2 cores."""
-    return Preset(
-        name="demo",
-        model=ModelConfig(history_length=40, action_dim=16, item_dim=24, num_cross_layers=2, mlp_dim=64),
-        train=TrainConfig(batch_requests=128, warmup_steps=50, learning_rate=3e-3),
-    )
-
-
-def study() -> Preset:
-    """At least four times cheaper than `demo`, for comparisons over many seeds."""
-    return Preset(
-        name="study",
-        model=ModelConfig(history_length=16, action_dim=8, item_dim=16, num_cross_layers=2, mlp_dim=64),
-        train=TrainConfig(batch_requests=128, warmup_steps=50, learning_rate=4e-3),
-    )
-
-
-def paper() -> Preset:
-    """The published sizes and schedule (KDD 2023, section 4 and appendix): for a GPU and a large log."""
-    return Preset(name="paper", train=TrainConfig(batch_requests=600))
-
-
-PRESETS: Final = {"nano": nano, "demo": demo, "study": study, "paper": paper}
+    """Share of shown items without any label that are trained on; calibration corrects the probabilities for it."""
+    time_mask: bool = True
+    """Whether the domain's time mask is used."""
 
 
 def to_json(config: Any) -> dict[str, Any]:

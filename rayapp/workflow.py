@@ -1,6 +1,7 @@
 """From a data set to a live champion: the stages in order, each skipped when its result is published already."""
 
 import dataclasses
+import itertools
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -8,12 +9,14 @@ from typing import Final
 
 import pyarrow.compute as pc
 
-from rayapp.config import DAY_MS, Domain, Preset, to_json
+from rayapp.config import DAY_MS, Domain, day_name, to_json
 from rayapp.domains.layout import DomainFile
 from rayapp.pipeline.importing import Inputs, import_files
 from rayapp.pipeline.logs import REQUESTS, read_log
+from rayapp.pipeline.rates import build_rates
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.pipeline.windows import Window, build, day_name, window_name
+from rayapp.pipeline.windows import Window, build, window_name
+from rayapp.presets import Preset
 from rayapp.publish import PublishError, log_manifest, read_json, read_manifest, write_json
 from rayapp.root import DEFAULT_NUM_BUCKETS, read_root
 from rayapp.schema import EVENT_SCHEMA, Event, fingerprint
@@ -25,7 +28,19 @@ from rayapp.training.run import TrainingRun, train_and_publish
 
 HISTORY_LENGTH: Final = 100
 TEST_SHARE: Final = 0.2
+VALIDATION_SHARE: Final = 0.125
 Say = Callable[[str], None]
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Split:
+    """What is trained on, what stops and calibrates the training, and what is tested: `[since, validation)`,
+    `[validation, test)`, `[test, until)`."""
+
+    since_ms: int
+    validation_ms: int
+    test_ms: int
+    until_ms: int
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -33,9 +48,10 @@ class Prepared:
     """Names of what the data stages published."""
 
     domain: Domain
+    split: Split
     train_window: str
+    validation_window: str
     test_window: str
-    split_ms: int
 
 
 def import_once(root: Path, domain_file: DomainFile, fetch: Callable[[], Files]) -> bool:
@@ -56,57 +72,68 @@ def make_world(world: World, directory: Path, told: Told = quiet) -> Files:
     return files_in(directory)
 
 
-def split_time(root: Path) -> tuple[int, int, int]:
-    """`(first day, day from which requests are the test set, day after the last)`, in ms: the last fifth is tested."""
+def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None, until_ms: int | None = None) -> Split:
+    """Unless told otherwise the last fifth of the request log's days is the test, and an eighth of what is before it
+    the validation.
+
+    Raises:
+        PublishError: there are not enough days for three windows.
+    """
     times = read_log(root, REQUESTS, ["timestamp_ms"])["timestamp_ms"]
     span = pc.min_max(times).as_py()
-    first, last = int(span["min"]), int(span["max"])
-    split_ms = int(first + (1 - TEST_SHARE) * (last - first)) // DAY_MS * DAY_MS
-    return first // DAY_MS * DAY_MS, split_ms, last // DAY_MS * DAY_MS + DAY_MS
+    since_ms = int(span["min"]) // DAY_MS * DAY_MS if since_ms is None else since_ms
+    until_ms = int(span["max"]) // DAY_MS * DAY_MS + DAY_MS if until_ms is None else until_ms
+    if test_ms is None:
+        test_ms = int(since_ms + (1 - TEST_SHARE) * (until_ms - since_ms)) // DAY_MS * DAY_MS
+    validation_ms = test_ms - max(int((test_ms - since_ms) * VALIDATION_SHARE) // DAY_MS * DAY_MS, DAY_MS)
+    if not since_ms < validation_ms < test_ms < until_ms:
+        raise PublishError(
+            f"{day_name(since_ms)} to {day_name(until_ms)} is too short to train, validate and test on; it takes "
+            "three days or more"
+        )
+    return Split(since_ms, validation_ms, test_ms, until_ms)
 
 
-def build_windows(root: Path, domain: Domain) -> tuple[Prepared, bool]:
-    """The training window (all before the split) and the test window (all after); whether one was built."""
-    since_ms, split_ms, until_ms = split_time(root)
-    names, built = [], False
-    for a, b in ((since_ms, split_ms), (split_ms, until_ms)):
+def build_windows(root: Path, domain: Domain, split: Split, told: Told = quiet) -> tuple[Prepared, bool]:
+    """The windows of a split and the rates that their requests see; whether anything was built."""
+    built = bool(build_rates(root, split.since_ms, split.until_ms, domain, told))
+    moments = dataclasses.astuple(split)
+    names = []
+    for a, b in itertools.pairwise(moments):
         name = window_name(a, b)
         names.append(name)
         if not (root / "windows" / name).exists():
-            build(root, name, Window(a, b, HISTORY_LENGTH), domain)
+            build(root, name, Window(a, b, HISTORY_LENGTH), domain, told)
             built = True
-    return Prepared(domain, names[0], names[1], split_ms), built
+    return Prepared(domain, split, *names), built
 
 
 def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, bool]:
-    """The item table whose training data ends before the test window."""
-    width = preset.model.item_dim
-    name = f"{day_name(prepared.split_ms)}-{width}d"
+    """The item table whose training data ends where the training window does."""
+    width, until_ms = preset.model.item_dim, prepared.split.validation_ms
+    name = f"{day_name(until_ms)}-{width}d"
     if (root / "item_tables" / name).exists():
         return name, False
-    build_item_table(root, name, prepared.domain, until_ms=prepared.split_ms, width=width, seed=0)
+    build_item_table(root, name, prepared.domain, until_ms=until_ms, width=width, seed=0)
     return name, True
 
 
-def training_run(root: Path, prepared: Prepared, preset: Preset, table: str) -> TrainingRun:
+def training_run(root: Path, prepared: Prepared, preset: Preset, table: str, *, num_workers: int = 1) -> TrainingRun:
     """The run for a preset, as wide as the table's vectors; its version is named by all that decides its result."""
     width = int(read_manifest(root / "item_tables" / table)["width"])
-    preset = dataclasses.replace(preset, model=dataclasses.replace(preset.model, item_dim=width))
-    kind = "sequence" if preset.model.use_sequence else "no-sequence"
-    decides = (to_json(preset), prepared.domain.to_json(), prepared.train_window, prepared.test_window, table)
+    preset = preset.replace(item_dim=width)
+    windows = (prepared.train_window, prepared.validation_window, prepared.test_window)
+    decides = (to_json(preset), prepared.domain.to_json(), windows, table, num_workers)
     return TrainingRun(
         root=root,
-        version=f"{preset.name}-{kind}-{fingerprint(decides)[:8]}",
+        version=f"{preset.name}-{preset.variant}-{fingerprint(decides)[:8]}",
         preset=preset,
         train_windows=(prepared.train_window,),
+        validation_window=prepared.validation_window,
         test_window=prepared.test_window,
         item_table=table,
+        num_workers=num_workers,
     )
-
-
-def without_sequence(preset: Preset) -> Preset:
-    """The same ranker without the user's actions."""
-    return dataclasses.replace(preset, model=dataclasses.replace(preset.model, use_sequence=False))
 
 
 def train_model(run: TrainingRun, domain: Domain) -> bool:

@@ -1,15 +1,18 @@
 """Shared fixtures. Ray starts once, and only for tests marked `cluster`."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rayapp.config import Domain, Head
+from rayapp.features.requests import Requests, context_row
+from rayapp.features.sequence import Sequences
+from rayapp.hashing import hash64
 from rayapp.root import make_root
-from rayapp.schema import Action, ActionKind, Attribute, AttributeKind, Event, Vocabulary
+from rayapp.schema import PAD, Action, ActionKind, Attribute, AttributeKind, Event, Vocabulary
 
 T0 = 1_767_225_600_000  # 2026-01-01
 
@@ -69,3 +72,28 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 
     with local_ray():
         yield
+
+
+def make_request(
+    action_L: np.ndarray,
+    item_hash_L: np.ndarray,
+    candidate_hash_C: np.ndarray,
+    *,
+    num_heads: int,
+    attributes: Sequence[Attribute] = (),
+    user: str = "u1",
+    timestamp_ms: int = 50,
+    **context: object,
+) -> Requests:
+    """One request without past rates, as the server asks a scorer."""
+    length = np.array([int((action_L != PAD).sum())])
+    sequences = Sequences(action_L[None], item_hash_L[None], np.zeros((1, len(action_L)), np.int64), length)
+    return Requests(
+        np.array([hash64(user)], np.uint64),
+        np.array([timestamp_ms]),
+        context_row(attributes, timestamp_ms, context),
+        sequences,
+        candidate_hash_C[None],
+        np.zeros((1, num_heads + 1), np.float32),
+        np.zeros((1, len(candidate_hash_C), num_heads + 1), np.float32),
+    )

@@ -46,6 +46,7 @@ def test_the_set_of_commands_is_known() -> None:
     assert {" ".join(path) for path, _ in commands(cli)} == {
         "demo",
         "train",
+        "evaluate",
         "serve",
         "fetch",
         "init-domain",
@@ -57,9 +58,10 @@ def test_the_set_of_commands_is_known() -> None:
         "models list",
         "models promote",
         "bench",
-        "bench quality",
+        "bench models",
         "bench react",
         "bench sequences",
+        "bench train",
     }
 
 

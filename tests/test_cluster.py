@@ -12,10 +12,10 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from rayapp.config import nano
 from rayapp.domains import load_domain
 from rayapp.graph import free_port, running_graph
 from rayapp.pipeline.logs import read_bucket, read_log
+from rayapp.presets import nano, variant
 from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.registry.models import load_model
@@ -28,9 +28,9 @@ from rayapp.workflow import (
     item_table,
     make_world,
     seed_store,
+    split_of,
     train_model,
     training_run,
-    without_sequence,
 )
 
 pytestmark = pytest.mark.cluster
@@ -44,9 +44,9 @@ def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     domain_file = load_domain("synthetic")
     assert import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
     domain = domain_file.domain
-    prepared, _ = build_windows(root, domain)
+    prepared, _ = build_windows(root, domain, split_of(root))
     table, _ = item_table(root, prepared, nano())
-    for alias, preset in ((CHAMPION, nano()), (BASELINE, without_sequence(nano()))):
+    for alias, preset in ((CHAMPION, nano()), (BASELINE, variant(nano(), "no-sequence"))):
         run = training_run(root, prepared, preset, table)
         assert train_model(run, domain)
         assert not train_model(run, domain), "a finished stage is reused"
@@ -70,7 +70,7 @@ def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepar
 def test_windows_are_published_per_bucket_and_every_request_is_in_one(world: tuple[Path, Prepared]) -> None:
     root, prepared = world
     requests = 0
-    for name in (prepared.train_window, prepared.test_window):
+    for name in (prepared.train_window, prepared.validation_window, prepared.test_window):
         directory = root / "windows" / name
         manifest = read_manifest(directory)
         seen: set[str] = set()
@@ -96,12 +96,15 @@ def test_a_trained_model_is_complete_and_knows_its_descent(world: tuple[Path, Pr
         "weights.safetensors",
         "config.json",
         "schema.json",
+        "calibration.json",
+        "train.jsonl",
+        "training.svg",
         "metrics.json",
         "manifest.json",
     }
     manifest = read_manifest(directory)
     assert manifest["train_windows"] == [prepared.train_window]
-    assert read_manifest(root / "item_tables" / manifest["item_table"])["until_ms"] <= prepared.split_ms
+    assert read_manifest(root / "item_tables" / manifest["item_table"])["until_ms"] <= prepared.split.validation_ms
     metrics = json.loads((directory / "metrics.json").read_text())
     assert set(metrics["heads"]) == set(prepared.domain.head_names)
     assert metrics["heads"]["save"]["auc"] > 0.55, "it learnt something about requests it had not seen"

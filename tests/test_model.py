@@ -1,102 +1,34 @@
-"""The ranker, with a test for each defect known of the reference code."""
+"""The ranker, its loss, the scorer and the item table; the encoders have a file of their own."""
 
 import dataclasses
-import random
 
 import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rayapp.config import ModelConfig, nano
-from rayapp.features.items import ABSENT, ItemEncoder
+from rayapp.config import ModelConfig
+from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
+from rayapp.features.requests import Requests
 from rayapp.hashing import hash64
-from rayapp.model.encoder import TransActEncoder
+from rayapp.model.calibration import Calibration
+from rayapp.model.inputs import Inputs, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import CrossNetwork, Ranker, ranking_loss
 from rayapp.model.scorer import Scorer
 from rayapp.model.tower import LinearTower, fit_linear_tower
-from rayapp.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind
+from rayapp.presets import nano
+from rayapp.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
+from tests.conftest import make_request
 
 CONFIG = nano().model
 VOCABULARY_SIZE = 6
+USER_ATTRIBUTES = (Attribute("country", AttributeKind.CATEGORIES),)
+CONTEXT_ATTRIBUTES = (Attribute("hour", AttributeKind.NUMBER),)
 ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
-
-
-@pytest.fixture
-def encoder() -> TransActEncoder:
-    torch.manual_seed(0)
-    return TransActEncoder(CONFIG, VOCABULARY_SIZE).eval()
-
-
-def inputs(n: int, length: int, real: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    torch.manual_seed(n * 100 + length)
-    action = torch.randint(FIRST_ACTION_ID, VOCABULARY_SIZE, (n, length))
-    action[:, real:] = PAD
-    return action, torch.randn(n, length, CONFIG.item_dim), torch.randn(n, CONFIG.item_dim)
-
-
-def test_read_out_is_the_newest_k_rows_and_the_max_pool(encoder: TransActEncoder) -> None:
-    action, history, candidate = inputs(3, 16, 16)
-    out = encoder(action, history, candidate)
-    assert out.shape == (3, (CONFIG.latest_k + 1) * CONFIG.encoder_dim) == (3, encoder.output_dim)
-    assert ModelConfig().encoder_dim == 96
-    assert (ModelConfig().latest_k + 1) * 96 == 1056
-
-
-def test_it_is_pytorch_s_encoder_on_the_concatenated_rows(encoder: TransActEncoder) -> None:
-    action, history, candidate = inputs(2, 10, 10)
-    rows = torch.cat([encoder.action_embedding(action), history, candidate[:, None].expand(-1, 10, -1)], dim=-1)
-    plain = encoder.transformer(rows)
-    expected = torch.cat([plain[:, : CONFIG.latest_k].flatten(1), plain.max(dim=1).values], dim=-1)
-    torch.testing.assert_close(encoder(action, history, candidate), expected)
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_what_lies_in_padding_never_matters(training: bool) -> None:
-    """Defect: padding reached the max-pool, and differently in training and evaluation."""
-    encoder = TransActEncoder(dataclasses.replace(CONFIG, dropout=0.0), VOCABULARY_SIZE).train(training)
-    action, history, candidate = inputs(4, 16, 5)
-    other = history.clone()
-    other[:, 5:] = 1e3
-    torch.testing.assert_close(encoder(action, history, candidate), encoder(action, other, candidate))
-    short = encoder(action[:, :5], history[:, :5], candidate)
-    torch.testing.assert_close(encoder(action, history, candidate), short, atol=1e-5, rtol=1e-5)
-
-
-def test_the_first_action_of_the_vocabulary_is_not_padding(encoder: TransActEncoder) -> None:
-    """Defect: the smallest action id was the padding id, and its events vanished."""
-    action, history, candidate = inputs(1, 8, 8)
-    action[:] = FIRST_ACTION_ID
-    changed = history.clone()
-    changed[0, 3] += 1.0
-    assert (encoder(action, history, candidate) - encoder(action, changed, candidate)).abs().max() > 1e-3
-
-
-@pytest.mark.parametrize("training", [False, True])
-def test_an_empty_history_is_zeros_and_its_content_leaks_nowhere(encoder: TransActEncoder, training: bool) -> None:
-    """Defect: a fully masked row gave NaN, or let position 0 through."""
-    encoder.train(training)
-    action, history, candidate = inputs(3, 8, 0)
-    out = encoder(action, history, candidate)
-    assert torch.equal(out, torch.zeros_like(out))
-    out.sum().backward()
-    assert all(p.grad is None or torch.isfinite(p.grad).all() for p in encoder.parameters())
-
-
-def test_python_s_random_generator_is_not_used(encoder: TransActEncoder) -> None:
-    """Defect: the mask was drawn inside forward, once per batch, from Python's global generator."""
-    state = random.getstate()
-    encoder.train()
-    torch.manual_seed(5)
-    first = encoder(*inputs(2, 8, 8))
-    random.random()
-    torch.manual_seed(5)
-    encoder_again = encoder(*inputs(2, 8, 8))
-    random.setstate(state)
-    torch.testing.assert_close(first, encoder_again)
 
 
 def test_cross_network_is_dcn_v2() -> None:
@@ -110,26 +42,29 @@ def test_cross_network_is_dcn_v2() -> None:
     torch.testing.assert_close(cross(x), expected)
 
 
+ONE = torch.ones(1)
+
+
 def test_an_impression_without_an_action_has_weight() -> None:
     """Read to the letter the paper's matrix gives it none, and no negative would be learnt from."""
     logits = torch.zeros(1, 2, 2, requires_grad=True)
     label = torch.tensor([[[1.0, 0.0], [0.0, 0.0]]])
     valid = torch.ones(1, 2, dtype=torch.bool)
-    ranking_loss(logits, label, valid, torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 0.0]])).backward()
+    ranking_loss(logits, label, valid, torch.tensor([[1.0, 0.0, 0.0], [3.0, 0.0, 0.0]]), ONE).backward()
     assert logits.grad is not None
     assert torch.equal(logits.grad[0, 1], torch.zeros(2))  # a matrix without the column: the trap
     logits.grad = None
-    ranking_loss(logits, label, valid, torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 1.0]])).backward()
-    torch.testing.assert_close(logits.grad, torch.tensor([[[-0.25, 0.75], [0.5, 0.25]]]))
+    ranking_loss(logits, label, valid, torch.tensor([[1.0, 0.0, 2.0], [3.0, 0.0, 1.0]]), ONE).backward()
+    torch.testing.assert_close(logits.grad, torch.tensor([[[-0.5, 1.5], [1.0, 0.5]]]))
 
 
 def test_padded_candidates_cost_nothing() -> None:
     logits, label = torch.randn(2, 3, 2), torch.zeros(2, 3, 2)
     valid = torch.tensor([[True, True, False], [True, False, False]])
     weights = torch.ones(2, 3)
-    loss = ranking_loss(logits, label, valid, weights)
+    loss = ranking_loss(logits, label, valid, weights, torch.ones(2))
     logits[~valid] = 1e3
-    torch.testing.assert_close(ranking_loss(logits, label, valid, weights), loss)
+    torch.testing.assert_close(ranking_loss(logits, label, valid, weights, torch.ones(2)), loss)
 
 
 def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
@@ -140,16 +75,31 @@ def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
     ]
     tower = LinearTower(rng.normal(size=(64, config.item_dim)).astype(np.float32), ATTRIBUTES)
     table = ItemTable.make("t", tower, items, np.arange(num_items), tower.embed(items), 0)
-    encoder = ItemEncoder.fit(items, ATTRIBUTES)
-    torch.manual_seed(0)
-    ranker = Ranker(
-        config,
-        vocabulary_size=VOCABULARY_SIZE,
-        num_heads=2,
-        num_categories=encoder.num_categories,
-        num_numbers=encoder.num_numbers,
+    users = pa.table(
+        {
+            "user_id": ["u1", "u1", *(f"x{n}" for n in range(10))],
+            "effective_at_ms": [0, 100, *[0] * 10],
+            "country": pa.array([["nl"], ["de"], *[["nl"], ["de"]] * 5], pa.large_list(pa.string())),
+        }
     )
-    return Scorer(ranker, table, encoder, VOCABULARY_SIZE)
+    context = pa.table({"timestamp_ms": [1, 2, 3], "hour": [1.0, 2.0, 3.0]})
+    encoders = Encoders(
+        AttributeEncoder.fit(items_as_table(table), ATTRIBUTES),
+        AttributeEncoder.fit(users, USER_ATTRIBUTES),
+        AttributeEncoder.fit(context, CONTEXT_ATTRIBUTES),
+    )
+    inputs = Inputs.of(table, UserTable.of(users, encoders.user), encoders, VOCABULARY_SIZE)
+    torch.manual_seed(0)
+    ranker = Ranker(config, encoders, vocabulary_size=VOCABULARY_SIZE, num_heads=2)
+    return Scorer(ranker.eval(), inputs, Calibration.none(2))
+
+
+def request(
+    action: np.ndarray, history: np.ndarray, candidates: np.ndarray, *, at: int = 50, hour: float = 2.0
+) -> Requests:
+    return make_request(
+        action, history, candidates, num_heads=2, attributes=CONTEXT_ATTRIBUTES, timestamp_ms=at, hour=hour
+    )
 
 
 def hashes(*ids: str) -> np.ndarray:
@@ -170,10 +120,10 @@ def test_a_score_depends_on_the_user_and_the_item_alone(order: list[int], split:
     action[:real] = FIRST_ACTION_ID + np.arange(real) % 3
     history = hashes(*(f"i{n}" for n in range(CONFIG.history_length)))
     ids = [f"i{n}" for n in order]
-    whole, known = scorer.score(action, history, hashes(*ids))
+    whole, known = scorer.score(request(action, history, hashes(*ids)))
     assert known.all()
     parts = [
-        scorer.score(np.pad(action, (0, padding)), np.pad(history, (0, padding)), hashes(*part))[0]
+        scorer.score(request(np.pad(action, (0, padding)), np.pad(history, (0, padding)), hashes(*part)))[0]
         for part in (ids[:split], ids[split:])
     ]
     np.testing.assert_allclose(whole, np.concatenate(parts), atol=2e-6)
@@ -183,32 +133,33 @@ def test_unknown_actions_and_items_are_scored_and_flagged() -> None:
     """Defect: an unknown action id crashed."""
     scorer = make_scorer()
     action = np.array([200, 99, 2], np.uint8)
-    scores, known = scorer.score(action, hashes("i1", "nowhere", "i2"), hashes("i3", "nowhere"))
+    scores, known = scorer.score(request(action, hashes("i1", "nowhere", "i2"), hashes("i3", "nowhere")))
     assert known.tolist() == [True, False]
     assert np.isfinite(scores).all()
-    as_unknown, _ = scorer.score(np.array([1, 1, 2], np.uint8), hashes("i1", "nowhere", "i2"), hashes("i3", "nowhere"))
+    known_as = np.array([1, 1, 2], np.uint8)
+    as_unknown, _ = scorer.score(request(known_as, hashes("i1", "nowhere", "i2"), hashes("i3", "nowhere")))
     np.testing.assert_array_equal(scores, as_unknown)
 
 
 def test_without_the_sequence_the_user_s_actions_change_nothing() -> None:
-    scorer = make_scorer(config=dataclasses.replace(CONFIG, use_sequence=False))
-    empty, _ = scorer.score(np.zeros(4, np.uint8), hashes("a", "b", "c", "d"), hashes("i1", "i2"))
-    full, _ = scorer.score(np.full(4, 2, np.uint8), hashes("i5", "i6", "i7", "i8"), hashes("i1", "i2"))
+    scorer = make_scorer(config=dataclasses.replace(CONFIG, encoder="none"))
+    empty, _ = scorer.score(request(np.zeros(4, np.uint8), hashes("a", "b", "c", "d"), hashes("i1", "i2")))
+    full, _ = scorer.score(request(np.full(4, 2, np.uint8), hashes("i5", "i6", "i7", "i8"), hashes("i1", "i2")))
     np.testing.assert_array_equal(empty, full)
 
 
 def test_a_new_item_is_embedded_by_the_table_s_own_tower() -> None:
     scorer = make_scorer()
     item = {"item_id": "new", "created_at_ms": 5, "title": "film new", "genres": ["g1", "never seen"]}
-    table = scorer.table.with_items([item])
+    table = scorer.inputs.table.with_items([item])
     (row,) = table.rows_of_ids(["new"])
     assert row == table.num_rows - 1
-    assert scorer.table.rows_of_ids(["new"])[0] == ABSENT
+    assert scorer.inputs.table.rows_of_ids(["new"])[0] == ABSENT
     np.testing.assert_allclose(table.vectors_NE[row], table.tower.embed([item])[0])
     changed = table.with_items([{**item, "genres": ["g2"]}])
     assert changed.num_rows == table.num_rows
     assert changed.item(int(row))["genres"] == ["g2"]
-    _, known = scorer.with_table(table).score(np.zeros(1, np.uint8), hashes("x"), hashes("new"))
+    _, known = scorer.with_table(table).score(request(np.zeros(1, np.uint8), hashes("x"), hashes("new")))
     assert known.all()
 
 
@@ -226,3 +177,65 @@ def test_a_tower_fitted_to_given_vectors_says_them_for_new_items() -> None:
     new = tower.embed([{"item_id": "n", "created_at_ms": 0, "title": "unseen", "genres": ["g0"]}])[0]
     np.testing.assert_allclose(new, given[0], atol=0.05)
     assert np.isfinite(tower.embed([{"item_id": "bare", "created_at_ms": 0}])).all()
+
+
+def test_user_attributes_are_those_of_the_request_s_time() -> None:
+    scorer = make_scorer()
+    users = scorer.inputs.users
+    row = users.rows_of(hashes("u1", "u1", "u1", "nobody"), np.array([50, 100, 10**6, 50]))
+    known = scorer.inputs.encoders.user.categories["country"]
+    names = [known[i - 2] if i else None for i in users.category_UW[row][:, 0]]
+    assert names == ["nl", "de", "de", None]
+    assert users.rows_of(hashes("u1"), np.array([-1])).tolist() == [0], "before anything was known"
+    args = (np.array([2], np.uint8), hashes("i1"), hashes("i2", "i3"))
+    before, after = (scorer.score(request(*args, at=at))[0] for at in (50, 200))
+    assert np.abs(before - after).max() > 1e-6
+    other_hour, _ = scorer.score(request(*args, at=50, hour=3.0))
+    assert np.abs(before - other_hour).max() > 1e-6
+
+
+def test_attributes_unknown_rare_missing_and_too_many() -> None:
+    attributes = (Attribute("tags", AttributeKind.CATEGORIES), Attribute("price", AttributeKind.NUMBER))
+    tags = [["a"]] * 6 + [["b", "a"]] * 5 + [["rare"], None]
+    table = pa.table({"tags": pa.array(tags, pa.large_list(pa.string())), "price": [1.0] * 6 + [3.0] * 6 + [None]})
+    fitted = AttributeEncoder.fit(table, attributes)
+    encoder = AttributeEncoder.from_json(fitted.to_json())
+    assert encoder == fitted
+    asked = pa.table(
+        {
+            "tags": pa.array([["b", "a", "a"], ["rare"], [], None], pa.large_list(pa.string())),
+            "price": [2, None, 1e9, 1.0],
+        }
+    )
+    category, number = encoder.encode(asked)
+    assert category.tolist() == [[3, 2], [1, 0], [0, 0], [0, 0]]
+    np.testing.assert_allclose(number[:, 0], [0.0, 0.0, 5.0, -1.0], atol=1e-6)
+    assert AttributeEncoder.fit(user_schema(()).empty_table(), ()).encode(asked)[0].shape == (4, 0)
+
+
+@settings(deadline=None, max_examples=30)
+@given(scale=st.floats(0.3, 3.0), shift=st.floats(-3, 3), seed=st.integers(0, 100))
+def test_calibration_finds_the_line_it_was_drawn_with(scale: float, shift: float, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    logit = rng.normal(0, 2, (20_000, 1)).astype(np.float32)
+    label = (rng.random((20_000, 1)) < 1 / (1 + np.exp(-(scale * logit + shift)))).astype(np.float32)
+    fitted = Calibration.fit(logit, label)
+    assert abs(fitted.scale_H[0] - scale) < 0.1 + 0.1 * scale
+    assert abs(fitted.shift_H[0] - shift) < 0.3
+    probability = torch.sigmoid(fitted.apply(torch.from_numpy(logit))).numpy()
+    assert abs(probability.sum() / max(label.sum(), 1) - 1) < 0.01
+
+
+def test_calibration_undoes_thinned_negatives_and_leaves_hopeless_heads_alone() -> None:
+    rng = np.random.default_rng(0)
+    logit = rng.normal(-2, 1, (50_000, 3)).astype(np.float32)
+    label = (rng.random(logit.shape) < 1 / (1 + np.exp(-logit))).astype(np.float32)
+    label[:, 1], label[:, 2] = 0.0, 0.0
+    label[:5, 2] = 1.0
+    thinned = logit.copy()
+    thinned[:, 0] -= np.float32(np.log(0.1))  # what a model of a tenth of the negatives says
+    fitted = Calibration.fit(thinned, label)
+    assert fitted.shift_H[0] == pytest.approx(np.log(0.1), abs=0.1)
+    assert (fitted.scale_H[1], fitted.shift_H[1]) == (1.0, 0.0), "a head without positives"
+    assert fitted.scale_H[2] == 1.0, "five positives move the level only"
+    assert Calibration.from_json(fitted.to_json(["a", "b", "c"]), ["a", "b", "c"]) == fitted

@@ -224,14 +224,18 @@ def publish_window(root: Path, domain: Domain, num_requests: int = 60) -> Window
         root / "windows" / "w" / "manifest.json",
         {"history_length": 8, "heads": list(domain.head_names), "buckets": stats},
     )
-    return WindowReader(root, ["w"], domain, 8)
+    return WindowReader(root, ["w"], domain, 8, rates=False)
 
 
 def fingerprints(batches: list[RequestBatch]) -> list[tuple[object, ...]]:
     return [
-        (user, batch.sequences.hash_of(n), tuple(batch.candidate_hash_BC[n][batch.valid_BC[n]].tolist()))
+        (
+            request,
+            batch.requests.sequences.hash_of(n),
+            tuple(batch.requests.candidate_hash_BC[n][batch.valid_BC[n]].tolist()),
+        )
         for batch in batches
-        for n, user in enumerate(batch.user_id_B)
+        for n, request in enumerate(batch.request_id_B)
     ]
 
 
@@ -260,16 +264,19 @@ def test_the_mask_is_drawn_per_request_and_repeats(root: Path, domain: Domain) -
     import dataclasses
 
     publish_window(root, domain)
-    masked = WindowReader(root, ["w"], dataclasses.replace(domain, time_mask_ms=20), 8)
+    masked = WindowReader(root, ["w"], dataclasses.replace(domain, time_mask_ms=20), 8, rates=False)
     np.random.seed(0)  # a global generator must play no part
-    first = next(b.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
+    first = next(b.requests.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
     np.random.seed(1)
-    again = next(b.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
-    plain = next(b.sequences.length_R for b in WindowReader(root, ["w"], domain, 8).batches(64, seed=1, epoch=0))
+    again = next(b.requests.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
+    plain = next(
+        b.requests.sequences.length_R
+        for b in WindowReader(root, ["w"], domain, 8, rates=False).batches(64, seed=1, epoch=0)
+    )
     assert first.tolist() == again.tolist()
     assert (first <= plain).all()
     assert len(set(first.tolist())) > 2
-    in_order = np.concatenate([b.sequences.length_R for b in masked.in_order(64)])
+    in_order = np.concatenate([b.requests.sequences.length_R for b in masked.in_order(64)])
     assert in_order.sum() == plain.sum()  # evaluation masks nothing
 
 
@@ -286,13 +293,15 @@ def test_every_rank_takes_as_many_steps_and_none_is_empty(root: Path, domain: Do
 
 def test_negatives_are_thinned_at_the_rate_and_positives_stay(root: Path, domain: Domain) -> None:
     publish_window(root, domain, num_requests=600)
-    full = WindowReader(root, ["w"], domain, 8)
-    thin = WindowReader(root, ["w"], domain, 8, negative_rate=0.3)
+    full = WindowReader(root, ["w"], domain, 8, rates=False)
+    thin = WindowReader(root, ["w"], domain, 8, negative_rate=0.3, rates=False)
 
     def counts(reader: WindowReader, epoch: int) -> tuple[int, int, list[int]]:
         labels = [b.label_BCH.any(axis=2)[b.valid_BC] for b in reader.batches(64, seed=0, epoch=epoch)]
         flat = np.concatenate(labels)
-        hashes = [int(h) for b in reader.batches(64, seed=0, epoch=epoch) for h in b.candidate_hash_BC[b.valid_BC]]
+        hashes = [
+            int(h) for b in reader.batches(64, seed=0, epoch=epoch) for h in b.requests.candidate_hash_BC[b.valid_BC]
+        ]
         return int(flat.sum()), int((~flat).sum()), hashes
 
     positives, negatives, _ = counts(full, 0)

@@ -242,9 +242,9 @@ def _read(directory: Path, domain: Domain, histories: pa.Table, cut: pa.Table) -
             "buckets": [{"bucket": 0, "requests": cut.num_rows}],
         },
     )
-    reader = WindowReader(directory, ["w"], domain, LENGTH)
+    reader = WindowReader(directory, ["w"], domain, LENGTH, rates=False)
     (batch,) = reader.in_order(1_000)
-    return {name: _bytes(batch.sequences, r) for r, name in enumerate(cut["request_id"].to_pylist())}
+    return {name: _bytes(batch.requests.sequences, r) for r, name in enumerate(cut["request_id"].to_pylist())}
 
 
 def _bytes(sequences: Sequences, r: int) -> bytes:

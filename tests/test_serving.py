@@ -7,22 +7,26 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rayapp.config import Domain, ModelConfig, nano
-from rayapp.features.items import ItemEncoder
+from rayapp.config import Domain, Encoder
+from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import History
 from rayapp.hashing import hash64
+from rayapp.model.calibration import Calibration
+from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
+from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
+from rayapp.presets import nano
 from rayapp.publish import PublishError, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
-from rayapp.registry.models import build_ranker, list_models, load_model, publish_model
+from rayapp.registry.models import list_models, load_model, publish_model
 from rayapp.schema import Action, ActionKind, Vocabulary
 from rayapp.serving.blend import blend
 from rayapp.serving.candidates import CandidateIndex
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
-from rayapp.training.metrics import auc, hits_at_k, normalised_entropy
+from tests.conftest import make_request
 
 
 def item_table(domain: Domain, num_items: int = 30, width: int = 8) -> ItemTable:
@@ -77,32 +81,24 @@ def test_blend_sorts_by_utility_and_keeps_order_on_ties() -> None:
     assert blend(np.zeros((0, 2), np.float32), (1.0, -1.0), 5) == []
 
 
-def test_metrics_against_values_worked_out_by_hand() -> None:
-    score, label = np.array([0.9, 0.8, 0.8, 0.1], np.float32), np.array([1, 0, 1, 0], np.float32)
-    assert auc(score, label) == pytest.approx((1 + 1 + 0.5 + 1) / 4)
-    assert np.isnan(auc(score, np.ones(4, np.float32)))
-    scores = np.array([[4, 3, 2, 1, 9], [1, 1, 1, 1, 1]], np.float32)
-    labels = np.array([[0, 0, 1, 1, 1], [0, 0, 0, 0, 1]], np.float32)
-    valid = np.array([[True] * 4 + [False], [True] * 5])
-    assert hits_at_k(scores, labels, valid).tolist() == pytest.approx([1.0, 0.6])  # a tie of five: chance
-    assert normalised_entropy(np.full(4, 0.5, np.float32), label) == pytest.approx(1.0)
-
-
 @pytest.fixture
 def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
     """A root with the models `a` (champion) and `b`, and its store."""
     table = item_table(domain)
     publish_table(root, table, {})
-    encoder = ItemEncoder.fit(table.items, domain.attributes)
-    for version, use_sequence in (("a", True), ("b", False)):
-        config: ModelConfig = dataclasses.replace(nano().model, use_sequence=use_sequence)
+    nothing = AttributeEncoder({}, {}, {}, {})
+    encoders = Encoders(AttributeEncoder.fit(items_as_table(table), domain.attributes), nothing, nothing)
+    versions: dict[str, Encoder] = {"a": "transact", "b": "none"}
+    for version, encoder in versions.items():
+        config = dataclasses.replace(nano().model, encoder=encoder)
         publish_model(
             root,
             version,
-            ranker=build_ranker(config, domain.vocabulary, len(domain.heads), encoder),
+            ranker=Ranker(config, encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads)),
             config=config,
             domain=domain,
-            encoder=encoder,
+            encoders=encoders,
+            calibration=Calibration.none(len(domain.heads)),
             item_table="table",
             metrics={},
             lineage={"created_at_ms": 1},
@@ -125,12 +121,13 @@ def test_an_item_table_round_trips(root: Path, domain: Domain) -> None:
 def test_a_model_scores_alike_after_a_round_trip(models: tuple[Path, LmdbStore], domain: Domain) -> None:
     root, _ = models
     one, two = load_model(root, "a", domain), load_model(root, "a", domain)
-    arguments = (
+    request = make_request(
         np.array([3, 2], np.uint8),
         np.array([hash64("i1"), hash64("i2")], np.uint64),
         np.array([hash64("i5")], np.uint64),
+        num_heads=len(domain.heads),
     )
-    np.testing.assert_array_equal(one.scorer.score(*arguments)[0], two.scorer.score(*arguments)[0])
+    np.testing.assert_array_equal(one.scorer.score(request)[0], two.scorer.score(request)[0])
 
 
 def test_a_longer_vocabulary_still_loads_an_older_model_and_another_one_is_refused(
@@ -220,15 +217,6 @@ def test_a_root_without_a_champion_says_what_to_do(root: Path, domain: Domain) -
     with pytest.raises(PublishError, match="rayapp demo"):
         ModelShelf(root, domain, store)
     store.close()
-
-
-def test_the_item_encoder_knows_unknown_and_missing_values(domain: Domain) -> None:
-    table = item_table(domain)
-    encoder = ItemEncoder.from_json(ItemEncoder.fit(table.items, domain.attributes).to_json())
-    category, number = encoder.encode([{}, {"genres": ["g1", "never"], "year": 2004.5}])
-    assert category[0].tolist() == [0] * 8
-    assert category[1, :3].tolist() == [3, 1, 0]
-    np.testing.assert_allclose(number, [[0.0], [0.0]], atol=1e-6)  # 2004.5 is the mean
 
 
 def test_aliases_are_whole_files(models: tuple[Path, LmdbStore]) -> None:

@@ -1,13 +1,12 @@
 """`rayapp import` and what else brings data in and in shape: fetch, init-domain, windows, erase, compact."""
 
-import datetime
 import sys
 import time
 from pathlib import Path
 
 import click
 
-from rayapp.cli.options import root_option
+from rayapp.cli.options import moment, root_option
 
 PATH = click.Path(path_type=Path, exists=True)
 QUARANTINED_EXIT = 3
@@ -142,7 +141,7 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     from rayapp.root import read_root
 
     domain, _ = read_root(root)
-    window = Window(_moment(since, "--since"), _moment(until, "--until"), history)
+    window = Window(moment(since, "--since"), moment(until, "--until"), history)
     if window.until_ms <= window.since_ms:
         raise click.UsageError("--until must be later than --since")
     check_closed(window, domain, now_ms=int(time.time() * 1000))
@@ -155,14 +154,6 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     click.echo(
         f"windows/{name}: {total['requests']:,} requests, {total['users']:,} users with {total['events']:,} actions"
     )
-
-
-def _moment(text: str, option: str) -> int:
-    try:
-        moment = datetime.datetime.fromisoformat(text)
-    except ValueError:
-        raise click.UsageError(f"{option} must be a day or an ISO 8601 moment, not {text!r}") from None
-    return int((moment if moment.tzinfo else moment.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
 
 
 @click.command("erase")

@@ -8,6 +8,8 @@ import click
 
 from rayapp import __version__
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
+from rayapp.cli.learn import BENCHES as LEARN_BENCHES
+from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
 from rayapp.cli.options import root_option
 
 
@@ -50,25 +52,6 @@ def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> N
 
 @cli.command()
 @root_option
-@click.option(
-    "--preset",
-    type=click.Choice(["nano", "study", "demo"]),
-    default="demo",
-    show_default=True,
-    help="Size of the model; nano and study are quicker and worse.",
-)
-def train(root: Path, preset: str) -> None:
-    """From an imported log to a champion: windows, item vectors, training, evaluation, promotion.
-
-    The last fifth of the log's time is the test; a ranker without the sequence is trained beside it for comparison.
-    """
-    from rayapp.cli.demo import run_train
-
-    run_train(root, preset)
-
-
-@cli.command()
-@root_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
 def serve(root: Path, port: int) -> None:
     """Serve the champion of a root over HTTP until Ctrl-C."""
@@ -77,7 +60,7 @@ def serve(root: Path, port: int) -> None:
     run_serve(root, port)
 
 
-for command in DATA_COMMANDS:
+for command in (*DATA_COMMANDS, *LEARN_COMMANDS):
     cli.add_command(command)
 
 
@@ -105,7 +88,8 @@ def models_list(root: Path) -> None:
             click.echo(f"{row['version']:36} damaged: {row['error']}  {named}")
             continue
         metrics = row["metrics"]["heads"][domain.positive_head]
-        click.echo(f"{row['version']:36} AUC {metrics['auc']:.4f}  HIT@3 {metrics['hit3']:.4f}  {named}")
+        told = "  ".join(f"{name} {metrics[key] or 0:.4f}" for name, key in (("AUC", "auc"), ("HIT@3", "hit3")))
+        click.echo(f"{row['version']:36} {told}  {named}")
 
 
 @models.command("promote")
@@ -127,19 +111,6 @@ def models_promote(root: Path, alias: str, version: str) -> None:
 @cli.group()
 def bench() -> None:
     """Measurements that the documentation cites, each one command."""
-
-
-@bench.command("quality")
-@root_option
-@click.option("--seeds", type=click.IntRange(1), default=3, show_default=True, help="Training seeds per model.")
-@click.option("--preset", type=click.Choice(["nano", "study", "demo"]), default="study", show_default=True)
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
-@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table to this file.")
-def bench_quality(root: Path, seeds: int, preset: str, as_json: bool, write: Path | None) -> None:
-    """The ranker with the sequence against the same ranker without it, and popularity, over seeds."""
-    from rayapp.bench.quality import run_quality
-
-    run_quality(root, seeds, preset, as_json, write)
 
 
 @bench.command("react")
@@ -174,6 +145,10 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
+for benchmark in LEARN_BENCHES:
+    bench.add_command(benchmark)
+
+
 def main() -> None:
     """Entry point. What a user can do something about is one sentence on stderr and exit code 1; anything else is a
     bug and keeps its traceback."""
@@ -183,6 +158,7 @@ def main() -> None:
     from rayapp.session import SessionError
     from rayapp.sources import SourceError
     from rayapp.store import StoreError
+    from rayapp.training.errors import TrainingError
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -192,6 +168,15 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (DomainError, GraphError, PublishError, SessionError, SourceError, StoreError, OSError) as error:
+    except (
+        DomainError,
+        GraphError,
+        PublishError,
+        SessionError,
+        SourceError,
+        StoreError,
+        TrainingError,
+        OSError,
+    ) as error:
         click.echo(f"rayapp: {error}", err=True)
         sys.exit(1)

@@ -1,5 +1,6 @@
 """Options that several commands share."""
 
+import datetime
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,3 +20,34 @@ def root_option(function: F) -> F:
         show_default=True,
         help="Directory that holds everything: logs, windows, models, the sequence store.",
     )(function)
+
+
+def preset_option(default: str) -> Callable[[F], F]:
+    """`--preset NAME`."""
+    return click.option(
+        "--preset",
+        type=click.Choice(["nano", "study", "demo", "paper"]),
+        default=default,
+        show_default=True,
+        help="Size of the model; nano and study are quicker and worse, paper wants a GPU.",
+    )
+
+
+write_option = click.option(
+    "--write",
+    type=click.Path(path_type=Path, dir_okay=False),
+    help="Also write the result to this Markdown file, and a picture beside it.",
+)
+
+
+def moment(text: str, option: str) -> int:
+    """Milliseconds of a day or an ISO 8601 moment, UTC unless it says otherwise.
+
+    Raises:
+        UsageError: it is neither.
+    """
+    try:
+        parsed = datetime.datetime.fromisoformat(text)
+    except ValueError:
+        raise click.UsageError(f"{option} must be a day or an ISO 8601 moment, not {text!r}") from None
+    return int((parsed if parsed.tzinfo else parsed.replace(tzinfo=datetime.UTC)).timestamp() * 1000)

@@ -85,6 +85,8 @@ def parse_domain(text: str) -> DomainFile:
             time_mask_ms=top.take("time_mask", _duration, 0),
             earliest_ms=top.take("earliest", _moment, YEAR_2000_MS),
             label_weights=_label_weights(heads),
+            user_weights=top.take("user_weights", _user_weights, {}),
+            rates_every_days=top.take("rates_every", _days, 1),
         )
     except ValueError as error:
         raise error if isinstance(error, DomainError) else DomainError(str(error)) from None
@@ -190,8 +192,8 @@ def _request_layout(where: str, value: Any, domain: Domain) -> RequestLayout:
     labels = table.take("labels", _columns_by_name, ())
     context = table.take("context", _columns_by_name, ())
     known = {a.name for a in domain.context_attributes}
-    if unknown := {name for name, _ in context} ^ known:
-        raise DomainError(f"{where} context must give a column for each of [context], and no other: {sorted(unknown)}")
+    if unknown := {name for name, _ in context} - known:
+        raise DomainError(f"{where} context names what is no attribute of [context]: {sorted(unknown)}")
     if labels and {name for name, _ in labels} != set(domain.head_names):
         raise DomainError(f"{where} labels must give a column for each head, or none: {', '.join(domain.head_names)}")
     layout = RequestLayout(
@@ -263,6 +265,22 @@ def _duration(where: str, value: Any) -> int:
     if match is None:
         raise DomainError(f'{where} must be a duration like "30s", "24h" or "7d", not {value!r}')
     return int(match[1]) * UNIT_MS[match[2]]
+
+
+def _days(where: str, value: Any) -> int:
+    milliseconds = _duration(where, value)
+    if milliseconds % DAY_MS or not milliseconds:
+        raise DomainError(f'{where} must be whole days like "1d", not {value!r}')
+    return milliseconds // DAY_MS
+
+
+def _user_weights(where: str, value: Any) -> dict[str, dict[str, float]]:
+    if not isinstance(value, dict) or not all(isinstance(weights, dict) for weights in value.values()):
+        raise DomainError(f"{where} must hold a table of value = weight for each attribute")
+    return {
+        attribute: {name: _number(f"{where}.{attribute} {name}", number) for name, number in weights.items()}
+        for attribute, weights in value.items()
+    }
 
 
 def _moment(where: str, value: Any) -> int:

@@ -12,7 +12,8 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.features.items import ABSENT, Item
+from rayapp.features.attributes import ABSENT
+from rayapp.features.items import Item
 from rayapp.hashing import hash64
 from rayapp.model.tower import LinearTower
 

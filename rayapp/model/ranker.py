@@ -1,7 +1,8 @@
-"""The feed ranker: sequence read-out and item features through DCN v2 and an MLP to one sigmoid per head.
+"""The feed ranker: sequence read-out and the features of item, user and context through DCN v2 and an MLP to one
+sigmoid per head.
 
-Shapes: B requests, C candidates per request, N = B*C examples, L history rows, E item vector width, G categories
-per item, M numeric features, F crossing width, H heads.
+Shapes: B requests, C candidates per request, L history rows, E item vector width, W category places, M numeric
+features, A categorical attributes, F crossing width, H heads.
 """
 
 from dataclasses import dataclass
@@ -10,19 +11,25 @@ import torch
 from torch import Tensor, nn
 
 from rayapp.config import ModelConfig
-from rayapp.features.items import ABSENT
-from rayapp.model.encoder import TransActEncoder
+from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
+from rayapp.model.encoder import ENCODERS
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """What the ranker reads, request-centred: a history is held once, not once per candidate."""
+    """What the ranker reads, request-centred: what belongs to the user is held once, not once per candidate."""
 
     action_BL: Tensor
     history_BLE: Tensor
     candidate_BCE: Tensor
-    category_BCG: Tensor
-    number_BCM: Tensor
+    item_category_BCW: Tensor
+    item_number_BCM: Tensor
+    """Numeric attributes, then the item's rates."""
+    user_category_BW: Tensor
+    user_number_BM: Tensor
+    """Numeric attributes, then the user's rates."""
+    context_category_BW: Tensor
+    context_number_BM: Tensor
 
 
 class CrossNetwork(nn.Module):
@@ -39,42 +46,74 @@ class CrossNetwork(nn.Module):
         return crossed_NF
 
 
+class Categories(nn.Module):
+    """One embedding per category; an attribute's places are summed, the attributes stand side by side."""
+
+    def __init__(self, encoder: AttributeEncoder, dim: int) -> None:
+        super().__init__()
+        self.widths = list(encoder.widths.values())
+        self.output_dim = len(self.widths) * dim
+        self.embedding = nn.Embedding(encoder.num_categories, dim, padding_idx=ABSENT)
+        nn.init.normal_(self.embedding.weight, std=0.1)
+        with torch.no_grad():
+            self.embedding.weight[ABSENT] = 0
+
+    def forward(self, category_W: Tensor) -> Tensor:
+        """`[..., W]` to `[..., A * dim]`."""
+        if not self.widths:
+            return torch.zeros(*category_W.shape[:-1], 0, device=category_W.device)
+        parts = self.embedding(category_W).split(self.widths, dim=-2)
+        return torch.cat([part.sum(dim=-2) for part in parts], dim=-1)
+
+
 class Ranker(nn.Module):
     """Logits of every head for every candidate. Without the sequence it is the same ranker minus the encoder."""
 
-    def __init__(
-        self, config: ModelConfig, *, vocabulary_size: int, num_heads: int, num_categories: int, num_numbers: int
-    ) -> None:
+    def __init__(self, config: ModelConfig, encoders: Encoders, *, vocabulary_size: int, num_heads: int) -> None:
         super().__init__()
-        self.encoder = TransActEncoder(config, vocabulary_size) if config.use_sequence else None
-        self.category_embedding = nn.Embedding(num_categories, config.category_dim, padding_idx=ABSENT)
-        width = config.item_dim + config.category_dim + num_numbers
+        self.config: ModelConfig = config
+        make = ENCODERS.get(config.encoder)
+        self.encoder = make(config, vocabulary_size) if make is not None else None
+        self.item_categories = Categories(encoders.item, config.category_dim)
+        self.user_categories = Categories(encoders.user, config.category_dim)
+        self.context_categories = Categories(encoders.context, config.category_dim)
+        groups = (self.item_categories, self.user_categories, self.context_categories)
+        numbers = encoders.item.num_numbers + encoders.user.num_numbers + encoders.context.num_numbers
+        num_rates = 2 * (num_heads + 1)
+        width = config.item_dim + sum(group.output_dim for group in groups) + numbers + num_rates
         width += self.encoder.output_dim if self.encoder is not None else 0
         self.cross = CrossNetwork(width, config.num_cross_layers)
         self.mlp = nn.Sequential(nn.Linear(width, config.mlp_dim), nn.ReLU(), nn.Linear(config.mlp_dim, num_heads))
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns logits `[B, C, H]`."""
-        num_requests, num_candidates = batch.candidate_BCE.shape[:2]
+        num_candidates = batch.candidate_BCE.shape[1]
+        user_BF = torch.cat(
+            [
+                self.user_categories(batch.user_category_BW),
+                batch.user_number_BM,
+                self.context_categories(batch.context_category_BW),
+                batch.context_number_BM,
+            ],
+            dim=-1,
+        )
         features = [
-            batch.candidate_BCE.flatten(0, 1),
-            self.category_embedding(batch.category_BCG.flatten(0, 1)).sum(dim=1),
-            batch.number_BCM.flatten(0, 1),
+            batch.candidate_BCE,
+            self.item_categories(batch.item_category_BCW),
+            batch.item_number_BCM,
+            user_BF[:, None].expand(-1, num_candidates, -1),
         ]
         if self.encoder is not None:
-            features.append(
-                self.encoder(
-                    batch.action_BL.repeat_interleave(num_candidates, dim=0),
-                    batch.history_BLE.repeat_interleave(num_candidates, dim=0),
-                    batch.candidate_BCE.flatten(0, 1),
-                )
-            )
-        logits_NH: Tensor = self.mlp(self.cross(torch.cat(features, dim=-1)))
-        return logits_NH.view(num_requests, num_candidates, -1)
+            features.append(self.encoder(batch.action_BL, batch.history_BLE, batch.candidate_BCE))
+        logits_BCH: Tensor = self.mlp(self.cross(torch.cat(features, dim=-1)))
+        return logits_BCH
 
 
-def ranking_loss(logits_BCH: Tensor, label_BCH: Tensor, valid_BC: Tensor, weight_HA: Tensor) -> Tensor:
-    """Binary cross-entropy weighted by the label-weight matrix (TransAct, eq. 1 and 2), a mean over candidates.
+def ranking_loss(
+    logits_BCH: Tensor, label_BCH: Tensor, valid_BC: Tensor, weight_HA: Tensor, user_weight_B: Tensor
+) -> Tensor:
+    """Sum over candidates and heads of the binary cross-entropy, weighted by user and by the label-weight matrix
+    (TransAct, eq. 1 and 2).
 
     `weight_HA` has a column per head's label and a last one for an impression without any. Read to the letter the
     paper's matrix has no such column, and an impression without an action would weigh nothing.
@@ -82,4 +121,5 @@ def ranking_loss(logits_BCH: Tensor, label_BCH: Tensor, valid_BC: Tensor, weight
     no_label_BC1 = (label_BCH.sum(dim=-1, keepdim=True) == 0).to(label_BCH.dtype)
     weight_BCH = torch.cat([label_BCH, no_label_BC1], dim=-1) @ weight_HA.T
     loss_BCH = nn.functional.binary_cross_entropy_with_logits(logits_BCH, label_BCH, reduction="none")
-    return (loss_BCH * weight_BCH).sum(dim=-1)[valid_BC].mean()
+    loss_BC = (loss_BCH * weight_BCH).sum(dim=-1) * user_weight_B[:, None]
+    return loss_BC[valid_BC].sum()

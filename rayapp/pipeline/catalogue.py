@@ -1,43 +1,23 @@
-"""The catalogue of items and the table of users: small beside the logs, so each version is one file.
+"""Writes the catalogue of items and the table of users: small beside the logs, so each version is one file.
 
 An import merges: a row of an id that is there already replaces it, the others stay.
 """
 
 import uuid
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayapp.catalogue import ITEMS, USERS, read_version
 from rayapp.config import Domain
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.erasure import Tombstones
-from rayapp.publish import PublishError, commit_log, log_manifest
+from rayapp.publish import commit_log, log_manifest
 from rayapp.schema import item_schema, user_schema
-
-ITEMS: Final = "catalogue"
-USERS: Final = "users"
-
-
-def read_catalogue(root: Path) -> pa.Table:
-    """All items, with `vector` where the import had vectors; in the order of their first import.
-
-    Raises:
-        PublishError: nothing was imported.
-    """
-    table = _read(root, ITEMS)
-    if table is None:
-        raise PublishError(f"{root} has no items yet; `rayapp import --items` brings them")
-    return table
-
-
-def read_users(root: Path, domain: Domain) -> pa.Table:
-    """All users with attributes; empty where none were imported."""
-    table = _read(root, USERS)
-    return user_schema(domain.user_attributes).empty_table() if table is None else table
 
 
 def merge(root: Path, kind: str, rows: pa.Table, domain: Domain) -> dict[str, Any]:
@@ -50,7 +30,7 @@ def merge(root: Path, kind: str, rows: pa.Table, domain: Domain) -> dict[str, An
     key = ["item_id"] if kind == ITEMS else ["user_id", "effective_at_ms"]
     if "vector" in rows.column_names:
         schema = schema.append(rows.schema.field("vector"))
-    old = _read(root, kind)
+    old = read_version(root, kind)
     rows = rows.select(schema.names).cast(schema)
     both = rows if old is None else pa.concat_tables([old, rows], promote_options="default")
     keys = both.select(key).to_pandas()
@@ -68,17 +48,6 @@ def _distinct(rows: pa.Table, key: list[str]) -> int:
     return int(rows.select(key).group_by(key).aggregate([]).num_rows)
 
 
-def _read(root: Path, kind: str) -> pa.Table | None:
-    number, manifest = log_manifest(root / kind)
-    if not number:
-        return None
-    path = root / kind / manifest["files"][0]["path"]
-    try:
-        return pq.read_table(path, partitioning=None)
-    except (OSError, pa.ArrowInvalid) as error:
-        raise PublishError(f"{path} can't be read ({error}); restore it from a backup or import again") from None
-
-
 def _commit(root: Path, kind: str, table: pa.Table) -> None:
     log = root / kind
     number, _ = log_manifest(log)
@@ -90,7 +59,7 @@ def _commit(root: Path, kind: str, table: pa.Table) -> None:
 
 def remove_users(root: Path, erased: Tombstones) -> int:
     """Drops every row of erased users, and the older versions of the table; how many rows there were."""
-    table = _read(root, USERS)
+    table = read_version(root, USERS)
     if table is None:
         return 0
     gone = np.isin(hash64_column(table["user_id"]), np.array(sorted(erased), np.uint64))

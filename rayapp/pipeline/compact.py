@@ -21,9 +21,9 @@ from rayapp.pipeline.catalogue import remove_users
 from rayapp.pipeline.erasure import Tombstones, erased_rows, hide, tombstones
 from rayapp.pipeline.histories import HISTORY_COLUMNS, merge
 from rayapp.pipeline.logs import EVENTS, REQUESTS, files_of, log_schema, read_bucket, sort_log, write_file
-from rayapp.pipeline.rates import RATES
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, commit_log, log_manifest
+from rayapp.rates import RATES
 from rayapp.root import read_root
 
 WINDOWS: Final = "windows"

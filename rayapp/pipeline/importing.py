@@ -18,10 +18,11 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
+from rayapp.catalogue import ITEMS, USERS, read_catalogue
 from rayapp.config import Domain
 from rayapp.domains.layout import DomainFile, Layout
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.catalogue import ITEMS, USERS, merge, read_catalogue
+from rayapp.pipeline.catalogue import merge
 from rayapp.pipeline.erasure import erased_rows, tombstones
 from rayapp.pipeline.files import Piece, Rejection, expand, plan
 from rayapp.pipeline.logs import EVENTS, REQUESTS

@@ -1,7 +1,6 @@
-"""Rate snapshots: how often each user and each item had which label, as it was known at the start of a day.
+"""Counts the rate snapshots that `rayapp.rates` reads: each user's and item's labels, known at the start of a day.
 
-`rates/<day>/` holds `users/bucket=NNNN.parquet` (user_id, impressions, a count per head), `items.parquet` (the same by
-item_id) and the totals in its manifest. The snapshot of day D counts shown items whose attribution time was over at D,
+The snapshot of day D counts shown items whose attribution time was over at D,
 and labels whose actions had arrived by then; so a row of day D learns nothing from D or later, nor from late events.
 
 Shapes: M shown items of a bucket, H heads.
@@ -9,7 +8,6 @@ Shapes: M shown items of a bucket, H heads.
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,68 +18,23 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayapp.config import DAY_MS, Domain
+from rayapp.config import DAY_MS, Domain, day_name
 from rayapp.pipeline.erasure import hide, tombstones
 from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.pipeline.windows import day_name
-from rayapp.publish import Manifest, log_manifest, publish_directory, read_manifest
+from rayapp.publish import Manifest, log_manifest, publish_directory
+from rayapp.rates import RATES, snapshot_start
 from rayapp.root import read_root
 from rayapp.schema import request_schema
 
-RATES: Final = "rates"
 STAGING: Final = ".rates-staging"
-PRIOR_STRENGTH: Final = 20.0
-"""A rate counts as many impressions of the average besides its own."""
 
 
-@dataclass(frozen=True, slots=True)
-class Snapshot:
-    """One day's rates, of users or of items."""
-
-    day: str
-    ids: pa.Array
-    impressions_N: NDArray[np.int64]
-    positives_NH: NDArray[np.int64]
-    total_impressions: int
-    total_positives_H: NDArray[np.int64]
-
-    def smoothed(self) -> NDArray[np.float64]:
-        """Rates `[N, H]`, drawn towards the average of all by PRIOR_STRENGTH impressions."""
-        average_H = self.total_positives_H / max(self.total_impressions, 1)
-        return np.asarray(
-            (self.positives_NH + PRIOR_STRENGTH * average_H) / (self.impressions_N[:, None] + PRIOR_STRENGTH)
-        )
-
-
-def days_of(since_ms: int, until_ms: int) -> list[int]:
-    """Starts of the UTC days that `[since_ms, until_ms)` touches."""
-    return list(range(since_ms // DAY_MS * DAY_MS, until_ms, DAY_MS))
-
-
-def load_items(root: Path, day: str, domain: Domain) -> Snapshot:
-    """The items' snapshot of a day."""
-    return _snapshot(root, day, "item_id", pq.read_table(root / RATES / day / "items.parquet"), domain)
-
-
-def load_users(root: Path, day: str, bucket: int, domain: Domain) -> Snapshot:
-    """The snapshot of one bucket's users."""
-    table = pq.read_table(root / RATES / day / "users" / f"bucket={bucket:04d}.parquet", partitioning=None)
-    return _snapshot(root, day, "user_id", table, domain)
-
-
-def _snapshot(root: Path, day: str, key: str, table: pa.Table, domain: Domain) -> Snapshot:
-    manifest = read_manifest(root / RATES / day)
-    return Snapshot(
-        day,
-        table[key].combine_chunks(),
-        table["impressions"].to_numpy(),
-        np.stack([table[head].to_numpy() for head in domain.head_names], axis=1),
-        manifest["impressions"],
-        np.array([manifest["positives"][head] for head in domain.head_names]),
-    )
+def days_of(since_ms: int, until_ms: int, domain: Domain) -> list[int]:
+    """Starts of the snapshots' periods that `[since_ms, until_ms)` touches."""
+    return list(range(int(snapshot_start(since_ms, domain)), until_ms, domain.rates_every_days * DAY_MS))
 
 
 def build_rates(root: Path, since_ms: int, until_ms: int, domain: Domain, told: Told = quiet) -> list[str]:
@@ -89,7 +42,7 @@ def build_rates(root: Path, since_ms: int, until_ms: int, domain: Domain, told: 
 
     All missing days are counted in one pass over the logs.
     """
-    days = [d for d in days_of(since_ms, until_ms) if not (root / RATES / day_name(d)).exists()]
+    days = [d for d in days_of(since_ms, until_ms, domain) if not (root / RATES / day_name(d)).exists()]
     if not days:
         return []
     _, num_buckets = read_root(root)

@@ -4,7 +4,8 @@ Batch k is a function of (seed, epoch, k) and a rank takes every world-th reques
 sees the same batches, each takes as many steps as the others, and a resumed run goes on where it stopped: its place is
 (epoch, k).
 
-Shapes: B requests, C candidates (padded), L history rows (newest first), H heads, E history rows of a bucket.
+Shapes: B requests, C candidates (padded), L history rows (newest first), H heads, E history rows of a bucket,
+K rate features.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,11 +19,13 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
-from rayapp.features.sequence import History, Sequences, point_in_time
+from rayapp.config import Domain, day_name
+from rayapp.features.requests import Requests
+from rayapp.features.sequence import History, point_in_time
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import HISTORY_COLUMNS
 from rayapp.publish import PublishError, read_manifest
+from rayapp.rates import Snapshot, load_items, load_users, snapshot_start
 
 MASK, NEGATIVES = 0, 1
 """What a random number is for: draws for different purposes are independent."""
@@ -32,16 +35,15 @@ GROUP_REQUESTS = 200_000
 
 @dataclass(frozen=True, slots=True)
 class RequestBatch:
-    """Some requests of a window with their sequences, by item hash: no item table is involved yet."""
+    """Some requests of a window, and what happened after them."""
 
-    user_id_B: NDArray[np.object_]
-    sequences: Sequences
-    candidate_hash_BC: NDArray[np.uint64]
+    request_id_B: NDArray[np.object_]
+    requests: Requests
     label_BCH: NDArray[np.float32]
     valid_BC: NDArray[np.bool_]
 
     def __len__(self) -> int:
-        return len(self.user_id_B)
+        return len(self.request_id_B)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,14 +51,18 @@ class _Bucket:
     """One bucket, or several laid end to end, in memory."""
 
     history: History
+    request_id_R: NDArray[np.object_]
     request_hash_R: NDArray[np.uint64]
-    user_id_R: NDArray[np.object_]
+    user_hash_R: NDArray[np.uint64]
+    user_rate_RK: NDArray[np.float32]
+    context: pa.Table
     timestamp_ms_R: NDArray[np.int64]
     watermark_R: NDArray[np.int64]
     start_R: NDArray[np.int64]
     end_R: NDArray[np.int64]
     offset_R: NDArray[np.int64]  # R + 1 offsets into the candidates
     candidate_hash_N: NDArray[np.uint64]
+    item_rate_NK: NDArray[np.float32]
     label_NH: NDArray[np.float32]
 
 
@@ -71,12 +77,21 @@ class WindowReader:
         history_length: int,
         *,
         negative_rate: float = 1.0,
+        rates: bool = True,
+        time_mask: bool = True,
     ) -> None:
-        """`negative_rate`: the share of shown items without any label that training batches keep. Whoever reads
-        probabilities off a model so trained must know it: it is part of the model's training settings."""
+        """`rates`: past rates of users and items come with each batch; without, they are zeros. `time_mask`: whether
+        training batches hide the newest actions as the domain says.
+
+        `negative_rate`: the share of shown items without any label that training batches keep. Whoever reads
+        probabilities off a model so trained must know it: it is part of the model's training settings.
+        """
         if not 0 < negative_rate <= 1:
             raise ValueError(f"negative_rate must be above 0 and at most 1, not {negative_rate}")
         self.domain = domain
+        self._root, self._rates = root, rates
+        self._mask_ms = domain.time_mask_ms if time_mask else 0
+        self._items_of_day: dict[str, Snapshot] = {}
         self.history_length = history_length
         self.negative_rate = negative_rate
         self._buckets: list[tuple[Path, int, int]] = []
@@ -166,18 +181,52 @@ class WindowReader:
         items = requests["item_ids"].combine_chunks()
         labels = pc.list_flatten(requests["labels"]).to_numpy()
         offsets = items.offsets.to_numpy().astype(np.int64)
+        offsets -= offsets[0]
+        user_hash_R = hash64_column(requests["user_id"])
+        candidate_hash_N = hash64_column(pc.list_flatten(items))
+        time_R = requests["timestamp_ms"].to_numpy()
+        user_rate_RK, item_rate_NK = self._past_rates(bucket, time_R, user_hash_R, candidate_hash_N, offsets)
         return _Bucket(
             history,
+            requests["request_id"].to_numpy(zero_copy_only=False),
             hash64_column(requests["request_id"]),
-            requests["user_id"].to_numpy(zero_copy_only=False),
-            requests["timestamp_ms"].to_numpy(),
+            user_hash_R,
+            user_rate_RK,
+            requests.select(["timestamp_ms", *(a.name for a in self.domain.context_attributes)]),
+            time_R,
             pc.fill_null(requests["watermark"], -1).to_numpy(),
             requests["start"].to_numpy(),
             requests["end"].to_numpy(),
-            offsets - offsets[0],
-            hash64_column(pc.list_flatten(items)),
+            offsets,
+            candidate_hash_N,
+            item_rate_NK,
             labels.reshape(-1, len(self.domain.heads)),
         )
+
+    def _past_rates(
+        self,
+        bucket: int,
+        time_R: NDArray[np.int64],
+        user_hash_R: NDArray[np.uint64],
+        candidate_hash_N: NDArray[np.uint64],
+        offset_R: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Rates `[R, K]` of users and `[N, K]` of candidates, by the snapshot of each request's day."""
+        width = len(self.domain.heads) + 1
+        user_RK = np.zeros((len(user_hash_R), width), np.float32)
+        item_NK = np.zeros((len(candidate_hash_N), width), np.float32)
+        if not self._rates:
+            return user_RK, item_NK
+        day_R = snapshot_start(time_R, self.domain)
+        day_N = np.repeat(day_R, np.diff(offset_R))
+        for day_ms in np.unique(day_R):
+            day = day_name(int(day_ms))
+            if day not in self._items_of_day:
+                self._items_of_day[day] = load_items(self._root, day, self.domain)
+            users = load_users(self._root, day, bucket, self.domain)
+            user_RK[day_R == day_ms] = users.features(user_hash_R[day_R == day_ms])
+            item_NK[day_N == day_ms] = self._items_of_day[day].features(candidate_hash_N[day_N == day_ms])
+        return user_RK, item_NK
 
     def _candidates(
         self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, thinned: bool
@@ -197,10 +246,8 @@ class WindowReader:
         self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, training: bool
     ) -> RequestBatch:
         mask_ms = np.zeros(len(rows), np.int64)
-        if training and self.domain.time_mask_ms:
-            mask_ms = (_uniform(bucket.request_hash_R[rows], seed, epoch, MASK) * self.domain.time_mask_ms).astype(
-                np.int64
-            )
+        if training and self._mask_ms:
+            mask_ms = (_uniform(bucket.request_hash_R[rows], seed, epoch, MASK) * self._mask_ms).astype(np.int64)
         sequences = point_in_time(
             bucket.history,
             bucket.start_R[rows],
@@ -212,10 +259,18 @@ class WindowReader:
             vocabulary=self.domain.vocabulary,
         )
         at_BC, valid_BC = self._candidates(bucket, rows, seed, epoch, thinned=training and self.negative_rate < 1)
-        return RequestBatch(
-            bucket.user_id_R[rows],
+        requests = Requests(
+            bucket.user_hash_R[rows],
+            bucket.timestamp_ms_R[rows],
+            bucket.context.take(pa.array(rows)),
             sequences,
             np.where(valid_BC, bucket.candidate_hash_N[at_BC], 0).astype(np.uint64),
+            bucket.user_rate_RK[rows],
+            np.where(valid_BC[:, :, None], bucket.item_rate_NK[at_BC], 0.0).astype(np.float32),
+        )
+        return RequestBatch(
+            bucket.request_id_R[rows],
+            requests,
             np.where(valid_BC[:, :, None], bucket.label_NH[at_BC], 0.0).astype(np.float32),
             valid_BC,
         )
@@ -243,8 +298,11 @@ def _concatenate(buckets: list[_Bucket]) -> _Bucket:
 
     return _Bucket(
         History.concatenate([b.history for b in buckets]),
+        join("request_id_R"),
         join("request_hash_R"),
-        join("user_id_R"),
+        join("user_hash_R"),
+        join("user_rate_RK"),
+        pa.concat_tables([b.context for b in buckets]).combine_chunks(),
         join("timestamp_ms_R"),
         join("watermark_R"),
         np.concatenate([b.start_R + base for b, base in zip(buckets, history_base, strict=False)]),
@@ -253,6 +311,7 @@ def _concatenate(buckets: list[_Bucket]) -> _Bucket:
             [*(b.offset_R[:-1] + base for b, base in zip(buckets, candidate_base, strict=False)), candidate_base[-1:]]
         ),
         join("candidate_hash_N"),
+        join("item_rate_NK"),
         join("label_NH"),
     )
 

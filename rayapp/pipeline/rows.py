@@ -217,7 +217,7 @@ def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock:
         "item_id": item,
         "position": read.optional_position(layout.position),
         "labels": labels,
-        **_attributes(read, layout.context, domain.context_attributes),
+        **_context(read, layout.context, domain.context_attributes),
     }
     return read.finish(columns, impression_schema(domain)), read.check
 
@@ -253,7 +253,7 @@ def list_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock
         "timestamp_ms": timestamp_N,
         "surface": read.optional_text(layout.surface, "surface"),
         "item_ids": pa.LargeListArray.from_arrays(pa.array(offsets), items.dictionary_decode()),
-        **_attributes(read, layout.context, domain.context_attributes),
+        **_context(read, layout.context, domain.context_attributes),
     }
     if layout.labels:
         columns["labels"] = _list_labels(read, dict(layout.labels), domain.head_names, size_N)
@@ -329,6 +329,14 @@ def _attributes(
             words = texts(values, name, RowCheck(len(values)))
             made[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pc.fill_null(words, ""))
     return made
+
+
+def _context(
+    read: _Reader, columns: Sequence[tuple[str, Column]], attributes: Sequence[Attribute]
+) -> dict[str, pa.Array]:
+    """Every attribute; null where the layout has no column for it."""
+    absent = {field.name: pa.nulls(len(read), field.type) for field in attribute_fields(attributes)}
+    return absent | _attributes(read, columns, attributes)
 
 
 def _lenient_numbers(raw: pa.ChunkedArray, name: str, check: RowCheck) -> tuple[NDArray[np.float64], Any]:

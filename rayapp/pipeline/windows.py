@@ -6,7 +6,6 @@ itself is cut when a batch is collated, by `features.sequence`, the same functio
 Shapes: E history rows, R requests, C items of a request, H heads.
 """
 
-import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayapp.config import DAY_MS, Domain
+from rayapp.config import Domain, day_name
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.erasure import hide, tombstones
 from rayapp.pipeline.histories import (
@@ -68,12 +67,6 @@ class Window:
     until_ms: int
     history_length: int = 100
     """The longest sequence a model may ask for."""
-
-
-def day_name(timestamp_ms: int) -> str:
-    """The UTC day; with the minute where the time is not midnight."""
-    moment = time.gmtime(timestamp_ms / 1000)
-    return time.strftime("%Y-%m-%d" if timestamp_ms % DAY_MS == 0 else "%Y-%m-%dT%H%M", moment)
 
 
 def window_name(since_ms: int, until_ms: int) -> str:

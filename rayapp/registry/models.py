@@ -1,8 +1,10 @@
-"""Model directories: `models/<version>/{weights.safetensors, config.json, schema.json, metrics.json, manifest.json}`.
+"""Model directories: `models/<version>/{weights.safetensors, config.json, schema.json, calibration.json,
+metrics.json, manifest.json}`.
 
 Nothing in one is ever unpickled. A model loads when its vocabulary is a prefix of the domain's current one.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,8 +12,11 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from rayapp.catalogue import read_users
 from rayapp.config import Domain, ModelConfig, model_config_from_json, to_json
-from rayapp.features.items import ItemEncoder
+from rayapp.features.attributes import Encoders
+from rayapp.model.calibration import Calibration
+from rayapp.model.inputs import Inputs, UserTable
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
@@ -19,7 +24,7 @@ from rayapp.publish import Manifest, PublishError, publish_directory, read_json,
 from rayapp.registry.item_tables import load_table
 from rayapp.schema import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +38,6 @@ class LoadedModel:
     table: ItemTable
 
 
-def build_ranker(config: ModelConfig, vocabulary: Vocabulary, num_heads: int, encoder: ItemEncoder) -> Ranker:
-    """An untrained ranker of the right shapes."""
-    return Ranker(
-        config,
-        vocabulary_size=vocabulary.size,
-        num_heads=num_heads,
-        num_categories=encoder.num_categories,
-        num_numbers=encoder.num_numbers,
-    )
-
-
 def publish_model(
     root: Path,
     version: str,
@@ -51,12 +45,14 @@ def publish_model(
     ranker: Ranker,
     config: ModelConfig,
     domain: Domain,
-    encoder: ItemEncoder,
+    encoders: Encoders,
+    calibration: Calibration,
     item_table: str,
     metrics: dict[str, Any],
     lineage: Manifest,
+    more: Callable[[Path], None] | None = None,
 ) -> None:
-    """Writes `models/<version>`, whole or not at all."""
+    """Writes `models/<version>`, whole or not at all; `more` adds files to it."""
 
     def write(directory: Path) -> Manifest:
         save_file({k: v.cpu().contiguous() for k, v in ranker.state_dict().items()}, directory / "weights.safetensors")
@@ -66,10 +62,13 @@ def publish_model(
             {
                 "vocabulary": domain.vocabulary.to_json(),
                 "heads": list(domain.head_names),
-                "item_encoder": encoder.to_json(),
+                "encoders": encoders.to_json(),
             },
         )
+        write_json(directory / "calibration.json", calibration.to_json(domain.head_names))
         write_json(directory / "metrics.json", metrics)
+        if more is not None:
+            more(directory)
         return {"format": FORMAT, "item_table": item_table, **lineage}
 
     publish_directory(root / "models" / version, write)
@@ -113,8 +112,9 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
             "train it again: `rayapp demo` with another --root"
         )
     config = model_config_from_json(read_json(directory / "config.json"))
-    encoder = ItemEncoder.from_json(schema["item_encoder"])
-    ranker = build_ranker(config, vocabulary, len(domain.heads), encoder)
+    encoders = Encoders.from_json(schema["encoders"])
+    calibration = Calibration.from_json(read_json(directory / "calibration.json"), domain.head_names)
+    ranker = Ranker(config, encoders, vocabulary_size=vocabulary.size, num_heads=len(domain.heads))
     weights = directory / "weights.safetensors"
     try:
         ranker.load_state_dict(load_file(weights))
@@ -122,7 +122,9 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         reason = str(error).splitlines()[0]
         raise PublishError(f"{weights} is damaged ({reason}); restore the file or promote another model") from None
     table = load_table(root, manifest["item_table"])
-    return LoadedModel(version, config, domain.head_names, Scorer(ranker, table, encoder, vocabulary.size), table)
+    users = UserTable.of(read_users(root, domain), encoders.user)
+    inputs = Inputs.of(table, users, encoders, vocabulary.size)
+    return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
 
 
 def list_models(root: Path) -> list[dict[str, Any]]:

@@ -10,7 +10,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.features.items import ABSENT
+from rayapp.features.attributes import ABSENT
 from rayapp.features.sequence import History
 from rayapp.model.item_table import ItemTable
 from rayapp.schema import ActionKind, Vocabulary

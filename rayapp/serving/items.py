@@ -1,7 +1,7 @@
-"""Checks an item as a client puts it: its attributes must be the domain's, each of its kind."""
+"""Checks what a client says of an item or of a request's context: the domain's attributes, each of its kind."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rayapp.schema import Attribute, AttributeKind, id_problem
@@ -10,7 +10,7 @@ MAX_TEXT: Final = 2_000
 MAX_VALUES: Final = 32
 
 
-class BadItem(ValueError):
+class BadAttribute(ValueError):
     """An attribute that can't be taken; `field` names it."""
 
     def __init__(self, field: str, message: str) -> None:
@@ -22,26 +22,42 @@ def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], now_ms:
     """The item as it is stored. `created_at_ms` is the caller's or now; absent attributes are null.
 
     Raises:
-        BadItem: names the field.
+        BadAttribute: names the field.
     """
     if problem := id_problem(item_id):
-        raise BadItem("item_id", f"item_id {problem}")
+        raise BadAttribute("item_id", f"item_id {problem}")
     if not isinstance(body, dict):
-        raise BadItem("", "an item must be a JSON object of its attributes")
-    known = {a.name for a in attributes} | {"created_at_ms"}
-    for field in body:
-        if field not in known:
-            raise BadItem(field[:64], f"{field[:64]!r} is no attribute of this domain; it has {sorted(known)}")
+        raise BadAttribute("", "an item must be a JSON object of its attributes")
     created = body.get("created_at_ms", now_ms)
     if type(created) is not int or not -(2**62) < created < 2**62:
-        raise BadItem("created_at_ms", "created_at_ms must be a whole number of milliseconds since 1970")
+        raise BadAttribute("created_at_ms", "created_at_ms must be a whole number of milliseconds since 1970")
     item: dict[str, Any] = {"item_id": item_id, "created_at_ms": created}
+    values = {name: value for name, value in body.items() if name != "created_at_ms"}
+    return item | check_attributes(values, attributes, optional=("created_at_ms",))
+
+
+def check_attributes(
+    body: Mapping[str, Any], attributes: Sequence[Attribute], *, optional: Sequence[str] = ()
+) -> dict[str, Any]:
+    """Every attribute, null where the body lacks it.
+
+    Raises:
+        BadAttribute: names the field. `optional` are further names that the message offers.
+    """
+    known = {a.name for a in attributes}
+    for field in body:
+        if field not in known:
+            offered = sorted(known | set(optional))
+            raise BadAttribute(field[:64], f"{field[:64]!r} is no attribute of this domain; it has {offered}")
+    checked: dict[str, Any] = {}
     for attribute in attributes:
         value = body.get(attribute.name)
         if value is not None and (problem := _problem(value, attribute.kind)):
-            raise BadItem(attribute.name, f"{attribute.name} {problem}")
-        item[attribute.name] = float(value) if attribute.kind is AttributeKind.NUMBER and value is not None else value
-    return item
+            raise BadAttribute(attribute.name, f"{attribute.name} {problem}")
+        if attribute.kind is AttributeKind.NUMBER and value is not None:
+            value = float(value)
+        checked[attribute.name] = value
+    return checked
 
 
 def _problem(value: Any, kind: AttributeKind) -> str | None:

@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 
 from rayapp.config import Domain
+from rayapp.features.requests import Requests, context_row
+from rayapp.features.sequence import Sequences
 from rayapp.model.scorer import BLOCK, Scorer
 from rayapp.publish import PublishError
 from rayapp.registry.aliases import CHAMPION, read_aliases
@@ -60,8 +62,8 @@ class ModelShelf:
         if model is None:
             return None
         index = self._indexes.get(version)
-        if index is None or index.table is not model.scorer.table:
-            index = CandidateIndex(model.scorer.table)
+        if index is None or index.table is not model.table:
+            index = CandidateIndex(model.table)
             self._indexes[version] = index
         return index
 
@@ -101,11 +103,29 @@ class ModelShelf:
     def _load(self, version: str) -> LoadedModel:
         model = load_model(self._root, version, self._domain)
         # A first call costs half a second of set-up inside PyTorch; nobody's request should pay it.
-        length = model.config.history_length
-        action_L = np.full(length, FIRST_ACTION_ID, np.uint8)
-        model.scorer.score(action_L, np.zeros(length, np.uint64), np.zeros(BLOCK + 1, np.uint64))
+        model.scorer.score(_full_request(model.config.history_length, self._domain))
         return self._extended(model, self._new_items) if self._new_items else model
 
     def _extended(self, model: LoadedModel, items: list[dict[str, object]]) -> LoadedModel:
-        scorer: Scorer = model.scorer.with_table(model.scorer.table.with_items(items))
-        return LoadedModel(model.version, model.config, model.head_names, scorer, scorer.table)
+        scorer: Scorer = model.scorer.with_table(model.table.with_items(items))
+        return LoadedModel(model.version, model.config, model.head_names, scorer, scorer.inputs.table)
+
+
+def _full_request(length: int, domain: Domain) -> Requests:
+    """A request with as many actions as the model reads, for the first call."""
+    sequences = Sequences(
+        np.full((1, length), FIRST_ACTION_ID, np.uint8),
+        np.zeros((1, length), np.uint64),
+        np.zeros((1, length), np.int64),
+        np.array([length]),
+    )
+    width, zero = len(domain.heads) + 1, np.zeros(1, np.uint64)
+    return Requests(
+        zero,
+        np.zeros(1, np.int64),
+        context_row(domain.context_attributes, 0, {}),
+        sequences,
+        np.zeros((1, BLOCK + 1), np.uint64),
+        np.zeros((1, width), np.float32),
+        np.zeros((1, BLOCK + 1, width), np.float32),
+    )

@@ -1,10 +1,13 @@
-"""Scores a window and reports what the paper reports: HIT@3 per head per request, and AUC per head.
+"""Scores a window and reports what the paper reports: HIT@3 per head per request; beside it AUC, AUC within requests,
+normalised entropy and calibration, for everyone and by how active the user was.
 
-Shapes: R requests, C candidates, H heads.
+Shapes: R requests, C candidates (padded), H heads, K weightings of users.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -12,63 +15,78 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.model.item_table import ItemTable
-from rayapp.model.ranker import Ranker
-from rayapp.model.scorer import ItemArrays
-from rayapp.pipeline.reader import WindowReader
-from rayapp.training.loop import to_tensors
-from rayapp.training.metrics import auc, hits_at_k, normalised_entropy
+from rayapp.model.scorer import Scorer
+from rayapp.pipeline.reader import RequestBatch, WindowReader
+from rayapp.training import metrics
 
-BATCH_REQUESTS = 512
+BATCH_REQUESTS: Final = 512
+CHUNK_REQUESTS: Final = 2_000
+"""Requests compared at a time: comparing candidates with each other takes R x C x C."""
+CORE_ACTIONS: Final = 50
+SEGMENTS: Final = {"cold": (0, 5), "casual": (5, CORE_ACTIONS), "core": (CORE_ACTIONS, 1 << 30)}
+"""Actions in the user's sequence at the request."""
+METRICS: Final = ("auc", "request_auc", "hit3", "normalised_entropy", "calibration")
+Report = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
-    """A scored window. Padded candidates are False in `valid_RC`."""
+class Window:
+    """What is scored: the same for every model that is compared. Padded candidates are False in `valid_RC`."""
 
-    probability_RCH: NDArray[np.float32]
     label_RCH: NDArray[np.float32]
     valid_RC: NDArray[np.bool_]
-    length_R: NDArray[np.int64]
+    user_hash_R: NDArray[np.uint64]
+    activity_R: NDArray[np.int64]
+    """Actions that the user's sequence held, at most CORE_ACTIONS."""
+    request_id_R: NDArray[np.object_]
+
+    def segment(self, name: str) -> NDArray[np.bool_]:
+        """The requests of a segment; of "all", every one."""
+        low, high = SEGMENTS.get(name, (0, 1 << 30))
+        return np.asarray((self.activity_R >= low) & (self.activity_R < high))
 
 
-def score_window(ranker: Ranker, reader: WindowReader, table: ItemTable, arrays: ItemArrays, domain: Domain) -> Scored:
-    """Probabilities of every candidate of every request."""
-    parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]] = []
-    ranker.eval()
-    for requests in reader.in_order(BATCH_REQUESTS):
-        batch, _, _ = to_tensors(requests, table, arrays, domain.vocabulary.size)
-        with torch.inference_mode():
-            probability = torch.sigmoid(ranker(batch)).float().cpu().numpy()
-        parts.append((probability, requests.label_BCH, requests.valid_BC, requests.sequences.length_R))
-    return _stack(parts)
-
-
-def score_popularity(reader: WindowReader, table: ItemTable, domain: Domain) -> Scored:
-    """The comparison without any model: every head's score is the item's likes before the test window."""
-    scale = float(max(table.likes_N.max(), 1)) + 1.0
-    parts = []
-    for requests in reader.in_order(BATCH_REQUESTS):
-        share_BC = (table.likes_N[table.rows_of(requests.candidate_hash_BC)] / scale).astype(np.float32)
-        probability = np.repeat(share_BC[:, :, None], len(domain.heads), axis=2)
-        parts.append((probability, requests.label_BCH, requests.valid_BC, requests.sequences.length_R))
-    return _stack(parts)
-
-
-def _stack(
-    parts: list[tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.bool_], NDArray[np.int64]]],
-) -> Scored:
-    width = max(valid.shape[1] for _, _, valid, _ in parts)
-
-    def padded(array: NDArray[Any]) -> NDArray[Any]:
-        return np.pad(array, [(0, 0), (0, width - array.shape[1])] + [(0, 0)] * (array.ndim - 2))
-
-    probability, label, valid, length = zip(*parts, strict=True)
-    return Scored(
-        np.concatenate([padded(p) for p in probability]),
-        np.concatenate([padded(x) for x in label]),
-        np.concatenate([padded(v) for v in valid]),
-        np.concatenate(length),
+def read_window(root: Path, name: str, domain: Domain) -> Window:
+    """Labels, users and activity of a window's requests, in the reader's order."""
+    batches = list(WindowReader(root, [name], domain, CORE_ACTIONS, rates=False).in_order(BATCH_REQUESTS))
+    return Window(
+        padded([b.label_BCH for b in batches]),
+        padded([b.valid_BC for b in batches]),
+        np.concatenate([b.requests.user_hash_B for b in batches]),
+        np.concatenate([b.requests.sequences.length_R for b in batches]),
+        np.concatenate([b.request_id_B for b in batches]),
     )
+
+
+def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
+    """Calibrated logits `[R, C, H]` of every candidate of every request."""
+    length = scorer.history_length
+    return padded(
+        [
+            scorer.logits(batch.requests).float().cpu().numpy()
+            for batch in WindowReader(root, [name], domain, length).in_order(BATCH_REQUESTS)
+        ]
+    )
+
+
+def score_popularity(table: ItemTable, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
+    """The comparison without any model: every head's log-odds are those of the item's share of likes before the test
+    window."""
+    scale = float(max(table.likes_N.max(), 1)) + 1.0
+
+    def logits(batch: RequestBatch) -> NDArray[np.float32]:
+        share_BC = (table.likes_N[table.rows_of(batch.requests.candidate_hash_BC)] + 0.5) / (scale + 0.5)
+        log_odds_BC = np.log(share_BC / (1 - share_BC)).astype(np.float32)
+        return np.repeat(log_odds_BC[:, :, None], len(domain.heads), axis=2)
+
+    reader = WindowReader(root, [name], domain, 1, rates=False)
+    return padded([logits(batch) for batch in reader.in_order(BATCH_REQUESTS)])
+
+
+def padded(parts: list[NDArray[Any]]) -> NDArray[Any]:
+    """Concatenates batches of `[B, C, ...]` with different C."""
+    width = max(part.shape[1] for part in parts)
+    return np.concatenate([np.pad(p, [(0, 0), (0, width - p.shape[1])] + [(0, 0)] * (p.ndim - 2)) for p in parts])
 
 
 def feed_score(probability_RCH: NDArray[np.float32], domain: Domain) -> NDArray[np.float32]:
@@ -77,22 +95,47 @@ def feed_score(probability_RCH: NDArray[np.float32], domain: Domain) -> NDArray[
     return score
 
 
-def report(
-    scored: Scored, domain: Domain, *, score_RC: NDArray[np.float32] | None = None
-) -> dict[str, dict[str, float]]:
-    """Head -> metrics. `hit3` sorts by the feed score (or `score_RC`), over requests that hold the label."""
-    if score_RC is None:
-        score_RC = feed_score(scored.probability_RCH, domain)
-    result = {}
-    for h, name in enumerate(domain.head_names):
-        label_RC = np.where(scored.valid_RC, scored.label_RCH[:, :, h], 0.0).astype(np.float32)
-        has_label = label_RC.sum(axis=1) > 0
-        hits = hits_at_k(score_RC, label_RC, scored.valid_RC)
-        p_N, y_N = scored.probability_RCH[:, :, h][scored.valid_RC], scored.label_RCH[:, :, h][scored.valid_RC]
-        result[name] = {
-            "auc": auc(p_N, y_N),
-            "hit3": float(hits[has_label].sum() / max(label_RC[has_label].sum(), 1)),
-            "normalised_entropy": normalised_entropy(p_N, y_N),
-            "labels": float(y_N.sum()),
-        }
-    return result
+def report(window: Window, logit_RCH: NDArray[np.float32], domain: Domain) -> Report:
+    """Head -> metric -> value, over all requests. NaN where a metric is not defined."""
+    rows = {}
+    for h, head in enumerate(domain.head_names):
+        values = {name: float(measure(None)[0]) for name, measure in measures(window, logit_RCH, domain, h).items()}
+        rows[head] = values | {"labels": float((window.label_RCH[:, :, h] * window.valid_RC).sum())}
+    return rows
+
+
+Measure = Callable[[NDArray[np.float64] | None], NDArray[np.float64]]
+
+
+def measures(
+    window: Window, logit_RCH: NDArray[np.float32], domain: Domain, h: int, segment: str = "all"
+) -> dict[str, Measure]:
+    """Metric -> a function from weights of requests `[K, R of the segment]` to values `[K]`.
+
+    HIT@3 sorts by the feed score, the others by the head's own.
+    """
+    rows_R = window.segment(segment)
+    logit_RCH, valid_RC = logit_RCH[rows_R], window.valid_RC[rows_R]
+    label_RC = np.where(valid_RC, window.label_RCH[rows_R, :, h], 0.0).astype(np.float32)
+    probability_RCH = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logit_RCH))).numpy()
+    score_RC = feed_score(probability_RCH, domain)
+    hits, within = [], []
+    for at in range(0, len(label_RC), CHUNK_REQUESTS):
+        part = slice(at, at + CHUNK_REQUESTS)
+        hits.append(metrics.hits_at_k(score_RC[part], label_RC[part], valid_RC[part]))
+        within.append(metrics.auc_by_request(logit_RCH[part, :, h], label_RC[part], valid_RC[part]))
+    hits_R, within_R = np.concatenate([np.zeros(0), *hits]), np.concatenate([np.zeros(0), *within])
+    request_N = np.repeat(np.arange(len(valid_RC)), valid_RC.sum(axis=1))
+    logit_N, label_N = logit_RCH[:, :, h][valid_RC], label_RC[valid_RC]
+    probability_N = probability_RCH[:, :, h][valid_RC]
+
+    def each(weight_KR: NDArray[np.float64] | None) -> NDArray[np.float64] | None:
+        return None if weight_KR is None else weight_KR[:, request_N]
+
+    return {
+        "auc": lambda w: metrics.auc(logit_N, label_N, each(w)),
+        "request_auc": lambda w: metrics.mean_known(within_R, w),
+        "hit3": lambda w: metrics.hit_rate(hits_R, label_RC.sum(axis=1).astype(np.float64), w),
+        "normalised_entropy": lambda w: metrics.normalised_entropy(probability_N, label_N, each(w)),
+        "calibration": lambda w: metrics.calibration_ratio(probability_N, label_N, each(w)),
+    }

@@ -8,11 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from rayapp.catalogue import read_catalogue
 from rayapp.config import Domain
 from rayapp.features.items import Item
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower, fit_linear_tower
-from rayapp.pipeline.catalogue import read_catalogue
 from rayapp.pipeline.engagements import Engagements, read_engagements
 from rayapp.publish import PublishError
 from rayapp.registry.item_tables import publish_table

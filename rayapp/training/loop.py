@@ -1,58 +1,55 @@
-"""The training loop, as one Ray Train worker runs it: read, forward, backward, step; checkpoint at the end.
+"""The training loop, as one worker runs it: read, forward, backward, step; validate, stop early, resume exactly.
 
-Shapes: B requests, C candidates, H heads, L history rows.
+Every batch, mask and dropout draw is a function of the run's seed and the position in it, so a run that is resumed from
+a checkpoint goes on as if it had never stopped.
+
+Shapes: B requests, C candidates, H heads.
 """
 
 import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from safetensors.torch import load_file, save_file
+from torch import Tensor, distributed, nn
 
-from rayapp.config import Domain, Preset
-from rayapp.features.sequence import known_to
-from rayapp.model.item_table import ItemTable
-from rayapp.model.ranker import Batch, Ranker, ranking_loss
-from rayapp.model.scorer import ItemArrays
+from rayapp.config import Domain, TrainConfig
+from rayapp.model.inputs import Inputs
+from rayapp.model.ranker import Ranker, ranking_loss
 from rayapp.pipeline.reader import RequestBatch, WindowReader
+from rayapp.training.errors import TrainingError
+from rayapp.training.user_weights import user_weights
 
-LOG_EVERY_S = 2.0
+LOG_EVERY_S: Final = 2.0
+LOGGED_SINGLY: Final = 50
+"""The first steps are logged one by one: most mistakes show there."""
+CHECKPOINTS: Final = 20
+FEWEST_STEPS: Final = 20
+"""A checkpoint every 20th of the run, but not more often than every 20 steps."""
+BATCH_REQUESTS: Final = 512
+"""Of validation."""
+STATE, POSITION = "state.safetensors", "position.json"
 Prepare = Callable[[nn.Module], nn.Module]
 
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """One line of `train.jsonl`."""
+@dataclass(slots=True)
+class Position:
+    """Where a run stands: the next batch, and what early stopping remembers."""
 
-    step: int
-    num_steps: int
-    loss: float
-    examples: int
-    seconds: float
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in self.__slots__}
-
-
-def to_tensors(
-    batch: RequestBatch, table: ItemTable, arrays: ItemArrays, vocabulary_size: int
-) -> tuple[Batch, Tensor, Tensor]:
-    """`(model input, labels [B, C, H], valid [B, C])` on the device of `arrays`."""
-    device = arrays.vector_NE.device
-    action_BL = torch.from_numpy(known_to(vocabulary_size, batch.sequences.action_RL).astype(np.int64)).to(device)
-    row_BL = torch.from_numpy(table.rows_of(batch.sequences.item_hash_RL)).to(device)
-    row_BC = torch.from_numpy(table.rows_of(batch.candidate_hash_BC)).to(device)
-    return (
-        arrays.batch(action_BL, row_BL, row_BC),
-        torch.from_numpy(batch.label_BCH).to(device),
-        torch.from_numpy(batch.valid_BC).to(device),
-    )
+    step: int = 0
+    epoch: int = 0
+    batch: int = 0
+    examples: int = 0
+    seconds: float = 0.0
+    loss: float = float("nan")
+    """Mean over the examples since the last line of the log."""
+    best_loss: float = float("inf")
+    epochs_without_gain: int = 0
 
 
 def label_weights(domain: Domain) -> Tensor:
@@ -70,57 +67,171 @@ def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int) -> 
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
 
 
-def train(
-    ranker: Ranker,
-    reader: WindowReader,
-    table: ItemTable,
-    arrays: ItemArrays,
-    domain: Domain,
-    preset: Preset,
-    *,
-    rank: int = 0,
-    world: int = 1,
-    prepare: Prepare = lambda module: module,
-    log: Path | None = None,
-) -> Progress:
-    """Trains `ranker` in place and returns the last progress line; `prepare` is Ray Train's wrapper.
+class Loop:
+    """One worker of a run. `prepare` is Ray Train's wrapper (device, DDP); `world` workers do the same steps."""
 
-    Raises:
-        FloatingPointError: the loss became NaN or infinite; names the step, epoch and batch.
-    """
-    settings = preset.train
-    model = prepare(ranker)
-    optimizer = torch.optim.Adam(model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay)
-    weight_HA = label_weights(domain).to(arrays.vector_NE.device)
-    epochs = range(settings.num_epochs)
-    num_steps = sum(reader.num_batches(settings.batch_requests, seed=settings.seed, epoch=e) for e in epochs)
-    started, logged, step, examples = time.monotonic(), 0.0, 0, 0
-    recent: list[float] = []
-    line = Progress(0, num_steps, float("nan"), 0, 0.0)
-    model.train()
-    for epoch in epochs:
-        batches = reader.batches(settings.batch_requests, seed=settings.seed, epoch=epoch, rank=rank, world=world)
-        for number, requests in enumerate(batches):
-            torch.manual_seed(hash((settings.seed, step, rank)) & 0x7FFF_FFFF)  # ints only: the same in any process
-            batch, label_BCH, valid_BC = to_tensors(requests, table, arrays, domain.vocabulary.size)
-            loss = ranking_loss(model(batch), label_BCH, valid_BC, weight_HA)
-            value = float(loss.detach())
-            if not math.isfinite(value):
-                raise FloatingPointError(f"the loss is {value} at step {step} (epoch {epoch}, batch {number})")
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate(step, num_steps, settings.learning_rate, settings.warmup_steps)
-            optimizer.zero_grad(set_to_none=True)
-            loss.backward()  # type: ignore[no-untyped-call]
-            nn.utils.clip_grad_norm_(model.parameters(), settings.max_gradient_norm)
-            optimizer.step()
-            step += 1
-            examples += int(valid_BC.sum())
-            recent.append(value)
-            seconds = time.monotonic() - started
-            if rank == 0 and (seconds - logged > LOG_EVERY_S or step == num_steps):
-                line = Progress(step, num_steps, float(np.mean(recent)), examples * world, seconds)
-                recent, logged = [], seconds
-                if log is not None:
-                    with log.open("a") as file:
-                        file.write(json.dumps(line.to_json()) + "\n")
-    return line
+    def __init__(
+        self,
+        ranker: Ranker,
+        inputs: Inputs,
+        domain: Domain,
+        settings: TrainConfig,
+        train: WindowReader,
+        validation: WindowReader | None,
+        *,
+        run: str = "",
+        rank: int = 0,
+        world: int = 1,
+        prepare: Prepare = lambda module: module,
+        log: Path | None = None,
+    ) -> None:
+        self.ranker, self.position = ranker, Position()
+        self.inputs, self._domain, self._settings = inputs, domain, settings
+        self.train, self._validation = train, validation
+        self._run, self._rank, self._world, self._log = run, rank, world, log
+        self._model = prepare(ranker)
+        self._device = inputs.vector_NE.device
+        self._names = dict(ranker.named_parameters())
+        self._optimizer = torch.optim.Adam(
+            self._names.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
+        )
+        self._weight_HA = label_weights(domain).to(self._device)
+        self._best: dict[str, Tensor] = {}
+        epochs = range(settings.num_epochs)
+        self._batches_E = [train.num_batches(settings.batch_requests, seed=settings.seed, epoch=e) for e in epochs]
+        self.num_steps = sum(self._batches_E)
+        self.checkpoint_steps = max(FEWEST_STEPS, self.num_steps // CHECKPOINTS)
+
+    def run(self, checkpoint: Callable[[], None] = lambda: None) -> Position:
+        """Trains to the end or to the early stop and leaves the best weights in the ranker.
+
+        `checkpoint` is called by every rank at the same steps.
+
+        Raises:
+            TrainingError: the loss became NaN or infinite; the message holds the batch's coordinates.
+        """
+        position, settings = self.position, self._settings
+        sums = torch.zeros(2)
+        started, logged = time.monotonic() - position.seconds, position.seconds
+        while position.epoch < settings.num_epochs and position.epochs_without_gain <= settings.patience_epochs:
+            batches = self.train.batches(
+                settings.batch_requests,
+                seed=settings.seed,
+                epoch=position.epoch,
+                first=position.batch,
+                rank=self._rank,
+                world=self._world,
+            )
+            self._model.train()
+            for requests in batches:
+                now = self.step(requests)
+                sums += now
+                position.step, position.batch = position.step + 1, position.batch + 1
+                position.examples += int(now[1])
+                position.seconds = time.monotonic() - started
+                last = position.batch == self._batches_E[position.epoch]
+                if position.step <= LOGGED_SINGLY or position.seconds - logged > LOG_EVERY_S or last:
+                    position.loss, logged = float(sums[0] / sums[1]), position.seconds
+                    sums.zero_()
+                    self._write({"num_steps": self.num_steps, **asdict(position)})
+                if position.step % self.checkpoint_steps == 0 and not last:
+                    checkpoint()
+            position.epoch, position.batch = position.epoch + 1, 0
+            self._validate()
+            checkpoint()
+        self.ranker.load_state_dict(self._best)
+        return position
+
+    def step(self, requests: RequestBatch) -> Tensor:
+        """One optimizer step; `(sum of the loss, examples)` over all workers."""
+        position, settings = self.position, self._settings
+        torch.manual_seed(hash((settings.seed, position.step, self._rank)) & 0x7FFF_FFFF)  # ints: no process salts them
+        for group in self._optimizer.param_groups:
+            group["lr"] = learning_rate(position.step, self.num_steps, settings.learning_rate, settings.warmup_steps)
+        loss, examples = self.loss(requests)
+        sums = self._total(torch.stack([loss.detach(), loss.new_tensor(examples)]))
+        if not math.isfinite(float(sums[0])):
+            where = f"step {position.step} (epoch {position.epoch}, batch {position.batch}, seed {settings.seed})"
+            raise TrainingError(
+                f"the loss is {float(sums[0])} at {where}; its first request is {requests.request_id_B[0]!r}"
+            )
+        self._optimizer.zero_grad(set_to_none=True)
+        # DDP averages the workers' gradients; the mean over the examples of all of them is wanted.
+        (loss * (self._world / sums[1])).backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self._names.values(), settings.max_gradient_norm)
+        self._optimizer.step()
+        return sums.cpu()
+
+    def loss(self, requests: RequestBatch) -> tuple[Tensor, int]:
+        """`(weighted sum over the examples, examples)` of this worker's share of a batch."""
+        valid_BC = torch.from_numpy(requests.valid_BC).to(self._device)
+        label_BCH = torch.from_numpy(requests.label_BCH).to(self._device)
+        weight_B = torch.from_numpy(user_weights(self._domain, self.inputs, requests.requests)).to(self._device)
+        with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
+            logits_BCH = self._model(self.inputs.batch(requests.requests))
+        loss = ranking_loss(logits_BCH.float(), label_BCH, valid_BC, self._weight_HA, weight_B)
+        return loss, int(requests.valid_BC.sum())
+
+    def _total(self, values: Tensor) -> Tensor:
+        if self._world > 1:
+            distributed.all_reduce(values)
+        return values
+
+    def _validate(self) -> None:
+        """After an epoch: keeps the weights if they are the best so far, else counts towards the early stop."""
+        position = self.position
+        sums = torch.zeros(2, device=self._device)
+        if self._validation is not None:
+            self._model.eval()
+            with torch.inference_mode():
+                for number, requests in enumerate(self._validation.in_order(BATCH_REQUESTS)):
+                    if number % self._world == self._rank:
+                        loss, examples = self.loss(requests)
+                        sums += torch.stack([loss, loss.new_tensor(examples)])
+        sums = self._total(sums)
+        mean = float(sums[0] / sums[1]) if sums[1] else position.loss
+        gained = mean < position.best_loss or self._validation is None
+        position.epochs_without_gain = 0 if gained else position.epochs_without_gain + 1
+        if gained:
+            position.best_loss = mean
+            self._best = {name: tensor.detach().clone() for name, tensor in self.ranker.state_dict().items()}
+        self._write({"step": position.step, "epoch": position.epoch, "validation_loss": mean})
+
+    def _write(self, line: dict[str, Any]) -> None:
+        if self._rank == 0 and self._log is not None:
+            with self._log.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+
+    def save(self, directory: Path) -> None:
+        """Weights, optimizer and position, as a checkpoint that `restore` reads."""
+        tensors = {f"model/{name}": tensor for name, tensor in self.ranker.state_dict().items()}
+        tensors |= {f"best/{name}": tensor for name, tensor in self._best.items()}
+        for name, parameter in self._names.items():
+            for key, value in self._optimizer.state.get(parameter, {}).items():
+                tensors[f"adam/{key}/{name}"] = value
+        save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / STATE)
+        (directory / POSITION).write_text(json.dumps({"run": self._run, "position": asdict(self.position)}))
+
+    def restore(self, directory: Path) -> None:
+        """Goes on from a checkpoint of this very run.
+
+        Raises:
+            TrainingError: it belongs to another run.
+        """
+        saved = json.loads((directory / POSITION).read_text())
+        if saved["run"] != self._run:
+            raise TrainingError(
+                f"the checkpoint in {directory} belongs to run {saved['run']}, this is {self._run}: other data, "
+                "settings or sizes. Remove the directory to start anew"
+            )
+        self.position = Position(**saved["position"])
+        parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
+        for name, tensor in load_file(directory / STATE).items():
+            part, _, rest = name.partition("/")
+            parts[part][rest] = tensor
+        self.ranker.load_state_dict(parts["model"])
+        self._best = parts["best"]
+        for name, tensor in parts["adam"].items():
+            key, _, parameter = name.partition("/")
+            device = "cpu" if key == "step" else self._device
+            self._optimizer.state[self._names[parameter]][key] = tensor.to(device)

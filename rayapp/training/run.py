@@ -1,4 +1,4 @@
-"""One training run: Ray Train workers train, the driver evaluates, and the model is published whole."""
+"""One training run: Ray Train workers train, the driver calibrates and evaluates, and the model is published whole."""
 
 import dataclasses
 import json
@@ -6,30 +6,42 @@ import os
 import shutil
 import tempfile
 import time
-import uuid
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, RunConfig, ScalingConfig
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer, get_device, prepare_model
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from rayapp import __version__
-from rayapp.config import Domain, Preset, TrainConfig, model_config_from_json, to_json
-from rayapp.features.items import ItemEncoder
-from rayapp.model.scorer import ItemArrays
+from rayapp.catalogue import read_users
+from rayapp.config import Domain, to_json
+from rayapp.features.attributes import AttributeEncoder, Encoders
+from rayapp.model.calibration import Calibration
+from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.item_table import ItemTable
+from rayapp.model.ranker import Ranker
+from rayapp.model.scorer import Scorer
+from rayapp.pipeline.logs import REQUESTS, read_log
 from rayapp.pipeline.reader import WindowReader
+from rayapp.presets import Preset
 from rayapp.registry.item_tables import load_table
-from rayapp.registry.models import build_ranker, publish_model
+from rayapp.registry.models import publish_model
 from rayapp.root import read_root
-from rayapp.training.evaluate import report, score_popularity, score_window
-from rayapp.training.loop import train
+from rayapp.schema import fingerprint
+from rayapp.training.errors import TrainingError
+from rayapp.training.evaluate import read_window, report, score_window
+from rayapp.training.loop import POSITION, STATE, Loop
+from rayapp.training.picture import draw_losses
 
-TRAIN_LOG = "train.jsonl"
-WEIGHTS = "weights.safetensors"
+TRAIN_LOG: Final = "train.jsonl"
+FAILURE: Final = "failure.txt"
+MAX_FAILURES: Final = 3
+"""Workers that die are started again this often, from the last checkpoint."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +52,8 @@ class TrainingRun:
     version: str
     preset: Preset
     train_windows: tuple[str, ...]
+    validation_window: str
+    """For the early stop and the calibration."""
     test_window: str
     item_table: str
     num_workers: int = 1
@@ -53,71 +67,135 @@ class TrainingRun:
 def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
     """Trains with Ray Train (one process per worker, DDP from two on), evaluates, publishes `models/<version>`.
 
-    Returns the metrics. Ray must be initialised; GPUs are used when the cluster has one per worker.
+    Returns the metrics. Ray must be initialised; GPUs are used when the cluster has one per worker. A run that was
+    killed goes on from its last checkpoint.
+
+    Raises:
+        TrainingError: training can't go on; what is left of the run stays in `runs/<version>`.
     """
     directory = run.log.parent
-    shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed
-    directory.mkdir(parents=True)
+    directory.mkdir(parents=True, exist_ok=True)
+    (directory / FAILURE).unlink(missing_ok=True)
     use_gpu = ray.cluster_resources().get("GPU", 0) >= run.num_workers
     cpus = max(1, (os.cpu_count() or 1) // run.num_workers)
     trainer = TorchTrainer(
         _worker,
         train_loop_config={
             "root": str(run.root),
-            "windows": run.train_windows,
-            "item_table": run.item_table,
+            "version": run.version,
             "preset": to_json(run.preset),
-            "log": str(run.log),
+            "windows": run.train_windows,
+            "validation_window": run.validation_window,
+            "item_table": run.item_table,
         },
         scaling_config=ScalingConfig(
             num_workers=run.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)}
         ),
-        run_config=RunConfig(name=f"{run.version}-{uuid.uuid4().hex[:8]}", storage_path=str(directory / "ray")),
+        run_config=RunConfig(
+            name="ray",  # a fixed name in a directory of the run's own: Ray Train finds the last checkpoint there
+            storage_path=str(directory),
+            checkpoint_config=CheckpointConfig(num_to_keep=2),
+            failure_config=FailureConfig(max_failures=MAX_FAILURES),
+        ),
     )
     result = trainer.fit()
+    if (directory / FAILURE).exists():
+        raise TrainingError(f"{(directory / FAILURE).read_text()}. The run's log is {run.log}")
     if result.checkpoint is None:
-        raise RuntimeError(f"training {run.version} ended without a checkpoint: {result.error}")
-    table = load_table(run.root, run.item_table)
-    encoder = ItemEncoder.fit(table.items, domain.attributes)
-    ranker = build_ranker(run.preset.model, domain.vocabulary, len(domain.heads), encoder)
+        raise TrainingError(f"training {run.version} ended without a checkpoint: {result.error}")
+    inputs = read_inputs(run.root, load_table(run.root, run.item_table), domain)
+    ranker = new_ranker(run.preset, inputs, domain)
     with result.checkpoint.as_directory() as checkpoint:
-        ranker.load_state_dict(load_file(Path(checkpoint) / WEIGHTS))
-    reader = WindowReader(run.root, [run.test_window], domain, run.preset.model.history_length)
+        state = load_file(Path(checkpoint) / STATE)
+        position = json.loads((Path(checkpoint) / POSITION).read_text())["position"]
+    ranker.load_state_dict({k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")})
+    metrics = _publish(run, ranker, inputs, domain, position, "GPU" if use_gpu else "CPU")
+    shutil.rmtree(directory, ignore_errors=True)
+    return metrics
+
+
+def _publish(
+    run: TrainingRun, ranker: Ranker, inputs: Inputs, domain: Domain, position: dict[str, Any], device: str
+) -> dict[str, Any]:
+    """Calibrates on the validation window, evaluates on the test window, writes the model directory."""
+    scorer = Scorer(ranker.eval(), inputs, Calibration.none(len(domain.heads)))
+    validation = read_window(run.root, run.validation_window, domain)
+    logit_NH = score_window(scorer, run.root, run.validation_window, domain)[validation.valid_RC]
+    calibration = Calibration.fit(logit_NH, validation.label_RCH[validation.valid_RC])
+    scorer = dataclasses.replace(scorer, calibration=calibration)
+    test = read_window(run.root, run.test_window, domain)
+    heads = report(test, score_window(scorer, run.root, run.test_window, domain), domain)
     metrics = {
         "test_window": run.test_window,
-        "heads": report(score_window(ranker, reader, table, ItemArrays.of(table, encoder), domain), domain),
-        "train": json.loads(run.log.read_text().splitlines()[-1]),
+        "heads": {h: {k: None if np.isnan(v) else v for k, v in row.items()} for h, row in heads.items()},
+        "train": {"steps": position["step"], **{k: position[k] for k in ("examples", "seconds", "loss", "best_loss")}},
     }
+    lineage = {
+        "created_at_ms": time.time_ns() // 1_000_000,
+        "rayapp": __version__,
+        "preset": to_json(run.preset),
+        "train_windows": list(run.train_windows),
+        "validation_window": run.validation_window,
+        "test_window": run.test_window,
+        "parent": None,
+        "rates_every_days": domain.rates_every_days,
+        "device": device,
+        "num_workers": run.num_workers,
+    }
+
+    def history(directory: Path) -> None:
+        shutil.copy(run.log, directory / TRAIN_LOG)
+        draw_losses(run.log, directory / "training.svg")
+
     publish_model(
         run.root,
         run.version,
         ranker=ranker,
         config=run.preset.model,
         domain=domain,
-        encoder=encoder,
+        encoders=inputs.encoders,
+        calibration=calibration,
         item_table=run.item_table,
         metrics=metrics,
-        lineage={
-            "created_at_ms": time.time_ns() // 1_000_000,
-            "rayapp": __version__,
-            "preset": to_json(run.preset),
-            "train_windows": list(run.train_windows),
-            "test_window": run.test_window,
-            "parent": None,
-            "rate_snapshot": None,
-            "device": "GPU" if use_gpu else "CPU",
-            "num_workers": run.num_workers,
-        },
+        lineage=lineage,
+        more=history,
     )
-    shutil.rmtree(directory, ignore_errors=True)
     return metrics
 
 
-def popularity_metrics(root: Path, domain: Domain, test_window: str, item_table: str) -> dict[str, dict[str, float]]:
-    """The comparison without a model, on the same requests."""
-    reader = WindowReader(root, [test_window], domain, history_length=1)
-    scored = score_popularity(reader, load_table(root, item_table), domain)
-    return report(scored, domain, score_RC=scored.probability_RCH[:, :, 0])
+def read_inputs(root: Path, table: ItemTable, domain: Domain) -> Inputs:
+    """What a new model of this root reads, its encoders fitted on the item table, the users and the requests."""
+    users = read_users(root, domain)
+    context = read_log(root, REQUESTS, ["timestamp_ms", *(a.name for a in domain.context_attributes)])
+    encoders = Encoders(
+        AttributeEncoder.fit(items_as_table(table), domain.attributes),
+        AttributeEncoder.fit(users, domain.user_attributes),
+        AttributeEncoder.fit(context, domain.context_attributes),
+    )
+    return Inputs.of(table, UserTable.of(users, encoders.user), encoders, domain.vocabulary.size)
+
+
+def new_ranker(preset: Preset, inputs: Inputs, domain: Domain) -> Ranker:
+    """Untrained weights, drawn by the preset's seed."""
+    torch.manual_seed(preset.train.seed)
+    return Ranker(preset.model, inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
+
+
+def make_loop(root: Path, settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
+    """The loop of a run's `train_loop_config`: what a Ray Train worker runs, and what `bench train` runs bare."""
+    preset = Preset.from_json(settings["preset"])
+    length, rate = preset.model.history_length, preset.train.negative_rate
+    inputs = read_inputs(root, load_table(root, settings["item_table"]), domain)
+    return Loop(
+        new_ranker(preset, inputs, domain),
+        inputs.to(device),
+        domain,
+        preset.train,
+        WindowReader(root, settings["windows"], domain, length, negative_rate=rate, time_mask=preset.train.time_mask),
+        WindowReader(root, [settings["validation_window"]], domain, length),
+        run=fingerprint(settings),
+        **workers,
+    )
 
 
 def _worker(settings: dict[str, Any]) -> None:
@@ -126,32 +204,22 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     root = Path(settings["root"])
     domain, _ = read_root(root)
-    values = settings["preset"]
-    preset = Preset(
-        name=values["name"], model=model_config_from_json(values["model"]), train=TrainConfig(**values["train"])
-    )
-    table = load_table(root, settings["item_table"])
-    encoder = ItemEncoder.fit(table.items, domain.attributes)
-    rate = preset.train.negative_rate
-    reader = WindowReader(root, settings["windows"], domain, preset.model.history_length, negative_rate=rate)
-    torch.manual_seed(preset.train.seed)
-    ranker = build_ranker(preset.model, domain.vocabulary, len(domain.heads), encoder)
-    last = train(
-        ranker,
-        reader,
-        table,
-        ItemArrays.of(table, encoder).to(get_device()),
-        domain,
-        preset,
-        rank=rank,
-        world=world,
-        prepare=prepare_model,
-        log=Path(settings["log"]),
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint = None
+    log = root / "runs" / settings["version"] / TRAIN_LOG
+    loop = make_loop(root, settings, domain, get_device(), rank=rank, world=world, prepare=prepare_model, log=log)
+
+    def checkpoint() -> None:
+        with tempfile.TemporaryDirectory() as directory:
+            saved = None
+            if rank == 0:
+                loop.save(Path(directory))
+                saved = Checkpoint.from_directory(directory)
+            ray.train.report({"step": loop.position.step}, checkpoint=saved)
+
+    try:
+        if (last := ray.train.get_checkpoint()) is not None:
+            with last.as_directory() as directory:
+                loop.restore(Path(directory))
+        loop.run(checkpoint)
+    except TrainingError as error:  # the same again on every try, so none is made; the driver reads it
         if rank == 0:
-            weights = {k: v.cpu().contiguous() for k, v in ranker.state_dict().items()}
-            save_file(weights, Path(directory) / WEIGHTS)
-            checkpoint = Checkpoint.from_directory(directory)
-        ray.train.report(last.to_json(), checkpoint=checkpoint)
+            (log.parent / FAILURE).write_text(str(error))

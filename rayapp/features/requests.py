@@ -1,0 +1,40 @@
+"""What a ranker is asked: some requests, each with its user's sequence and its candidates, by hash of the ids.
+
+The pipeline's reader makes it from a window, the server from what just arrived; the model reads nothing else.
+
+Shapes: B requests, C candidates (padded), L history rows (newest first), R rate features.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayapp.features.sequence import Sequences
+from rayapp.schema import Attribute, attribute_fields
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """Requests of one batch; no item table and no model is involved yet."""
+
+    user_hash_B: NDArray[np.uint64]
+    timestamp_ms_B: NDArray[np.int64]
+    context: pa.Table
+    """A row per request, a column per context attribute, and `timestamp_ms`, so that there is a column at all."""
+    sequences: Sequences
+    candidate_hash_BC: NDArray[np.uint64]
+    user_rate_BR: NDArray[np.float32]
+    item_rate_BCR: NDArray[np.float32]
+
+    def __len__(self) -> int:
+        return len(self.user_hash_B)
+
+
+def context_row(attributes: Sequence[Attribute], timestamp_ms: int, values: Mapping[str, Any]) -> pa.Table:
+    """One request's `context`; what `values` lacks is missing."""
+    schema = pa.schema([pa.field("timestamp_ms", pa.int64()), *attribute_fields(attributes)])
+    return pa.Table.from_pylist([{"timestamp_ms": timestamp_ms, **values}], schema=schema)

@@ -1,0 +1,26 @@
+"""User weights of the loss (TransAct, eq. 1): a product over attributes, as the domain file states them.
+
+Shapes: B requests, W category places.
+"""
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.config import Domain
+from rayapp.features.attributes import UNKNOWN_CATEGORY
+from rayapp.features.requests import Requests
+from rayapp.model.inputs import Inputs
+
+
+def user_weights(domain: Domain, inputs: Inputs, requests: Requests) -> NDArray[np.float32]:
+    """`[B]`: 1 for a user whose attributes the domain does not weigh."""
+    encoder = inputs.encoders.user
+    weight_of_category = np.ones(encoder.num_categories, np.float32)
+    first = UNKNOWN_CATEGORY + 1
+    for attribute, known in encoder.categories.items():
+        for place, name in enumerate(known):
+            weight_of_category[first + place] = domain.user_weights.get(attribute, {}).get(name, 1.0)
+        first += len(known)
+    row_B = inputs.users.rows_of(requests.user_hash_B, requests.timestamp_ms_B)
+    weight_B: NDArray[np.float32] = weight_of_category[inputs.users.category_UW[row_B]].prod(axis=1)
+    return weight_B

@@ -1,0 +1,197 @@
+"""The training loop without Ray, on a small window on disk: steps, resume, early stop, calibrated scores, mistakes."""
+
+import dataclasses
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from rayapp.config import Domain, TrainConfig
+from rayapp.features.attributes import AttributeEncoder, Encoders
+from rayapp.features.sequence import Sequences
+from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.item_table import ItemTable
+from rayapp.model.ranker import Ranker
+from rayapp.model.tower import LinearTower
+from rayapp.pipeline.reader import RequestBatch, WindowReader
+from rayapp.presets import nano
+from rayapp.publish import PublishError
+from rayapp.schema import user_schema
+from rayapp.training.errors import TrainingError
+from rayapp.training.loop import Loop, learning_rate
+from rayapp.training.user_weights import user_weights
+from tests.test_pipeline import publish_window
+
+SETTINGS = TrainConfig(num_epochs=3, batch_requests=16, learning_rate=3e-3, warmup_steps=2, patience_epochs=1)
+
+
+def make_loop(root: Path, domain: Domain, settings: TrainConfig = SETTINGS, **changed: Any) -> Loop:
+    reader = WindowReader(root, ["w"], domain, 8, rates=False)
+    items = [{"item_id": f"i{n}", "created_at_ms": 0, "title": f"t{n}", "genres": [f"g{n % 3}"]} for n in range(8)]
+    rng = np.random.default_rng(0)
+    tower = LinearTower(rng.normal(size=(64, 8)).astype(np.float32), domain.attributes)
+    table = ItemTable.make("t", tower, items, np.zeros(8, np.int64), tower.embed(items), 0)
+    nothing = AttributeEncoder({}, {}, {}, {})
+    encoders = Encoders(AttributeEncoder.fit(items_as_table(table), domain.attributes), nothing, nothing)
+    users = UserTable.of(user_schema(()).empty_table(), nothing)
+    inputs = Inputs.of(table, users, encoders, domain.vocabulary.size)
+    torch.manual_seed(settings.seed)
+    model = dataclasses.replace(nano().model, history_length=8)
+    ranker = Ranker(model, encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
+    arguments = {"run": "this run", "train": reader, "validation": reader, **changed}
+    return Loop(ranker, inputs, domain, settings, **arguments)
+
+
+def weights(loop: Loop) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in loop.ranker.state_dict().items()}
+
+
+class Killed(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", [1, 2, 3])
+def test_a_resumed_run_ends_with_the_same_weights(root: Path, domain: Domain, tmp_path: Path, stop_at: int) -> None:
+    """Position, optimizer, dropout and early stop all come back: not nearly the same, the same."""
+    publish_window(root, domain, num_requests=400)
+    undisturbed = make_loop(root, domain)
+    end = undisturbed.run()
+    killed = make_loop(root, domain)
+    count = itertools.count(1)
+
+    def die() -> None:
+        if next(count) == stop_at:
+            killed.save(tmp_path)
+            raise Killed
+
+    with pytest.raises(Killed):
+        killed.run(die)
+    resumed = make_loop(root, domain)
+    resumed.restore(tmp_path)
+    assert 0 < resumed.position.step < end.step
+    again = resumed.run()
+    assert (again.step, again.examples, again.best_loss) == (end.step, end.examples, end.best_loss)
+    for name, tensor in weights(undisturbed).items():
+        assert torch.equal(tensor, weights(resumed)[name]), name
+
+
+def test_a_checkpoint_of_another_run_is_refused_in_words(root: Path, domain: Domain, tmp_path: Path) -> None:
+    publish_window(root, domain)
+    make_loop(root, domain).save(tmp_path)
+    with pytest.raises(TrainingError, match="belongs to run this run, this is another: other data, settings or sizes"):
+        make_loop(root, domain, run="another").restore(tmp_path)
+
+
+def test_training_stops_early_and_keeps_the_best_epoch(
+    root: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    publish_window(root, domain, num_requests=200)
+    log = tmp_path / "train.jsonl"
+    settings = dataclasses.replace(SETTINGS, num_epochs=40, learning_rate=0.3, patience_epochs=1)  # far too fast
+    loop = make_loop(root, domain, settings, log=log)
+    position = loop.run()
+    losses = [line["validation_loss"] for line in map(json.loads, log.read_text().splitlines()) if "epoch" in line and
+              "validation_loss" in line]  # fmt: skip
+    assert position.epoch == len(losses) < 40
+    assert position.best_loss == min(losses)
+    best_first = losses.index(min(losses))
+    assert len(losses) - 1 - best_first == 2, "one epoch of patience, then the one that ended it"
+    fresh = make_loop(root, domain, settings)
+    fresh.ranker.load_state_dict(loop.ranker.state_dict())
+    fresh._validate()
+    assert fresh.position.best_loss == pytest.approx(position.best_loss, rel=1e-5)
+
+
+def test_the_loss_falls(root: Path, domain: Domain, tmp_path: Path) -> None:
+    publish_window(root, domain, num_requests=400)
+    log = tmp_path / "train.jsonl"
+    make_loop(root, domain, dataclasses.replace(SETTINGS, num_epochs=6), log=log).run()
+    lines = [line for line in map(json.loads, log.read_text().splitlines()) if "num_steps" in line]
+    assert lines[-1]["loss"] < 0.8 * lines[0]["loss"]
+    assert lines[-1]["step"] == lines[-1]["num_steps"]
+    assert all(a["step"] < b["step"] for a, b in itertools.pairwise(lines))
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_says_where(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    loop = make_loop(root, domain)
+    loop.inputs.vector_NE[3] = float("nan")
+    with pytest.raises(
+        TrainingError, match=r"the loss is nan at step 0 \(epoch 0, batch 0, seed 0\); its first request"
+    ):
+        loop.run()
+
+
+def test_a_user_without_history_and_a_head_without_positives_train(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    loop = make_loop(root, domain)
+    batch = next(loop.train.in_order(1_000))
+    empty = dataclasses.replace(
+        batch,
+        requests=dataclasses.replace(batch.requests, sequences=_empty(len(batch))),
+        label_BCH=np.zeros_like(batch.label_BCH),
+    )
+    sums = loop.step(empty)
+    assert torch.isfinite(sums).all()
+    assert all(torch.isfinite(tensor).all() for tensor in weights(loop).values())
+
+
+def _empty(n: int) -> Sequences:
+    zeros = np.zeros((n, 8), np.int64)
+    return Sequences(zeros.astype(np.uint8), zeros.astype(np.uint64), zeros, np.zeros(n, np.int64))
+
+
+def test_an_empty_split_and_too_long_a_history_are_refused(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    with pytest.raises(PublishError, match="keeps 8 actions a user; the model asks for 9"):
+        WindowReader(root, ["w"], domain, 9)
+
+
+def test_without_its_rates_a_window_says_what_to_run(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    with pytest.raises(PublishError, match=r"no rates of 2026-01-01 .*`rayapp windows`"):
+        next(WindowReader(root, ["w"], domain, 8).in_order(10))
+
+
+@pytest.mark.parametrize("world", [2, 3])
+def test_shares_of_a_batch_add_up_to_the_batch(root: Path, domain: Domain, world: int) -> None:
+    """The loss is a mean over the examples of all workers, however unevenly these fell."""
+    publish_window(root, domain)
+    loop = make_loop(root, domain)
+    (whole,) = loop.train.batches(1_000, seed=0, epoch=0)
+    parts = [next(loop.train.batches(1_000, seed=0, epoch=0, rank=r, world=world)) for r in range(world)]
+    loop.ranker.eval()
+    loss, examples = loop.loss(whole)
+    losses, counts = zip(*(loop.loss(part) for part in parts), strict=True)
+    assert sum(counts) == examples
+    torch.testing.assert_close(sum(losses), loss)
+
+
+def test_user_weights_multiply_over_attributes(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    loop = make_loop(root, domain)
+    encoder = AttributeEncoder({"country": ["de", "nl"], "state": ["new"]}, {"country": 1, "state": 1}, {}, {})
+    batch: RequestBatch = next(loop.train.in_order(1_000))
+    first = batch.requests.user_hash_B[0]
+    table = UserTable(
+        np.array([first]), np.zeros(1, np.int64), np.array([[0, 0], [3, 4]], np.int32), np.zeros((2, 0), np.float32)
+    )
+    inputs = dataclasses.replace(
+        loop.inputs, users=table, encoders=dataclasses.replace(loop.inputs.encoders, user=encoder)
+    )
+    weighing = dataclasses.replace(domain, user_weights={})
+    object.__setattr__(weighing, "user_weights", {"country": {"nl": 2.0}, "state": {"new": 3.0}})
+    weight = user_weights(weighing, inputs, batch.requests)
+    assert set(weight[batch.requests.user_hash_B == first]) == {6.0}
+    assert set(weight[batch.requests.user_hash_B != first]) == {1.0}
+
+
+def test_the_schedule_warms_up_and_decays_to_nothing() -> None:
+    rates = [learning_rate(step, 100, 1.0, 10) for step in range(100)]
+    assert rates[:10] == pytest.approx([(n + 1) / 10 for n in range(10)])
+    assert all(a >= b for a, b in itertools.pairwise(rates[9:]))
+    assert rates[-1] < 1e-3
