@@ -21,14 +21,15 @@ from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
-from rayapp.training.compare import Logits, Row, compare, table
+from rayapp.training.compare import Logits, Row, compare, difference_table, table
 from rayapp.training.diversity import categories_in_top
-from rayapp.training.evaluate import METRICS, Window, read_window, score_popularity, score_window
+from rayapp.training.evaluate import METRICS, SEGMENTS, Window, read_window, score_popularity, score_window
 from rayapp.workflow import build_windows, item_table, split_of, train_model, training_run
 
 POPULARITY = "popularity"
 ORACLE = "oracle"
 NO_SEQUENCE = "no-sequence"
+REFERENCES = {"models": (NO_SEQUENCE, "average-pool"), "ablations": ("v1.1", NO_SEQUENCE)}
 GROUPS = {"models": tuple(MODELS), "ablations": ("v1.1", NO_SEQUENCE, *ABLATIONS)}
 
 
@@ -62,7 +63,7 @@ def run_evaluate(
             logits[name] = [score_popularity(items, root, window_name, domain)]
         else:
             logits[name] = [score_window(load_model(root, version, domain).scorer, root, window_name, domain)]
-    rows = compare(window, logits, domain, reference=reference or models[0], heads=heads or None)
+    rows = compare(window, logits, domain, references=[reference or models[0]], heads=heads or None)
     command = "rayapp evaluate " + " ".join(models)
     _tell(rows, domain, window_name, "Models on one window", command, as_json, write, heads or domain.head_names, [])
 
@@ -101,7 +102,9 @@ def run_models(
         logits[name] = [score_window(scorer, root, prepared.test_window, domain) for scorer in loaded]
     if truth is not None:
         logits[ORACLE] = [oracle(truth, window, domain)]
-    rows = compare(window, logits, domain, reference=NO_SEQUENCE if NO_SEQUENCE in logits else None)
+    rows = compare(
+        window, logits, domain, references=[name for name in REFERENCES.get(variants, (NO_SEQUENCE,)) if name in logits]
+    )
     trainings = [version for of_variant in versions.values() for version in of_variant]
     hours = sum(read_json(root / "models" / v / "metrics.json")["train"]["seconds"] for v in trainings) / 3600
     users = len(np.unique(window.user_hash_R))
@@ -155,9 +158,15 @@ def _tell(
 ) -> None:
     several = any(row.metric == "hit3" and row.estimate.value < 1 for row in rows)
     names = [m for m in METRICS if several or m not in ("hit3", "request_auc")]
-    tables = [table(rows, head, "all", names) for head in heads]
+    references = list(dict.fromkeys(reference for row in rows for reference in row.differences))
+    tables = []
+    for head in heads:
+        tables.append(table(rows, head, "all", names))
+        tables += [difference_table(rows, reference, head, "all", names) for reference in references]
     main = domain.positive_head if domain.positive_head in heads else heads[0]
-    tables += [table(rows, main, segment, names) for segment in ("cold", "casual", "core")]
+    for segment in SEGMENTS:
+        tables.append(table(rows, main, segment, names))
+        tables += [difference_table(rows, reference, main, segment, names) for reference in references[:1]]
     text = "\n\n".join([f"Test window {window}.", *notes, EXPLAINED, *tables])
     if as_json:
         click.echo(json.dumps({"window": window, "notes": list(notes), "rows": [row.to_json() for row in rows]}))
@@ -168,7 +177,8 @@ def _tell(
 
 
 EXPLAINED = (
-    "Each cell: the value with its 95 % interval over users and seeds; below, the paired difference to the reference. "
+    "Each cell: the value with its 95 % interval over users and seeds; differences are paired, on the same users and "
+    "seeds. "
     "HIT@3 sorts a shown list by the feed score, over lists that hold the label; lower is better for a negative head. "
     "A normalised entropy below 1 is better than the base rate; a calibration of 1 is exact."
 )

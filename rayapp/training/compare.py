@@ -1,4 +1,4 @@
-"""Compares models on one test window: each metric with a 95 % interval, and the paired difference to one of them.
+"""Compares models on one test window: each metric with a 95 % interval, and the paired differences to some of them.
 
 The bootstrap draws users with replacement, and seeds where a model was trained more than once; the draws are the same
 for every model, so a difference is a difference on the same people.
@@ -50,8 +50,8 @@ class Row:
     metric: str
     segment: str
     estimate: Estimate
-    difference: Estimate | None
-    """To the reference model; positive is higher, which is not always better."""
+    differences: dict[str, Estimate]
+    """To each reference model; positive is higher, which is not always better."""
 
     def to_json(self) -> dict[str, Any]:
         return {
@@ -60,7 +60,7 @@ class Row:
             "metric": self.metric,
             "segment": self.segment,
             "estimate": self.estimate.to_json(),
-            "difference": self.difference.to_json() if self.difference else None,
+            "differences": {name: difference.to_json() for name, difference in self.differences.items()},
         }
 
 
@@ -69,7 +69,7 @@ def compare(
     logits: Mapping[str, Sequence[Logits]],
     domain: Domain,
     *,
-    reference: str | None,
+    references: Sequence[str] = (),
     heads: Sequence[str] | None = None,
     draws: int = DRAWS,
 ) -> list[Row]:
@@ -93,12 +93,10 @@ def compare(
                 drawn[model] = {name: _over_seeds([one[name] for one in by_seed]) for name in METRICS}
             for model, of_metric in drawn.items():
                 for name, value_K in of_metric.items():
-                    difference = None
-                    if reference is not None and model != reference:
-                        difference_K = value_K - drawn[reference][name]
-                        difference = Estimate.of(float(difference_K[0]), difference_K[1:])
+                    gaps = {other: value_K - drawn[other][name] for other in references if other != model}
+                    differences = {other: Estimate.of(float(gap_K[0]), gap_K[1:]) for other, gap_K in gaps.items()}
                     estimate = Estimate.of(float(value_K[0]), value_K[1:])
-                    rows.append(Row(model, head, name, segment, estimate, difference))
+                    rows.append(Row(model, head, name, segment, estimate, differences))
     return rows
 
 
@@ -113,18 +111,28 @@ def _over_seeds(value_SK: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 
 
 def table(rows: Sequence[Row], head: str, segment: str, names: Sequence[str] = METRICS) -> str:
-    """Markdown: a line a model, with the interval; behind it the difference to the reference where it is certain."""
-    chosen = [row for row in rows if row.head == head and row.segment == segment]
+    """Markdown: a line a model, each value with its interval."""
+    chosen = {(r.model, r.metric): r for r in rows if r.head == head and r.segment == segment}
     lines = [f"| `{head}`, {segment} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for model in dict.fromkeys(row.model for row in chosen):
-        cells = [_cell(next(r for r in chosen if r.model == model and r.metric == name)) for name in names]
-        lines.append(f"| {model} | " + " | ".join(cells) + " |")
+    for model in dict.fromkeys(model for model, _ in chosen):
+        lines.append(f"| {model} | " + " | ".join(_cell(chosen[model, name].estimate, "") for name in names) + " |")
     return "\n".join(lines)
 
 
-def _cell(row: Row) -> str:
-    e, d = row.estimate, row.difference
-    if np.isnan(e.value):
-        return "–"
-    text = f"{e.value:.4f} [{e.low:.4f}, {e.high:.4f}]"
-    return text if d is None else f"{text} <br> {d.value:+.4f} [{d.low:+.4f}, {d.high:+.4f}]"
+def difference_table(
+    rows: Sequence[Row], reference: str, head: str, segment: str, names: Sequence[str] = METRICS
+) -> str:
+    """Markdown: a line a model, each value less that of the reference."""
+    chosen = {
+        (r.model, r.metric): r.differences[reference]
+        for r in rows
+        if r.head == head and r.segment == segment and reference in r.differences
+    }
+    lines = [f"| `{head}`, {segment}: less {reference} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
+    for model in dict.fromkeys(model for model, _ in chosen):
+        lines.append(f"| {model} | " + " | ".join(_cell(chosen[model, name], "+") for name in names) + " |")
+    return "\n".join(lines)
+
+
+def _cell(e: Estimate, sign: str) -> str:
+    return "–" if np.isnan(e.value) else f"{e.value:{sign}.4f} [{e.low:{sign}.4f}, {e.high:{sign}.4f}]"
