@@ -11,7 +11,10 @@ import httpx
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import CliRunner
 
+from rayapp.catalogue import read_catalogue
+from rayapp.cli.main import cli
 from rayapp.domains import load_domain
 from rayapp.graph import free_port, running_graph
 from rayapp.pipeline.logs import read_bucket, read_log
@@ -246,6 +249,8 @@ def test_events_are_idempotent_and_good_ones_survive_bad_neighbours(client: http
         ("POST", "/v1/recommendations", b'{"user_id": "a\\u0000b"}', 422, "user_id"),
         ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": []}', 422, "item_ids"),
         ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": ["a", "a"]}', 422, "item_ids"),
+        ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": ["i1"], "context": {"hour": 3}}', 422, "context.hour"),
+        ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": ["i1"], "context": {"device": 3}}', 422, "context.device"),
         ("POST", "/v1/rank", b'{"user_id": "u", "item_ids": ["i1"], "model": "nope"}', 404, "nope"),
         ("PUT", "/v1/items/x", b'{"colour": 1}', 422, "colour"),
         ("PUT", "/v1/items/x", b"[", 400, "JSON"),
@@ -321,3 +326,38 @@ def test_promotion_is_picked_up_without_a_restart_and_a_broken_model_is_not(
             assert post_feed(client, "u")["model_version"] == old
     finally:
         promote(root, CHAMPION, old)
+
+
+def test_the_context_of_a_request_and_the_day_s_rates_reach_the_ranker(
+    client: httpx.Client, world: tuple[Path, Prepared]
+) -> None:
+    root, _ = world
+    ids = [item["item_id"] for item in read_catalogue(root).slice(0, 20).to_pylist()]
+    scores = []
+    for device in ("phone", "desktop", "phone"):
+        body = {"user_id": "u1", "item_ids": ids, "context": {"device": [device]}}
+        answer = client.post("/v1/rank", json=body).json()
+        scores.append({item["item_id"]: item["score"] for item in answer["items"]})
+    assert scores[0] == scores[2] != scores[1]
+    assert answer["rate_snapshot"] == max(path.name for path in (root / "rates").iterdir())
+
+
+def test_models_are_compared_on_a_window(world: tuple[Path, Prepared], tmp_path: Path) -> None:
+    root, prepared = world
+    out = tmp_path / "compared.md"
+    names = [CHAMPION, BASELINE, "popularity"]
+    done = CliRunner().invoke(
+        cli, ["evaluate", "--root", str(root), *names, "--head", "save", "--json", "--write", str(out)]
+    )
+    assert done.exit_code == 0, done.output
+    result = json.loads(done.stdout)
+    assert result["window"] == prepared.test_window
+    champion = next(r for r in result["rows"] if (r["model"], r["metric"], r["segment"]) == ("champion", "auc", "all"))
+    manifest = json.loads((root / "aliases" / "champion.json").read_text())
+    heads = json.loads((root / "models" / manifest["version"] / "metrics.json").read_text())["heads"]
+    assert champion["estimate"][0] == pytest.approx(heads["save"]["auc"], abs=1e-5), "as it was when it was published"
+    baseline = next(r for r in result["rows"] if (r["model"], r["metric"], r["segment"]) == (BASELINE, "auc", "all"))
+    difference = baseline["estimate"][0] - champion["estimate"][0]
+    assert baseline["differences"][CHAMPION][0] == pytest.approx(difference, abs=1e-5)
+    assert "| champion |" in out.read_text()
+    assert out.with_suffix(".svg").exists()

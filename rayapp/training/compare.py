@@ -113,10 +113,7 @@ def _over_seeds(value_SK: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
 def table(rows: Sequence[Row], head: str, segment: str, names: Sequence[str] = METRICS) -> str:
     """Markdown: a line a model, each value with its interval."""
     chosen = {(r.model, r.metric): r for r in rows if r.head == head and r.segment == segment}
-    lines = [f"| `{head}`, {segment} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for model in dict.fromkeys(model for model, _ in chosen):
-        lines.append(f"| {model} | " + " | ".join(_cell(chosen[model, name].estimate, "") for name in names) + " |")
-    return "\n".join(lines)
+    return _markdown(f"`{head}`, {segment}", {key: row.estimate for key, row in chosen.items()}, names, "")
 
 
 def difference_table(
@@ -128,10 +125,14 @@ def difference_table(
         for r in rows
         if r.head == head and r.segment == segment and reference in r.differences
     }
-    lines = [f"| `{head}`, {segment}: less {reference} | " + " | ".join(names) + " |", "|---|" + "---:|" * len(names)]
-    for model in dict.fromkeys(model for model, _ in chosen):
-        lines.append(f"| {model} | " + " | ".join(_cell(chosen[model, name], "+") for name in names) + " |")
-    return "\n".join(lines)
+    return _markdown(f"`{head}`, {segment}: less {reference}", chosen, names, "+")
+
+
+def _markdown(title: str, cells: Mapping[tuple[str, str], Estimate], names: Sequence[str], sign: str) -> str:
+    lines = [[title, *names]]
+    lines += [[model, *(_cell(cells[model, n], sign) for n in names)] for model in dict.fromkeys(m for m, _ in cells)]
+    rows = ["| " + " | ".join(line) + " |" for line in lines]
+    return "\n".join([rows[0], "|---|" + "---:|" * len(names), *rows[1:]])
 
 
 def _cell(e: Estimate, sign: str) -> str:
