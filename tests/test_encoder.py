@@ -96,7 +96,8 @@ def test_cross_attends_like_pytorch_s_attention() -> None:
 def test_every_variant_says_its_width_and_gives_zeros_without_history(name: str) -> None:
     """Defect: a fully masked row gave NaN, or let position 0 through."""
     encoder = make(variant(nano(), name).model)
-    assert encoder(*inputs(3, 8, 5, candidates=2)).shape == (3, 2, encoder.output_dim)
+    for length in (8, encoder.config.history_length):
+        assert encoder(*inputs(3, length, 5, candidates=2)).shape == (3, 2, encoder.output_dim)
     out = encoder(*inputs(3, 8, 0, candidates=2))
     if encoder.config.fusion == "append":  # all but the candidate's own row
         out = out[..., encoder.row_dim :]

@@ -33,9 +33,9 @@ class SequenceEncoder(nn.Module):
         if not config.action_types:
             self.action_embedding.requires_grad_(False)
             nn.init.zeros_(self.action_embedding.weight)
-        self.position_LD = (
-            nn.Parameter(torch.randn(config.history_length, row_dim) * 0.02) if config.positions == "learned" else None
-        )
+        rows = config.history_length + (config.fusion == "append")
+        learned = config.positions == "learned"
+        self.position_LD = nn.Parameter(torch.randn(rows, row_dim) * 0.02) if learned else None
         layer = nn.TransformerEncoderLayer(
             row_dim, config.num_heads, config.feedforward_dim, config.dropout, batch_first=True
         )  # post-norm, ReLU, no positional encoding: as published
