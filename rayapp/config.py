@@ -176,8 +176,9 @@ class TrainConfig:
     max_gradient_norm: float = 1.0
     negative_rate: float = 1.0
     """Share of shown items without any label that are trained on; calibration corrects the probabilities for it."""
-    time_mask: bool = True
-    """Whether the domain's time mask is used."""
+    time_mask_ms: int | None = None
+    """Instead of the domain's time mask. Windows are built for the domain's: with a longer one a very active user's
+    masked history may be shorter than `history_length`."""
 
 
 def to_json(config: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rayapp.config import ModelConfig, TrainConfig, model_config_from_json
+from rayapp.config import DAY_MS, ModelConfig, TrainConfig, model_config_from_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -73,8 +73,10 @@ def _model(**changed: Any) -> Variant:
     return lambda preset: preset.replace(**changed)
 
 
-def _no_mask(preset: Preset) -> Preset:
-    return dataclasses.replace(preset, train=dataclasses.replace(preset.train, time_mask=False))
+def _masked(time_mask_ms: int) -> Variant:
+    return lambda preset: dataclasses.replace(
+        preset, train=dataclasses.replace(preset.train, time_mask_ms=time_mask_ms)
+    )
 
 
 def _half_length(preset: Preset) -> Preset:
@@ -111,7 +113,8 @@ ABLATIONS: Final[dict[str, Variant]] = {
     "one-layer": _model(num_layers=1),
     "four-layers": _model(num_layers=4),
     "positions": _model(positions="learned"),
-    "no-time-mask": _no_mask,
+    "no-time-mask": _masked(0),
+    "day-time-mask": _masked(DAY_MS),
 }
 """Changes of V1.1, one at a time: the rows of the paper's tables 2, 4 and 10 and figures 4 and 5."""
 

@@ -78,10 +78,10 @@ class WindowReader:
         *,
         negative_rate: float = 1.0,
         rates: bool = True,
-        time_mask: bool = True,
+        time_mask_ms: int | None = None,
     ) -> None:
-        """`rates`: past rates of users and items come with each batch; without, they are zeros. `time_mask`: whether
-        training batches hide the newest actions as the domain says.
+        """`rates`: past rates of users and items come with each batch; without, they are zeros. `time_mask_ms`
+        takes the place of the domain's.
 
         `negative_rate`: the share of shown items without any label that training batches keep. Whoever reads
         probabilities off a model so trained must know it: it is part of the model's training settings.
@@ -90,7 +90,7 @@ class WindowReader:
             raise ValueError(f"negative_rate must be above 0 and at most 1, not {negative_rate}")
         self.domain = domain
         self._root, self._rates = root, rates
-        self._mask_ms = domain.time_mask_ms if time_mask else 0
+        self._mask_ms = domain.time_mask_ms if time_mask_ms is None else time_mask_ms
         self._items_of_day: dict[str, Snapshot] = {}
         self.history_length = history_length
         self.negative_rate = negative_rate

@@ -191,7 +191,9 @@ def make_loop(root: Path, settings: dict[str, Any], domain: Domain, device: torc
         inputs.to(device),
         domain,
         preset.train,
-        WindowReader(root, settings["windows"], domain, length, negative_rate=rate, time_mask=preset.train.time_mask),
+        WindowReader(
+            root, settings["windows"], domain, length, negative_rate=rate, time_mask_ms=preset.train.time_mask_ms
+        ),
         WindowReader(root, [settings["validation_window"]], domain, length),
         run=fingerprint(settings),
         **workers,
