@@ -23,10 +23,12 @@ from rayapp.pipeline.compact import compact
 from rayapp.pipeline.erasure import erase_user
 from rayapp.pipeline.importing import Inputs, Summary, import_files
 from rayapp.pipeline.logs import read_log
-from rayapp.pipeline.rates import build_rates, load_items, load_users
+from rayapp.pipeline.rates import build_rates
+from rayapp.pipeline.reader import WindowReader
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.windows import Window, build
 from rayapp.publish import PublishError, log_manifest, read_manifest
+from rayapp.rates import load_items, load_users, newest
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
@@ -148,6 +150,17 @@ def test_rates_are_cumulative_and_built_once(raw: Path, tmp_path: Path) -> None:
     assert sum(int(u.impressions_N.sum()) for u in users) == items.impressions_N.sum() == totals[4]
     rate = items.smoothed()
     assert ((rate > 0) & (rate < 1)).all()
+    assert newest(tmp_path) == days[4]
+    reader = WindowReader(tmp_path, [build_window(tmp_path)], DOMAIN.domain, 8)
+    seen = np.concatenate([batch.requests.item_rate_BCR[batch.valid_BC] for batch in reader.in_order(64)])
+    assert (seen != 0).any(), "the window's batches carry them"
+    bare = WindowReader(tmp_path, ["w"], DOMAIN.domain, 8, rates=False)
+    assert not any(batch.requests.user_rate_BR.any() for batch in bare.in_order(64))
+
+
+def build_window(root: Path) -> str:
+    build(root, "w", Window(WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, 100), DOMAIN.domain)
+    return "w"
 
 
 def test_erasure_hides_at_once_and_compaction_removes(raw: Path, tmp_path: Path) -> None:

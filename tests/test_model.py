@@ -21,6 +21,7 @@ from rayapp.model.ranker import CrossNetwork, Ranker, ranking_loss
 from rayapp.model.scorer import Scorer
 from rayapp.model.tower import LinearTower, fit_linear_tower
 from rayapp.presets import nano
+from rayapp.rates import Snapshot
 from rayapp.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
 from tests.conftest import make_request
 
@@ -239,3 +240,24 @@ def test_calibration_undoes_thinned_negatives_and_leaves_hopeless_heads_alone() 
     assert (fitted.scale_H[1], fitted.shift_H[1]) == (1.0, 0.0), "a head without positives"
     assert fitted.scale_H[2] == 1.0, "five positives move the level only"
     assert Calibration.from_json(fitted.to_json(["a", "b", "c"]), ["a", "b", "c"]) == fitted
+
+
+def test_rate_features_are_log_odds_above_the_average() -> None:
+    ids = hashes("a", "b", "c")
+    order = np.argsort(ids)
+    snapshot = Snapshot(
+        ids[order],
+        np.array([20, 0, 1_000])[order],
+        np.array([[20, 0], [0, 0], [100, 1_000]])[order],
+        np.array([0.1, 0.5]),
+    )
+    feature = snapshot.features(hashes("a", "b", "nobody", "c").reshape(2, 2))
+    assert feature.shape == (2, 2, 3)
+    log_odds = lambda p: np.log(p / (1 - p))  # noqa: E731
+    np.testing.assert_allclose(feature[0, 0, 0], log_odds(22 / 40) - log_odds(0.1), rtol=1e-5)
+    np.testing.assert_allclose(feature[0, 1], [0, 0, 0], atol=1e-6)  # never shown: the average, and no impressions
+    assert (feature[1, 0] == 0).all()
+    assert feature[1, 1, 2] == pytest.approx(np.log1p(1_000) / 5)
+    assert np.isfinite(feature).all(), "a rate of one is finite too"
+    empty = Snapshot(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros((0, 2), np.int64), np.zeros(2))
+    assert (empty.features(ids) == 0).all()

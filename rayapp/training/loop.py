@@ -190,6 +190,8 @@ class Loop:
                         sums += torch.stack([loss, loss.new_tensor(examples)])
         sums = self._total(sums)
         mean = float(sums[0] / sums[1]) if sums[1] else position.loss
+        if not math.isfinite(mean):
+            raise TrainingError(f"the loss on the validation window is {mean} after epoch {position.epoch}")
         gained = mean < position.best_loss or self._validation is None
         position.epochs_without_gain = 0 if gained else position.epochs_without_gain + 1
         if gained:
