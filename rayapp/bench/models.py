@@ -29,7 +29,7 @@ from rayapp.workflow import build_windows, item_table, split_of, train_model, tr
 POPULARITY = "popularity"
 ORACLE = "oracle"
 NO_SEQUENCE = "no-sequence"
-REFERENCES = {"models": (NO_SEQUENCE, "average-pool"), "ablations": ("v1.1", NO_SEQUENCE)}
+REFERENCES = {"ablations": ("v1.1", NO_SEQUENCE)}
 GROUPS = {"models": tuple(MODELS), "ablations": ("v1.1", NO_SEQUENCE, *ABLATIONS)}
 
 
@@ -103,7 +103,10 @@ def run_models(
     if truth is not None:
         logits[ORACLE] = [oracle(truth, window, domain)]
     rows = compare(
-        window, logits, domain, references=[name for name in REFERENCES.get(variants, (NO_SEQUENCE,)) if name in logits]
+        window,
+        logits,
+        domain,
+        references=[name for name in REFERENCES.get(variants, (NO_SEQUENCE, "average-pool")) if name in logits],
     )
     trainings = [version for of_variant in versions.values() for version in of_variant]
     hours = sum(read_json(root / "models" / v / "metrics.json")["train"]["seconds"] for v in trainings) / 3600
