@@ -28,9 +28,8 @@ from rayapp.training.user_weights import user_weights
 LOG_EVERY_S: Final = 2.0
 LOGGED_SINGLY: Final = 50
 """The first steps are logged one by one: most mistakes show there."""
-CHECKPOINTS: Final = 20
-FEWEST_STEPS: Final = 20
-"""A checkpoint every 20th of the run, but not more often than every 20 steps."""
+CHECKPOINT_EVERY_S: Final = 60.0
+"""Besides the end of each epoch. Ray Train takes about a second for one, whatever its size."""
 BATCH_REQUESTS: Final = 512
 """Of validation."""
 STATE, POSITION = "state.safetensors", "position.json"
@@ -100,7 +99,7 @@ class Loop:
         epochs = range(settings.num_epochs)
         self._batches_E = [train.num_batches(settings.batch_requests, seed=settings.seed, epoch=e) for e in epochs]
         self.num_steps = sum(self._batches_E)
-        self.checkpoint_steps = max(FEWEST_STEPS, self.num_steps // CHECKPOINTS)
+        self._saved = time.monotonic()
 
     def run(self, checkpoint: Callable[[], None] = lambda: None) -> Position:
         """Trains to the end or to the early stop and leaves the best weights in the ranker.
@@ -125,7 +124,7 @@ class Loop:
             self._model.train()
             for requests in batches:
                 now = self.step(requests)
-                sums += now
+                sums += now[:2]
                 position.step, position.batch = position.step + 1, position.batch + 1
                 position.examples += int(now[1])
                 position.seconds = time.monotonic() - started
@@ -134,22 +133,27 @@ class Loop:
                     position.loss, logged = float(sums[0] / sums[1]), position.seconds
                     sums.zero_()
                     self._write({"num_steps": self.num_steps, **asdict(position)})
-                if position.step % self.checkpoint_steps == 0 and not last:
-                    checkpoint()
+                if now[2] and not last:
+                    self._checkpoint(checkpoint)
             position.epoch, position.batch = position.epoch + 1, 0
             self._validate()
-            checkpoint()
+            self._checkpoint(checkpoint)
         self.ranker.load_state_dict(self._best)
         return position
 
+    def _checkpoint(self, checkpoint: Callable[[], None]) -> None:
+        checkpoint()
+        self._saved = time.monotonic()
+
     def step(self, requests: RequestBatch) -> Tensor:
-        """One optimizer step; `(sum of the loss, examples)` over all workers."""
+        """One optimizer step; `(sum of the loss, examples, whether rank 0 wants a checkpoint)` over all workers."""
         position, settings = self.position, self._settings
         torch.manual_seed(hash((settings.seed, position.step, self._rank)) & 0x7FFF_FFFF)  # ints: no process salts them
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(position.step, self.num_steps, settings.learning_rate, settings.warmup_steps)
         loss, examples = self.loss(requests)
-        sums = self._total(torch.stack([loss.detach(), loss.new_tensor(examples)]))
+        due = self._rank == 0 and time.monotonic() - self._saved > CHECKPOINT_EVERY_S
+        sums = self._total(torch.stack([loss.detach(), *loss.new_tensor([examples, due])]))
         if not math.isfinite(float(sums[0])):
             where = f"step {position.step} (epoch {position.epoch}, batch {position.batch}, seed {settings.seed})"
             raise TrainingError(
