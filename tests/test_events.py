@@ -9,7 +9,7 @@ import pytest
 from rayapp.config import Domain
 from rayapp.schema import Event
 from rayapp.serving.events import BadBody, Rejection, check_events, parse_body
-from rayapp.serving.items import BadItem, check_item
+from rayapp.serving.items import BadAttribute, check_item
 from tests.conftest import T0
 
 NOW = T0 + 1_000_000
@@ -114,6 +114,6 @@ def test_items_keep_the_domain_s_attributes(domain: Domain) -> None:
     ],
 )
 def test_bad_items_name_the_field(domain: Domain, body: Any, field: str) -> None:
-    with pytest.raises(BadItem) as error:
+    with pytest.raises(BadAttribute) as error:
         check_item("i9", body, domain.attributes, NOW)
     assert error.value.field == field

@@ -106,15 +106,17 @@ class TransActEncoder(SequenceEncoder):
         if self.config.fusion == "none":
             user_BF = self.read_out(self.encode(rows_BLD, pad_BL), pad_BL)
             return user_BF[:, None].expand(-1, num_candidates, -1)
-        rows_NLD = rows_BLD.repeat_interleave(num_candidates, dim=0)
-        pad_NL = pad_BL.repeat_interleave(num_candidates, dim=0)
-        candidate_N1E = candidate_BCE.flatten(0, 1)[:, None]
+        length = rows_BLD.shape[1]
+        rows_BCLD = rows_BLD[:, None].expand(-1, num_candidates, -1, -1)
+        pad_NL = pad_BL[:, None].expand(-1, num_candidates, -1).flatten(0, 1)
         if self.config.fusion == "concat":
-            rows_NLD = torch.cat([rows_NLD, candidate_N1E.expand(-1, rows_NLD.shape[1], -1)], dim=-1)
+            candidate_BCLE = candidate_BCE[:, :, None].expand(-1, -1, length, -1)
+            rows_NLD = torch.cat([rows_BCLD, candidate_BCLE], dim=-1).flatten(0, 1)
             output_NF = self.read_out(self.encode(rows_NLD, pad_NL), pad_NL)
         else:
-            dummy_N1A = self.candidate_action_A.expand(len(rows_NLD), 1, -1)
-            rows_NLD = torch.cat([torch.cat([dummy_N1A, candidate_N1E], dim=-1), rows_NLD], dim=1)
+            dummy_BCA = self.candidate_action_A.expand(*candidate_BCE.shape[:2], -1)
+            own_BC1D = torch.cat([dummy_BCA, candidate_BCE], dim=-1)[:, :, None]
+            rows_NLD = torch.cat([own_BC1D, rows_BCLD], dim=2).flatten(0, 1)
             encoded_NLD = self.encode(rows_NLD, nn.functional.pad(pad_NL, (1, 0), value=False))
             output_NF = torch.cat([encoded_NLD[:, 0], self.read_out(encoded_NLD[:, 1:], pad_NL)], dim=-1)
         return output_NF.view(-1, num_candidates, self.output_dim)

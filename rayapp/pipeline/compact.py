@@ -23,7 +23,7 @@ from rayapp.pipeline.histories import HISTORY_COLUMNS, merge
 from rayapp.pipeline.logs import EVENTS, REQUESTS, files_of, log_schema, read_bucket, sort_log, write_file
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, commit_log, log_manifest
-from rayapp.rates import RATES
+from rayapp.rates import RATES, read_users, users_file, write_users
 from rayapp.root import read_root
 
 WINDOWS: Final = "windows"
@@ -187,12 +187,14 @@ def _clean_rates(root: Path, num_buckets: int, erased: Tombstones, done: Compact
     def task(bucket: int) -> dict[str, int]:
         rows = 0
         for day in days:
-            path = day / "users" / f"bucket={bucket:04d}.parquet"
-            users = pq.read_table(path, partitioning=None)
-            gone = np.isin(hash64_column(users["user_id"]), np.array(sorted(erased), np.uint64))
+            path = day / users_file(bucket)
+            users = read_users(path)
+            gone = np.isin(users["user_hash"].to_numpy(), np.array(sorted(erased), np.uint64))
             if gone.any():
                 rows += int(gone.sum())
-                _replace(path, users.filter(pa.array(~gone)))
+                temporary = path.with_name(f".{path.name}")
+                write_users(temporary, users.filter(pa.array(~gone)))
+                temporary.replace(path)
         return {"rows": rows}
 
     if days:

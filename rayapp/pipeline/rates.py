@@ -19,13 +19,14 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain, day_name
+from rayapp.hashing import hash64_column
 from rayapp.pipeline.erasure import hide, tombstones
 from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, log_manifest, publish_directory
-from rayapp.rates import RATES, snapshot_start
+from rayapp.rates import RATES, snapshot_start, users_file, write_users
 from rayapp.root import read_root
 from rayapp.schema import request_schema
 
@@ -80,7 +81,10 @@ def _writer(staging: Path, items: pd.DataFrame, day: int, num_buckets: int, doma
         for bucket in range(num_buckets):
             users = pq.read_table(staging / f"users-{bucket:04d}.parquet", partitioning=None)
             rows = _up_to(users.to_pandas(), "user_id", day, counts)
-            pq.write_table(rows, directory / "users" / f"bucket={bucket:04d}.parquet", compression="zstd")
+            hashed = rows.rename_columns(["user_hash", *counts]).set_column(
+                0, "user_hash", pa.array(hash64_column(rows["user_id"]))
+            )
+            write_users(directory / users_file(bucket), hashed)
         of_items = _up_to(items, "item_id", day, counts)
         pq.write_table(of_items, directory / "items.parquet", compression="zstd")
         total = {name: int(pc.sum(of_items[name]).as_py() or 0) for name in counts}
