@@ -96,7 +96,7 @@ def users_file(bucket: int) -> str:
 
 def read_users(path: Path) -> pa.Table:
     """A bucket's users as `write_users` wrote them."""
-    with pa.memory_map(str(path)) as source:
+    with pa.OSFile(str(path)) as source:  # copied: what a closed memory map leaves behind is not to be relied on
         return pa.ipc.open_file(source).read_all()
 
 

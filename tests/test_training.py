@@ -168,8 +168,8 @@ def test_shares_of_a_batch_add_up_to_the_batch(root: Path, domain: Domain, world
     (whole,) = loop.train.batches(1_000, seed=0, epoch=0)
     parts = [next(loop.train.batches(1_000, seed=0, epoch=0, rank=r, world=world)) for r in range(world)]
     loop.ranker.eval()
-    loss, examples = loop.loss(whole)
-    losses, counts = zip(*(loop.loss(part) for part in parts), strict=True)
+    loss, examples = loop.loss(whole, loop.ranker)
+    losses, counts = zip(*(loop.loss(part, loop.ranker) for part in parts), strict=True)
     assert sum(counts) == examples
     torch.testing.assert_close(sum(losses), loss)
 

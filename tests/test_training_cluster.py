@@ -59,7 +59,8 @@ def test_two_workers_have_the_loss_curve_of_one(prepared: tuple[Path, Prepared, 
     train_and_publish(run_of(prepared, "two", num_workers=2), DOMAIN.domain)
     one, two = losses(root, undisturbed), losses(root, "two")
     assert set(range(1, 51)) <= set(one) & set(two)
-    assert max(abs(one[step] - two[step]) for step in range(1, 51)) < 1e-4
+    gaps = [abs(one[step] - two[step]) for step in range(1, 51)]
+    assert max(gaps) < 1e-4, gaps
 
 
 def test_a_killed_worker_costs_a_restart_and_changes_nothing(

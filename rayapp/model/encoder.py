@@ -42,8 +42,7 @@ class SequenceEncoder(nn.Module):
         self.transformer = nn.TransformerEncoder(layer, config.num_layers, enable_nested_tensor=False)
         # The rows that "random" keeps are the same for everyone, drawn once.
         drawn = torch.randperm(config.history_length, generator=torch.Generator().manual_seed(0))
-        self.random_K: Tensor
-        self.register_buffer("random_K", drawn[: config.latest_k].sort().values, persistent=False)
+        self.random_K: list[int] = sorted(drawn[: config.latest_k].tolist())
         self.readout_dim = row_dim * sum(
             {"all": config.history_length, "max": 1}.get(part, config.latest_k) for part in config.readout_parts
         )

@@ -151,7 +151,7 @@ class Loop:
         torch.manual_seed(hash((settings.seed, position.step, self._rank)) & 0x7FFF_FFFF)  # ints: no process salts them
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(position.step, self.num_steps, settings.learning_rate, settings.warmup_steps)
-        loss, examples = self.loss(requests)
+        loss, examples = self.loss(requests, self._model)
         due = self._rank == 0 and time.monotonic() - self._saved > CHECKPOINT_EVERY_S
         sums = self._total(torch.stack([loss.detach(), *loss.new_tensor([examples, due])]))
         if not math.isfinite(float(sums[0])):
@@ -166,13 +166,13 @@ class Loop:
         self._optimizer.step()
         return sums.cpu()
 
-    def loss(self, requests: RequestBatch) -> tuple[Tensor, int]:
+    def loss(self, requests: RequestBatch, model: nn.Module) -> tuple[Tensor, int]:
         """`(weighted sum over the examples, examples)` of this worker's share of a batch."""
         valid_BC = torch.from_numpy(requests.valid_BC).to(self._device)
         label_BCH = torch.from_numpy(requests.label_BCH).to(self._device)
         weight_B = torch.from_numpy(user_weights(self._domain, self.inputs, requests.requests)).to(self._device)
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
-            logits_BCH = self._model(self.inputs.batch(requests.requests))
+            logits_BCH = model(self.inputs.batch(requests.requests))
         loss = ranking_loss(logits_BCH.float(), label_BCH, valid_BC, self._weight_HA, weight_B)
         return loss, int(requests.valid_BC.sum())
 
@@ -186,11 +186,11 @@ class Loop:
         position = self.position
         sums = torch.zeros(2, device=self._device)
         if self._validation is not None:
-            self._model.eval()
+            self.ranker.eval()
             with torch.inference_mode():
                 for number, requests in enumerate(self._validation.in_order(BATCH_REQUESTS)):
                     if number % self._world == self._rank:
-                        loss, examples = self.loss(requests)
+                        loss, examples = self.loss(requests, self.ranker)  # not DDP: ranks differ in batches
                         sums += torch.stack([loss, loss.new_tensor(examples)])
         sums = self._total(sums)
         mean = float(sums[0] / sums[1]) if sums[1] else position.loss
