@@ -37,7 +37,9 @@ def prepared(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tup
 def run_of(prepared: tuple[Path, Prepared, str], version: str, num_workers: int = 1) -> TrainingRun:
     root, windows, table = prepared
     preset: Preset = nano().replace(dropout=0.0)
-    preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, num_epochs=3, batch_requests=20))
+    # At nano's 5e-3 Adam amplifies the rounding of the last bit a thousandfold within 50 steps.
+    settings = dataclasses.replace(preset.train, num_epochs=3, batch_requests=20, learning_rate=1e-3)
+    preset = dataclasses.replace(preset, train=settings)
     run = training_run(root, windows, preset, table, num_workers=num_workers)
     return dataclasses.replace(run, version=version)
 
@@ -60,7 +62,7 @@ def test_two_workers_have_the_loss_curve_of_one(prepared: tuple[Path, Prepared, 
     one, two = losses(root, undisturbed), losses(root, "two")
     assert set(range(1, 51)) <= set(one) & set(two)
     gaps = [abs(one[step] - two[step]) for step in range(1, 51)]
-    assert max(gaps) < 1e-4, gaps
+    assert max(gaps) < 1e-4, [(step, gap) for step, gap in enumerate(gaps, 1) if gap >= 1e-5]
 
 
 def test_a_killed_worker_costs_a_restart_and_changes_nothing(
