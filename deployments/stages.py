@@ -95,8 +95,7 @@ class _HoldsModels:
 
     def __init__(self, root: str) -> None:
         self._domain, self._num_buckets = read_root(Path(root))
-        domain = self._domain
-        self._shelf = ModelShelf(Path(root), domain, open_store(Path(root)))
+        self._shelf = ModelShelf(Path(root), self._domain, open_store(Path(root)))
         self._poll = asyncio.get_running_loop().create_task(_forever(self._shelf.refresh))
 
     async def check_health(self) -> None:
@@ -163,15 +162,19 @@ class Ranker(_HoldsModels):
             vocabulary=self._domain.vocabulary,
         )
         candidate_hash_C = np.fromiter((hash64(i) for i in item_ids), np.uint64, len(item_ids))
-        user_rate_R, item_rate_CR, day = self._rates.features(user_id, candidate_hash_C)
-        request = Requests(
-            np.array([hash64(user_id)], np.uint64),
-            np.array([timestamp_ms]),
-            context_row(self._domain.context_attributes, timestamp_ms, context),
-            sequences,
-            candidate_hash_C[None],
-            user_rate_R[None],
-            item_rate_CR[None],
-        )
-        probability_CH, known_C = await asyncio.to_thread(model.scorer.score, request)
+
+        def score() -> tuple[NDArray[np.float32], NDArray[np.bool_], str | None]:
+            user_rate_R, item_rate_CR, day = self._rates.features(user_id, candidate_hash_C)
+            request = Requests(
+                np.array([hash64(user_id)], np.uint64),
+                np.array([timestamp_ms]),
+                context_row(self._domain.context_attributes, timestamp_ms, context),
+                sequences,
+                candidate_hash_C[None],
+                user_rate_R[None],
+                item_rate_CR[None],
+            )
+            return *model.scorer.score(request), day
+
+        probability_CH, known_C, day = await asyncio.to_thread(score)
         return RankedBy(version, probability_CH, known_C, int(sequences.length_R[0]), sequences.hash_of(0), day)

@@ -66,6 +66,7 @@ def paper() -> Preset:
 
 PRESETS: Final = {"nano": nano, "demo": demo, "study": study, "paper": paper}
 
+NO_SEQUENCE: Final = "no-sequence"
 Variant = Callable[[Preset], Preset]
 
 
@@ -91,7 +92,7 @@ MODELS: Final[dict[str, Variant]] = {
     "v1.1": _model(),
     "v1.0": _model(num_layers=1, readout="all", num_cross_layers=0),
     "cross": _model(encoder="cross"),
-    "no-sequence": _model(encoder="none"),
+    NO_SEQUENCE: _model(encoder="none"),
     "average-pool": _model(encoder="average"),
     "bst": _model(num_layers=1, fusion="append", readout="all", positions="learned"),
 }

@@ -188,7 +188,7 @@ def test_user_weights_multiply_over_attributes(root: Path, domain: Domain) -> No
     )
     weighing = dataclasses.replace(domain, user_weights={})
     object.__setattr__(weighing, "user_weights", {"country": {"nl": 2.0}, "state": {"new": 3.0}})
-    weight = user_weights(weighing, inputs, batch.requests)
+    weight = user_weights(weighing, inputs)[table.rows_of(batch.requests.user_hash_B, batch.requests.timestamp_ms_B)]
     assert set(weight[batch.requests.user_hash_B == first]) == {6.0}
     assert set(weight[batch.requests.user_hash_B != first]) == {1.0}
 

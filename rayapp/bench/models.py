@@ -15,20 +15,19 @@ from numpy.typing import NDArray
 from rayapp.bench.record import Bars, record
 from rayapp.config import Domain
 from rayapp.graph import local_ray
-from rayapp.presets import ABLATIONS, MODELS, PRESETS, VARIANTS, variant
+from rayapp.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.publish import PublishError, exclusive, read_json, read_manifest
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
 from rayapp.training.compare import Logits, Row, compare, difference_table, table
-from rayapp.training.diversity import categories_in_top
+from rayapp.training.diversity import candidate_categories, categories_in_top
 from rayapp.training.evaluate import METRICS, SEGMENTS, Window, read_window, score_popularity, score_window
 from rayapp.workflow import build_windows, item_table, split_of, train_model, training_run
 
 POPULARITY = "popularity"
 ORACLE = "oracle"
-NO_SEQUENCE = "no-sequence"
 REFERENCES = {"ablations": ("v1.1", NO_SEQUENCE)}
 GROUPS = {"models": tuple(MODELS), "ablations": ("v1.1", NO_SEQUENCE, *ABLATIONS)}
 
@@ -116,8 +115,9 @@ def run_models(
         f"of {users:,} users, {int(window.valid_RC.sum()):,} shown items."
     ]
     if window.valid_RC.shape[1] > 3:
+        category_RCW = candidate_categories(items, domain, root, prepared.test_window)
         shares = {
-            name: np.mean([categories_in_top(window, one, items, domain, root, prepared.test_window) for one in each])
+            name: np.mean([categories_in_top(window, one, category_RCW, domain) for one in each])
             for name, each in logits.items()
         }
         notes.append("Different categories among the top 3: " + ", ".join(f"{n} {s:.3f}" for n, s in shares.items()))

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from rayapp.publish import PublishError
+from rayapp.training.picture import svg
 
 
 def commit() -> str:
@@ -38,24 +39,15 @@ class Bars:
 
 def draw(path: Path, title: str, bars: Bars) -> None:
     """Writes an SVG that reads the same when drawn again from the same numbers."""
-    import matplotlib as mpl
-
-    mpl.use("svg")
-    mpl.rcParams["svg.hashsalt"] = "rayapp"
-    from matplotlib import pyplot as plt
-
-    figure, axes = plt.subplots(figsize=(9, 3.6), layout="constrained")
     width = 0.8 / len(bars.series)
-    for n, (name, values) in enumerate(bars.series.items()):
-        at = [g + (n - (len(bars.series) - 1) / 2) * width for g in range(len(bars.groups))]
-        error = bars.spread[name] if bars.spread else None
-        axes.bar(at, values, width, label=name, yerr=error, capsize=3)
-    axes.set_xticks(range(len(bars.groups)), bars.groups)
-    axes.set_ylabel(bars.label)
-    axes.set_title(title)
-    axes.legend(frameon=False)
-    figure.savefig(path, metadata={"Date": None})
-    plt.close(figure)
+    with svg(path, 9, 3.6) as axes:
+        for n, (name, values) in enumerate(bars.series.items()):
+            at = [g + (n - (len(bars.series) - 1) / 2) * width for g in range(len(bars.groups))]
+            error = bars.spread[name] if bars.spread else None
+            axes.bar(at, values, width, label=name, yerr=error, capsize=3)
+        axes.set_xticks(range(len(bars.groups)), bars.groups)
+        axes.set_ylabel(bars.label)
+        axes.set_title(title)
 
 
 def record(path: Path, title: str, command: str, body: str, bars: Bars) -> None:

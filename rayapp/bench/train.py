@@ -13,7 +13,7 @@ import torch
 
 from rayapp.bench.expanded import read_expanded, write_expanded
 from rayapp.bench.record import Bars, record
-from rayapp.config import Domain, to_json
+from rayapp.config import Domain
 from rayapp.domains import load_domain
 from rayapp.graph import local_ray
 from rayapp.pipeline.reader import RequestBatch, WindowReader
@@ -75,20 +75,11 @@ def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | N
 
 def _ray_overhead(run: TrainingRun, domain: Domain) -> dict[str, float]:
     """Seconds from the first step to the last one, the workers' start left out, which takes seconds and is told too."""
-    plain = make_loop(run.root, _settings(run), domain, torch.device("cpu"))
+    plain = make_loop(run.settings, domain, torch.device("cpu"))
     plain_s = plain.run().seconds
     started = time.monotonic()
     ray_s = float(train_and_publish(run, domain)["train"]["seconds"])
     return {"plain_s": plain_s, "ray_s": ray_s, "ray_whole_s": time.monotonic() - started}
-
-
-def _settings(run: TrainingRun) -> dict[str, Any]:
-    return {
-        "preset": to_json(run.preset),
-        "windows": list(run.train_windows),
-        "validation_window": run.validation_window,
-        "item_table": run.item_table,
-    }
 
 
 def _loader(
@@ -97,7 +88,7 @@ def _loader(
     _say("loading, request-centred and expanded")
     reader = WindowReader(root, [prepared.train_window], domain, preset.model.history_length)
     write_expanded(reader, _file(place))
-    loop = make_loop(root, _settings(training_run(root, prepared, preset, table)), domain, torch.device("cpu"))
+    loop = make_loop(training_run(root, prepared, preset, table).settings, domain, torch.device("cpu"))
 
     def rate(batches: Callable[[], Iterator[RequestBatch]]) -> float:
         times, examples = [], 0
@@ -130,7 +121,7 @@ def _steps(run: TrainingRun, domain: Domain, place: Path, steps: int) -> dict[st
             examples.append(int(batch.valid_BC.sum()))
         return sum(examples[1:]) / sum(times[1:])
 
-    centred, expanded = (make_loop(run.root, _settings(run), domain, torch.device("cpu")) for _ in range(2))
+    centred, expanded = (make_loop(run.settings, domain, torch.device("cpu")) for _ in range(2))
     rows = STEP_REQUESTS * WORLD.list_size
     return {
         "centred_per_s": rate(centred, centred.train.batches(STEP_REQUESTS, seed=0, epoch=0)),

@@ -7,6 +7,7 @@ Shapes: B requests, C candidates, N = B*C examples, L history rows (newest first
 width, K newest rows kept.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
@@ -16,7 +17,7 @@ from rayapp.config import ModelConfig
 from rayapp.schema import PAD
 
 
-class SequenceEncoder(nn.Module):
+class SequenceEncoder(nn.Module, ABC):
     """What the encoders share: rows of actions, position, transformer and read-out.
 
     Every row that holds no action is out of everything: it is no attention key, its output is zero and it takes no
@@ -80,9 +81,9 @@ class SequenceEncoder(nn.Module):
             parts.append(kept_NLD.flatten(1))
         return torch.cat(parts, dim=-1)
 
+    @abstractmethod
     def forward(self, action_BL: Tensor, history_BLE: Tensor, candidate_BCE: Tensor) -> Tensor:
         """Returns `[B, C, output_dim]`."""
-        raise NotImplementedError
 
 
 class TransActEncoder(SequenceEncoder):

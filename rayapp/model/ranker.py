@@ -5,6 +5,7 @@ Shapes: B requests, C candidates per request, L history rows, E item vector widt
 features, A categorical attributes, F crossing width, H heads.
 """
 
+import dataclasses
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +31,15 @@ class Batch:
     """Numeric attributes, then the user's rates."""
     context_category_BW: Tensor
     context_number_BM: Tensor
+
+    def candidates(self, part: slice) -> "Batch":
+        """The same requests with some of their candidates."""
+        return dataclasses.replace(
+            self,
+            candidate_BCE=self.candidate_BCE[:, part],
+            item_category_BCW=self.item_category_BCW[:, part],
+            item_number_BCM=self.item_number_BCM[:, part],
+        )
 
 
 class CrossNetwork(nn.Module):

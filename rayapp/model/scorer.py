@@ -49,11 +49,11 @@ class Scorer:
     def score(self, request: Requests) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """`(probabilities [C, H], known [C])` of one request; a candidate the table does not hold is scored cold and
         not known."""
-        hash_BC, rate_BCR = request.candidate_hash_BC, request.item_rate_BCR
+        batch = self.inputs.batch(request)
         logits = []
-        for at in range(0, hash_BC.shape[1], BLOCK):
-            part = slice(at, at + BLOCK)
-            block = dataclasses.replace(request, candidate_hash_BC=hash_BC[:, part], item_rate_BCR=rate_BCR[:, part])
-            logits.append(self.logits(block)[0])
+        with torch.inference_mode():
+            for at in range(0, batch.candidate_BCE.shape[1], BLOCK):
+                block = batch.candidates(slice(at, at + BLOCK))
+                logits.append(self.calibration.apply(self.ranker.eval()(block))[0])
         probability = torch.sigmoid(torch.cat(logits)).numpy() if logits else np.zeros((0, 0), np.float32)
-        return probability, self.inputs.table.rows_of(hash_BC[0]) != ABSENT
+        return probability, self.inputs.table.rows_of(request.candidate_hash_BC[0]) != ABSENT

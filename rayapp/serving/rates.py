@@ -1,5 +1,6 @@
 """The newest rate snapshot, as the ranker's replicas hold it."""
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,15 +12,22 @@ from rayapp.rates import Snapshot, load_items, load_users, newest
 from rayapp.schema import bucket_of
 
 
+@dataclass(frozen=True, slots=True)
+class _Day:
+    """One snapshot; what it holds is replaced as a whole, so that no answer mixes two days."""
+
+    name: str
+    items: Snapshot
+    users: dict[int, Snapshot]
+    """By bucket, those that were asked for."""
+
+
 class LiveRates:
     """Rates of items, and of users bucket by bucket as they are asked for. Zeros where there is no snapshot."""
 
     def __init__(self, root: Path, domain: Domain, num_buckets: int) -> None:
         self._root, self._domain, self._num_buckets = root, domain, num_buckets
-        self.day: str | None = None
-        """The snapshot's name, which every answer carries."""
-        self._items: Snapshot | None = None
-        self._users: dict[int, Snapshot] = {}
+        self._day: _Day | None = None
         self.refresh()
 
     def refresh(self) -> None:
@@ -28,21 +36,21 @@ class LiveRates:
         Raises:
             PublishError: it is damaged; the one before stays.
         """
-        day = newest(self._root)
-        if day is not None and day != self.day:
-            self._items, self._users, self.day = load_items(self._root, day, self._domain), {}, day
+        name = newest(self._root)
+        if name is not None and (self._day is None or name != self._day.name):
+            self._day = _Day(name, load_items(self._root, name, self._domain), {})
 
     def features(
         self, user_id: str, candidate_hash_C: NDArray[np.uint64]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32], str | None]:
-        """`(user's [R], candidates' [C, R], the snapshot's day)`."""
-        day, items = self.day, self._items
-        width = len(self._domain.heads) + 1
-        if day is None or items is None:
+        """`(user's [R], candidates' [C, R], the snapshot's day)`. Reads the disk for a bucket's first user."""
+        day = self._day
+        if day is None:
+            width = len(self._domain.heads) + 1
             return np.zeros(width, np.float32), np.zeros((len(candidate_hash_C), width), np.float32), None
         bucket = bucket_of(user_id, self._num_buckets)
-        users = self._users.get(bucket)
+        users = day.users.get(bucket)
         if users is None:
-            users = self._users[bucket] = load_users(self._root, day, bucket, self._domain)
+            users = day.users[bucket] = load_users(self._root, day.name, bucket, self._domain)
         user_hash_1 = np.array([hash64(user_id)], np.uint64)
-        return users.features(user_hash_1)[0], items.features(candidate_hash_C), day
+        return users.features(user_hash_1)[0], day.items.features(candidate_hash_C), day.name

@@ -85,7 +85,7 @@ class Loop:
         log: Path | None = None,
     ) -> None:
         self.ranker, self.position = ranker, Position()
-        self.inputs, self._domain, self._settings = inputs, domain, settings
+        self.inputs, self._settings = inputs, settings
         self.train, self._validation = train, validation
         self._run, self._rank, self._world, self._log = run, rank, world, log
         self._model = prepare(ranker)
@@ -95,6 +95,7 @@ class Loop:
             self._names.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self._weight_HA = label_weights(domain).to(self._device)
+        self._weight_U = user_weights(domain, inputs)
         self._best: dict[str, Tensor] = {}
         epochs = range(settings.num_epochs)
         self._batches_E = [train.num_batches(settings.batch_requests, seed=settings.seed, epoch=e) for e in epochs]
@@ -170,7 +171,8 @@ class Loop:
         """`(weighted sum over the examples, examples)` of this worker's share of a batch."""
         valid_BC = torch.from_numpy(requests.valid_BC).to(self._device)
         label_BCH = torch.from_numpy(requests.label_BCH).to(self._device)
-        weight_B = torch.from_numpy(user_weights(self._domain, self.inputs, requests.requests)).to(self._device)
+        user_B = self.inputs.users.rows_of(requests.requests.user_hash_B, requests.requests.timestamp_ms_B)
+        weight_B = torch.from_numpy(self._weight_U[user_B]).to(self._device)
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
             logits_BCH = model(self.inputs.batch(requests.requests))
         loss = ranking_loss(logits_BCH.float(), label_BCH, valid_BC, self._weight_HA, weight_B)

@@ -63,6 +63,18 @@ class TrainingRun:
         """JSON lines of progress, readable while the run goes on."""
         return self.root / "runs" / self.version / TRAIN_LOG
 
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What a worker is told, as plain values; see `make_loop`."""
+        return {
+            "root": str(self.root),
+            "version": self.version,
+            "preset": to_json(self.preset),
+            "windows": self.train_windows,
+            "validation_window": self.validation_window,
+            "item_table": self.item_table,
+        }
+
 
 def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
     """Trains with Ray Train (one process per worker, DDP from two on), evaluates, publishes `models/<version>`.
@@ -80,14 +92,7 @@ def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
     cpus = max(1, (os.cpu_count() or 1) // run.num_workers)
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={
-            "root": str(run.root),
-            "version": run.version,
-            "preset": to_json(run.preset),
-            "windows": run.train_windows,
-            "validation_window": run.validation_window,
-            "item_table": run.item_table,
-        },
+        train_loop_config=run.settings,
         scaling_config=ScalingConfig(
             num_workers=run.num_workers, use_gpu=use_gpu, resources_per_worker={"CPU": cpus, "GPU": int(use_gpu)}
         ),
@@ -181,9 +186,9 @@ def new_ranker(preset: Preset, inputs: Inputs, domain: Domain) -> Ranker:
     return Ranker(preset.model, inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
 
 
-def make_loop(root: Path, settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
-    """The loop of a run's `train_loop_config`: what a Ray Train worker runs, and what `bench train` runs bare."""
-    preset = Preset.from_json(settings["preset"])
+def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
+    """The loop of a run's `settings`: what a Ray Train worker runs, and what `bench train` runs bare."""
+    root, preset = Path(settings["root"]), Preset.from_json(settings["preset"])
     length, rate = preset.model.history_length, preset.train.negative_rate
     inputs = read_inputs(root, load_table(root, settings["item_table"]), domain)
     return Loop(
@@ -207,7 +212,7 @@ def _worker(settings: dict[str, Any]) -> None:
     root = Path(settings["root"])
     domain, _ = read_root(root)
     log = root / "runs" / settings["version"] / TRAIN_LOG
-    loop = make_loop(root, settings, domain, get_device(), rank=rank, world=world, prepare=prepare_model, log=log)
+    loop = make_loop(settings, domain, get_device(), rank=rank, world=world, prepare=prepare_model, log=log)
 
     def checkpoint() -> None:
         with tempfile.TemporaryDirectory() as directory:

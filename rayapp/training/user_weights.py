@@ -1,6 +1,6 @@
 """User weights of the loss (TransAct, eq. 1): a product over attributes, as the domain file states them.
 
-Shapes: B requests, W category places.
+Shapes: U versions of users.
 """
 
 import numpy as np
@@ -8,12 +8,11 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.features.attributes import UNKNOWN_CATEGORY
-from rayapp.features.requests import Requests
 from rayapp.model.inputs import Inputs
 
 
-def user_weights(domain: Domain, inputs: Inputs, requests: Requests) -> NDArray[np.float32]:
-    """`[B]`: 1 for a user whose attributes the domain does not weigh."""
+def user_weights(domain: Domain, inputs: Inputs) -> NDArray[np.float32]:
+    """`[U + 1]`, a weight for each row of the user table: 1 for a user whose attributes the domain does not weigh."""
     encoder = inputs.encoders.user
     weight_of_category = np.ones(encoder.num_categories, np.float32)
     first = UNKNOWN_CATEGORY + 1
@@ -21,6 +20,5 @@ def user_weights(domain: Domain, inputs: Inputs, requests: Requests) -> NDArray[
         for place, name in enumerate(known):
             weight_of_category[first + place] = domain.user_weights.get(attribute, {}).get(name, 1.0)
         first += len(known)
-    row_B = inputs.users.rows_of(requests.user_hash_B, requests.timestamp_ms_B)
-    weight_B: NDArray[np.float32] = weight_of_category[inputs.users.category_UW[row_B]].prod(axis=1)
-    return weight_B
+    weight_U: NDArray[np.float32] = weight_of_category[inputs.users.category_UW].prod(axis=1)
+    return weight_U
