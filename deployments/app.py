@@ -13,13 +13,15 @@ class AppArgs(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
     root: str
+    store: str | None = None
+    """URL of the sequence store; None: LMDB in the root."""
 
 
 def build(args: AppArgs) -> Application:
     """The graph: one ingress, three stages."""
     return Ingress.bind(  # type: ignore[attr-defined]
         args.root,
-        Sequences.bind(args.root),  # type: ignore[attr-defined]
-        Candidates.bind(args.root),  # type: ignore[attr-defined]
-        Ranker.bind(args.root),  # type: ignore[attr-defined]
+        Sequences.bind(args.root, args.store),  # type: ignore[attr-defined]
+        Candidates.bind(args.root, args.store),  # type: ignore[attr-defined]
+        Ranker.bind(args.root, args.store),  # type: ignore[attr-defined]
     )

@@ -21,19 +21,13 @@ from rayapp.serving.candidates import Candidates as CandidateList
 from rayapp.serving.rates import LiveRates
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store import Outcome, UserSequence
-from rayapp.store.lmdb import LmdbStore
+from rayapp.store.opening import open_store
 
 log = logging.getLogger(__name__)
 POLL_S = 0.5
 """How often replicas look for a moved alias or a new item."""
 GROUP_EVENTS = 5_000
 """Events committed together at the most; one fsync acknowledges every request in the group."""
-
-
-def open_store(root: Path) -> LmdbStore:
-    """The root's sequence store; every process of the node may hold it open."""
-    domain, num_buckets = read_root(root)
-    return LmdbStore(root / "store", domain.vocabulary, num_buckets)
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,8 +46,8 @@ class RankedBy:
 class Sequences:
     """Owns the sequence store: appends are grouped into one durable transaction, lookups read by mmap."""
 
-    def __init__(self, root: str) -> None:
-        self._store = open_store(Path(root))
+    def __init__(self, root: str, store: str | None) -> None:
+        self._store = open_store(Path(root), store)
         self._pending: list[tuple[list[Event], asyncio.Future[list[Outcome]]]] = []
         self._writer: asyncio.Task[None] | None = None
 
@@ -93,9 +87,9 @@ class Sequences:
 class _HoldsModels:
     """A replica that keeps a ModelShelf fresh in the background."""
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, store: str | None) -> None:
         self._domain, self._num_buckets = read_root(Path(root))
-        self._shelf = ModelShelf(Path(root), self._domain, open_store(Path(root)))
+        self._shelf = ModelShelf(Path(root), self._domain, open_store(Path(root), store))
         self._poll = asyncio.get_running_loop().create_task(_forever(self._shelf.refresh))
 
     async def check_health(self) -> None:
@@ -120,8 +114,8 @@ async def _forever(refresh: Callable[[], None]) -> None:
 class Candidates(_HoldsModels):
     """Fetches items worth ranking, from the item table of the model that will rank them."""
 
-    async def __init__(self, root: str) -> None:  # type: ignore[misc]
-        super().__init__(root)
+    async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
+        super().__init__(root, store)
 
     async def fetch(self, version: str, user: UserSequence, num_candidates: int) -> CandidateList | None:
         """None when this replica does not hold `version`."""
@@ -135,9 +129,9 @@ class Candidates(_HoldsModels):
 class Ranker(_HoldsModels):
     """Scores candidates with the asked model version."""
 
-    async def __init__(self, root: str) -> None:  # type: ignore[misc]
+    async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
         torch.set_num_threads(1)
-        super().__init__(root)
+        super().__init__(root, store)
         self._rates = LiveRates(Path(root), self._domain, self._num_buckets)
         self._poll_rates = asyncio.get_running_loop().create_task(_forever(self._rates.refresh))
 

@@ -84,17 +84,18 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def serve_config(root: Path, port: int) -> dict[str, Any]:
-    """`deployments/serve.yaml` with the root and the port filled in."""
+def serve_config(root: Path, port: int, store_url: str | None = None) -> dict[str, Any]:
+    """`deployments/serve.yaml` with the root, the port and the store filled in."""
     text = importlib.resources.files("deployments").joinpath("serve.yaml").read_text()
     config: dict[str, Any] = yaml.safe_load(text)
     config["http_options"]["port"] = port
     config["applications"][0]["args"]["root"] = str(root.resolve())
+    config["applications"][0]["args"]["store"] = store_url
     return config
 
 
 @contextlib.contextmanager
-def running_graph(root: Path, port: int) -> Iterator[str]:
+def running_graph(root: Path, port: int, store_url: str | None = None) -> Iterator[str]:
     """The graph on the current Ray; yields its URL once it is ready and takes the application down at the end.
 
     Raises:
@@ -105,7 +106,7 @@ def running_graph(root: Path, port: int) -> Iterator[str]:
     from ray.serve.schema import ServeDeploySchema
 
     check_port(port)
-    config = ServeDeploySchema.model_validate(serve_config(root, port))
+    config = ServeDeploySchema.model_validate(serve_config(root, port, store_url))
     # What `serve run FILE` does, without its own Ray and its endless wait.
     client = serve_start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
     try:

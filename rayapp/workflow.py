@@ -11,18 +11,20 @@ import pyarrow.compute as pc
 
 from rayapp.config import DAY_MS, Domain, day_name, to_json
 from rayapp.domains.layout import DomainFile
+from rayapp.pipeline.erasure import hide, tombstones
 from rayapp.pipeline.importing import Inputs, import_files
-from rayapp.pipeline.logs import REQUESTS, read_log
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
 from rayapp.pipeline.rates import build_rates
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.pipeline.windows import Window, build, window_name
 from rayapp.presets import Preset
-from rayapp.publish import PublishError, log_manifest, read_json, read_manifest, write_json
-from rayapp.root import DEFAULT_NUM_BUCKETS, read_root
+from rayapp.publish import PublishError, log_manifest, read_manifest
+from rayapp.root import DEFAULT_NUM_BUCKETS
 from rayapp.schema import EVENT_SCHEMA, Event, fingerprint
 from rayapp.sources import Files
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
-from rayapp.store.lmdb import LmdbStore
+from rayapp.store import SequenceStore
+from rayapp.store.opening import open_store
 from rayapp.training.items import build_item_table
 from rayapp.training.run import TrainingRun, train_and_publish
 
@@ -145,25 +147,36 @@ def train_model(run: TrainingRun, domain: Domain) -> bool:
     return True
 
 
-def seed_store(root: Path) -> tuple[int, bool]:
-    """Puts the imported log into the sequence store; `(events written, whether it had to)`."""
-    domain, num_buckets = read_root(root)
-    number, _ = log_manifest(root / "events")
-    done = root / "store" / "seeded.json"
-    if done.exists() and read_json(done)["events_manifest"] == number:
-        return 0, False
-    store = LmdbStore(root / "store", domain.vocabulary, num_buckets)
+def seed_store(root: Path, url: str | None = None) -> tuple[int, bool]:
+    """Restores the store unless it holds all that the log holds; `(events written, whether it had to)`."""
+    store = open_store(root, url)
     try:
-        written = store.rebuild(_logged_events(root))
+        if store.restored_to() == log_manifest(root / EVENTS)[0]:
+            return 0, False
+        return _restore(root, store), True
     finally:
         store.close()
-    write_json(done, {"events_manifest": number})
-    return written, True
+
+
+def restore_store(root: Path, url: str | None = None) -> int:
+    """Puts what the event log holds into the sequence store, where it is missing; the number of events written."""
+    store = open_store(root, url)
+    try:
+        return _restore(root, store)
+    finally:
+        store.close()
+
+
+def _restore(root: Path, store: SequenceStore) -> int:
+    number, _ = log_manifest(root / EVENTS)
+    written = store.rebuild(_logged_events(root))
+    store.set_restored_to(number)
+    return written
 
 
 def _logged_events(root: Path) -> Iterator[Event]:
     names = [f.name for f in dataclasses.fields(Event)]
-    table = read_log(root, "events", [n for n in EVENT_SCHEMA.names if n in names])
+    table = hide(read_log(root, EVENTS, [n for n in EVENT_SCHEMA.names if n in names]), tombstones(root))
     # By user: a user's whole history is then written once and not row by row.
     for batch in table.sort_by("user_id").to_batches(max_chunksize=10_000):
         for row in batch.to_pylist():

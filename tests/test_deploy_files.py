@@ -25,7 +25,7 @@ def test_serve_yaml_holds_known_keys_and_names_a_real_application(tmp_path: Path
         assert deployment["ray_actor_options"]["memory"] > 0
     assert config["http_options"]["host"] == "127.0.0.1"
     assert config["http_options"]["port"] == 8123
-    assert application["args"] == {"root": str(tmp_path)}
+    assert application["args"] == {"root": str(tmp_path), "store": None}
     module, name = application["import_path"].split(":")
     assert callable(getattr(importlib.import_module(module), name))
 

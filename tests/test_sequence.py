@@ -204,7 +204,7 @@ def _serve(
             )
     store.append(left)
     for row in store.drain(0, 0, 1_000):
-        commit_seqs[row.event.event_id] = row.commit_seq
+        commit_seqs[row.value["event_id"]] = row.commit_seq
     store.close()
     return served, commit_seqs, requests
 

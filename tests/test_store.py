@@ -1,44 +1,96 @@
-"""The LMDB store: order, cap, idempotency, durability across a kill, outbox."""
+"""What every back end of the sequence store promises: order, cap, idempotency, outbox; and what only LMDB does."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from hypothesis import given, settings
+import redis
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from rayapp.config import Domain
 from rayapp.hashing import hash64
 from rayapp.schema import Action, ActionKind, Event, Vocabulary, bucket_of
-from rayapp.store import OutboxFull, Outcome, StoreError
-from rayapp.store.lmdb import LmdbStore
+from rayapp.store import Kind, OutboxFull, Outcome, SequenceStore, StoreError
+from rayapp.store.lmdb import DATA, LmdbStore
+from rayapp.store.packed import EMPTY, head, insert
+from rayapp.store.redis import RedisStore
 from tests.conftest import T0, make_event
+from tests.redis_server import free_port, redis_cluster, start, stop
 
 MAP = 1 << 26
+MakeStore = Callable[..., SequenceStore]
+
+
+def flush_all(url: str, *, cluster: bool) -> None:
+    client: Any = redis.RedisCluster.from_url(url) if cluster else redis.Redis.from_url(url)
+    if cluster:
+        client.flushall(target_nodes=redis.RedisCluster.PRIMARIES)
+    else:
+        client.flushall()
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    port = free_port()
+    server = start(tmp_path_factory.mktemp("redis"), port)
+    yield f"redis://127.0.0.1:{port}/0"
+    stop(server)
+
+
+@pytest.fixture(scope="session")
+def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with redis_cluster(tmp_path_factory.mktemp("redis-cluster")) as url:
+        yield url
+
+
+@pytest.fixture(params=["lmdb", "redis", "redis cluster"])
+def make_store(request: pytest.FixtureRequest, tmp_path: Path, domain: Domain) -> Iterator[MakeStore]:
+    """Opens the one store of the test, as often as it is called."""
+    opened: list[SequenceStore] = []
+    if request.param == "lmdb":
+
+        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> SequenceStore:
+            opened.append(LmdbStore(tmp_path / "store", vocabulary, num_buckets, map_bytes=MAP, **settings))
+            return opened[-1]
+    else:
+        cluster = request.param == "redis cluster"
+        url = request.getfixturevalue("cluster_url" if cluster else "redis_url")
+        flush_all(url, cluster=cluster)
+
+        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> SequenceStore:
+            opened.append(RedisStore(url, vocabulary, num_buckets, cluster=cluster, **settings))
+            return opened[-1]
+
+    yield make
+    for each in opened:
+        each.close()
 
 
 @pytest.fixture
-def store(tmp_path: Path, domain: Domain) -> Iterator[LmdbStore]:
-    opened = LmdbStore(tmp_path / "store", domain.vocabulary, 4, cap=5, map_bytes=MAP)
-    yield opened
-    opened.close()
+def store(make_store: MakeStore) -> SequenceStore:
+    return make_store(cap=5)
 
 
-def ids(store: LmdbStore, user: str = "u1") -> list[str]:
+def ids(store: SequenceStore, user: str = "u1") -> list[str]:
     return list(store.lookup(user).item_ids)
 
 
-def test_unknown_users_are_empty(store: LmdbStore) -> None:
+def test_unknown_users_are_empty(store: SequenceStore) -> None:
     found = store.lookup("nobody")
     assert len(found.history) == 0
     assert found.watermark == 0
 
 
-def test_late_events_are_put_in_order_and_the_cap_drops_the_oldest(store: LmdbStore) -> None:
+def test_late_events_are_put_in_order_and_the_cap_drops_the_oldest(store: SequenceStore) -> None:
     store.append([make_event(n, item=f"i{n}", at=T0 + n) for n in (1, 3, 5, 7)])
     store.append([make_event(4, item="i4", at=T0 + 4), make_event(2, item="i2", at=T0 + 2)])
     assert ids(store) == ["i7", "i5", "i4", "i3", "i2"]
@@ -46,13 +98,13 @@ def test_late_events_are_put_in_order_and_the_cap_drops_the_oldest(store: LmdbSt
     assert ids(store) == ["i7", "i5", "i4", "i3", "i2"]
 
 
-def test_impressions_never_push_actions_out(store: LmdbStore) -> None:
+def test_impressions_never_push_actions_out(store: SequenceStore) -> None:
     store.append([make_event(0, item="liked", action="save", at=T0)])
     store.append([make_event(n, item="shown", action="impression", at=T0 + n) for n in range(1, 20)])
     assert "liked" in ids(store)
 
 
-def test_the_same_event_id_counts_once(store: LmdbStore) -> None:
+def test_the_same_event_id_counts_once(store: SequenceStore) -> None:
     event = make_event(1)
     assert store.append([event, event]) == [Outcome.ACCEPTED, Outcome.DUPLICATE]
     assert store.append([event]) == [Outcome.DUPLICATE]
@@ -60,13 +112,13 @@ def test_the_same_event_id_counts_once(store: LmdbStore) -> None:
     assert len(store.drain(bucket_of("u1", 4), 0, 10)) == 1
 
 
-def test_lookup_can_be_cut_by_time_and_number(store: LmdbStore) -> None:
+def test_lookup_can_be_cut_by_time_and_number(store: SequenceStore) -> None:
     store.append([make_event(n, item=f"i{n}", at=T0 + n) for n in range(4)])
     assert list(store.lookup("u1", before_ms=T0 + 2).item_ids) == ["i1", "i0"]
     assert list(store.lookup("u1", limit=1).item_ids) == ["i3"]
 
 
-def test_commit_seq_grows_per_bucket_and_drain_acknowledges(store: LmdbStore) -> None:
+def test_commit_seq_grows_per_bucket_and_drain_acknowledges(store: SequenceStore) -> None:
     users = [f"user{n}" for n in range(20)]
     store.append([make_event(n, user=u) for n, u in enumerate(users)])
     store.append([make_event(100 + n, user=u) for n, u in enumerate(users)])
@@ -74,7 +126,7 @@ def test_commit_seq_grows_per_bucket_and_drain_acknowledges(store: LmdbStore) ->
     for bucket in range(4):
         rows = store.drain(bucket, 0, 100)
         assert [r.commit_seq for r in rows] == list(range(1, len(rows) + 1))
-        assert all(bucket_of(r.event.user_id, 4) == bucket for r in rows)
+        assert all(bucket_of(r.value["user_id"], 4) == bucket for r in rows)
         drained += len(rows)
         assert [r.commit_seq for r in store.drain(bucket, 2, 100)] == list(range(3, len(rows) + 1))
         assert store.drain(bucket, len(rows), 100) == []
@@ -84,8 +136,8 @@ def test_commit_seq_grows_per_bucket_and_drain_acknowledges(store: LmdbStore) ->
     assert found.watermark == max(store.lookup(u).watermark for u in users if bucket_of(u, 4) == bucket_of(users[0], 4))
 
 
-def test_a_full_outbox_takes_nothing(tmp_path: Path, domain: Domain) -> None:
-    store = LmdbStore(tmp_path / "s", domain.vocabulary, 1, max_outbox=3, map_bytes=MAP)
+def test_a_full_outbox_takes_nothing(make_store: MakeStore) -> None:
+    store = make_store(num_buckets=1, max_outbox=3)
     store.append([make_event(1), make_event(2)])
     with pytest.raises(OutboxFull):
         store.append([make_event(3), make_event(4)])
@@ -93,10 +145,12 @@ def test_a_full_outbox_takes_nothing(tmp_path: Path, domain: Domain) -> None:
     store.drain(0, 2, 1)
     store.append([make_event(3), make_event(4)])
     assert len(store.lookup("u1").history) == 4
-    store.close()
+    with pytest.raises(OutboxFull, match="rayapp export"):
+        store.log_requests([{"user_id": "u1", "request_id": str(n)} for n in range(3)])
+    assert store.stats().outbox_rows == 2
 
 
-def test_rebuild_writes_no_outbox_and_is_idempotent(store: LmdbStore) -> None:
+def test_rebuild_writes_no_outbox_and_is_idempotent(store: SequenceStore) -> None:
     events = [make_event(n, at=T0 + n) for n in range(3)]
     assert store.rebuild(iter(events)) == 3
     assert store.rebuild(iter(events)) == 0
@@ -104,7 +158,7 @@ def test_rebuild_writes_no_outbox_and_is_idempotent(store: LmdbStore) -> None:
     assert store.append([events[0]]) == [Outcome.DUPLICATE]
 
 
-def test_items_are_listed_once_in_their_newest_form(store: LmdbStore) -> None:
+def test_items_are_listed_once_in_their_newest_form(store: SequenceStore) -> None:
     store.put_item({"item_id": "a", "year": 1})
     store.put_item({"item_id": "b", "year": 1})
     last = store.put_item({"item_id": "a", "year": 2})
@@ -112,14 +166,48 @@ def test_items_are_listed_once_in_their_newest_form(store: LmdbStore) -> None:
     assert store.items_since(last) == (last, [])
 
 
-def test_another_vocabulary_or_bucket_count_is_refused_in_words(tmp_path: Path, domain: Domain) -> None:
-    LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP).close()
+def test_another_vocabulary_or_bucket_count_is_refused_in_words(make_store: MakeStore, domain: Domain) -> None:
+    make_store().close()
     grown = Vocabulary((*domain.vocabulary.actions, Action(name="share", kind=ActionKind.POSITIVE)))
-    LmdbStore(tmp_path / "s", grown, 4, map_bytes=MAP).close()
+    make_store(grown).close()
     with pytest.raises(StoreError, match="only be appended"):
-        LmdbStore(tmp_path / "s", Vocabulary(domain.vocabulary.actions[::-1]), 4, map_bytes=MAP)
+        make_store(Vocabulary(domain.vocabulary.actions[::-1]))
     with pytest.raises(StoreError, match="num_buckets 4, expected 8"):
-        LmdbStore(tmp_path / "s", grown, 8, map_bytes=MAP)
+        make_store(grown, 8)
+
+
+def test_an_erased_user_is_gone_and_stays_gone(store: SequenceStore) -> None:
+    before, after = make_event(1, at=T0), make_event(2, at=T0 + 2)
+    store.append([before])
+    store.put_user({"user_id": "u1", "effective_at_ms": T0, "country": "ch"})
+    store.erase("u1", T0 + 1)
+    assert len(store.lookup("u1").history) == 0
+    assert store.user("u1") is None
+    assert store.append([make_event(1, at=T0), make_event(3, at=T0 + 1), after]) == [
+        Outcome.ERASED,
+        Outcome.ERASED,
+        Outcome.ACCEPTED,
+    ]
+    assert len(store.lookup("u1").history) == 1
+
+
+def test_requests_and_users_share_the_outbox_with_events(store: SequenceStore) -> None:
+    """One count a bucket numbers them all, so a reader needs one cursor."""
+    request = {"user_id": "u1", "request_id": "r", "timestamp_ms": T0, "item_ids": ["a"], "surface": None}
+    store.append([make_event(1)])
+    store.log_requests([request])
+    store.put_user({"user_id": "u1", "effective_at_ms": T0, "country": "ch"})
+    store.put_user({"user_id": "u1", "effective_at_ms": T0 - 1, "country": "de"})  # late: logged, not current
+    rows = store.drain(bucket_of("u1", 4), 0, 10)
+    assert [(row.commit_seq, row.kind) for row in rows] == [
+        (1, Kind.EVENT),
+        (2, Kind.REQUEST),
+        (3, Kind.USER),
+        (4, Kind.USER),
+    ]
+    assert rows[1].value == {k: v for k, v in request.items() if v is not None}
+    assert store.user("u1") == {"user_id": "u1", "effective_at_ms": T0, "country": "ch"}
+    assert store.lookup("u1").watermark == 4
 
 
 def test_a_path_that_is_no_directory_is_refused_in_words(tmp_path: Path, domain: Domain) -> None:
@@ -128,23 +216,56 @@ def test_a_path_that_is_no_directory_is_refused_in_words(tmp_path: Path, domain:
         LmdbStore(tmp_path / "file", domain.vocabulary, 4, map_bytes=MAP)
 
 
-@settings(deadline=None, max_examples=40)
-@given(
-    st.lists(st.tuples(st.integers(0, 8), st.integers(0, 6), st.sampled_from("xy")), max_size=20), st.integers(1, 20)
+ROWS = st.lists(
+    st.tuples(st.integers(0, 30), st.integers(-6, 6), st.sampled_from("xyé"), st.sampled_from(["save", "impression"])),
+    max_size=40,
 )
-def test_order_does_not_depend_on_how_events_arrive(
-    domain: Domain, tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int, int, str]], chunk: int
+
+
+@settings(deadline=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(ROWS, st.integers(1, 20))
+def test_order_and_cap_do_not_depend_on_how_events_arrive(
+    make_store: MakeStore, domain: Domain, rows: list[tuple[int, int, str, str]], chunk: int
 ) -> None:
-    """In any chunks and any order the store ends with the same newest events."""
-    events = list({n: make_event(n, item=i, at=T0 + t) for n, t, i in rows}.values())
-    expected = sorted(events, key=lambda e: (e.timestamp_ms, hash64(e.event_id)), reverse=True)
-    store = LmdbStore(tmp_path_factory.mktemp("s"), domain.vocabulary, 2, cap=30, map_bytes=MAP)
+    """In any chunks and any order the store ends with the same newest events, of both kinds."""
+    user, store = uuid.uuid4().hex, make_store(cap=6)
+    events = list({n: make_event(n, user=user, item=i, at=T0 + t, action=a) for n, t, i, a in rows}.values())
+    newest = sorted(events, key=lambda e: (e.timestamp_ms, hash64(e.event_id)), reverse=True)
+    kept = [e for e in newest if e.action == "save"][:6] + [e for e in newest if e.action == "impression"][:6]
+    expected = [e for e in newest if e in kept]
     for at in range(0, len(events), chunk):
-        store.append(events[at : at + chunk])
-    found = store.lookup("u1")
+        assert set(store.append(events[at : at + chunk])) == {Outcome.ACCEPTED}
+    found = store.lookup(user)
+    store.close()
     assert list(found.item_ids) == [e.item_id for e in expected]
     assert found.history.event_hash_E.tolist() == [hash64(e.event_id) for e in expected]
+    assert found.history.timestamp_ms_E.tolist() == [e.timestamp_ms for e in expected]
+    assert found.history.action_E.tolist() == [domain.vocabulary.id_of(e.action) for e in expected]
+
+
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(ROWS.filter(bool), max_size=5))
+def test_the_script_in_redis_writes_the_bytes_that_python_writes(
+    redis_url: str, domain: Domain, batches: list[list[tuple[int, int, str, str]]]
+) -> None:
+    user, cap = uuid.uuid4().hex, 4
+    takes_slot = bytes(domain.vocabulary.flags(in_sequence=True).tolist()).ljust(256, b"\0")
+    store, here, commit_seq = RedisStore(redis_url, domain.vocabulary, 4, cap=cap), EMPTY, 0
+    commit_seq = store.lookup(user).watermark
+    for batch in batches:
+        events = [make_event(n, user=user, item=i, at=T0 + t, action=a) for n, t, i, a in batch]
+        outcomes = store.append(events)
+        for event, outcome in zip(events, outcomes, strict=True):
+            item_id = event.item_id.encode()
+            row = head(event, hash64(event.event_id)) + (commit_seq + 1).to_bytes(6, "big")
+            row += bytes((domain.vocabulary.id_of(event.action), len(item_id)))
+            after = insert(here, row, item_id, takes_slot, cap)
+            assert (after is None) == (outcome is Outcome.DUPLICATE)
+            here, commit_seq = (here, commit_seq) if after is None else (after, commit_seq + 1)
+    with redis.Redis.from_url(redis_url) as client:
+        stored = client.get(f"{{rayapp:{bucket_of(user, 4)}}}:seq:{user}")
     store.close()
+    assert (stored or EMPTY) == here
 
 
 WRITER = """
@@ -175,7 +296,7 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, domain: Domain) -
     process.wait()
     process.stdout.close()
     store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
-    outbox = [row.event.event_id for bucket in range(4) for row in store.drain(bucket, 0, 100_000)]
+    outbox = [row.value["event_id"] for bucket in range(4) for row in store.drain(bucket, 0, 100_000)]
     assert len(outbox) == len(set(outbox))
     assert {f"e{n}" for n in acknowledged} <= set(outbox)
     stored = sum(len(store.lookup(f"u{n}").history) for n in range(7))
@@ -193,8 +314,6 @@ def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> Non
         f"s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes={MAP}); print('open', flush=True); sys.stdin.readline()\n"
         "print(len(s.lookup('u1').history), flush=True)\n"
     )
-    import json
-
     vocabulary = json.dumps(domain.vocabulary.to_json())
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "s"), vocabulary],
@@ -213,7 +332,7 @@ def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> Non
     store.close()
 
 
-def test_events_keep_every_field_in_the_outbox(store: LmdbStore) -> None:
+def test_events_keep_every_field_in_the_outbox(store: SequenceStore) -> None:
     event = Event(
         event_id="ü",
         user_id="u✓",
@@ -227,5 +346,94 @@ def test_events_keep_every_field_in_the_outbox(store: LmdbStore) -> None:
         surface="home",
     )
     store.append([event])
-    assert [row.event for row in store.drain(bucket_of("u✓", 4), 0, 10)] == [event]
+    assert [Event(**row.value) for row in store.drain(bucket_of("u✓", 4), 0, 10)] == [event]
     assert list(store.lookup("u✓").history.received_at_ms_E) == [T0 + 1]
+
+
+def test_a_store_that_is_cut_off_is_refused_in_words(tmp_path: Path, domain: Domain) -> None:
+    """Reading behind the end of the file would end the whole process with SIGBUS."""
+    store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
+    store.append([make_event(n, user=f"u{n}") for n in range(2_000)])
+    store.close()
+    data = tmp_path / "s" / DATA
+    os.truncate(data, data.stat().st_size // 2)
+    with pytest.raises(StoreError, match=r"cut off.*rayapp store rebuild"):
+        LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
+
+
+def test_a_store_that_is_overwritten_is_refused_in_words(tmp_path: Path, domain: Domain) -> None:
+    LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP).close()
+    data = tmp_path / "s" / DATA
+    data.write_bytes(b"\xff" * data.stat().st_size)
+    with pytest.raises(StoreError, match=r"can't be opened.*rayapp store rebuild"):
+        LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
+
+
+def test_the_map_grows_under_readers_and_other_processes_follow(tmp_path: Path, domain: Domain) -> None:
+    store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=1 << 18)
+    program = (
+        "import sys, json; from pathlib import Path; from rayapp.store.lmdb import LmdbStore\n"
+        "from rayapp.schema import Vocabulary; from tests.conftest import make_event\n"
+        "v = Vocabulary.from_json(json.loads(sys.argv[2]))\n"
+        "s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes=1 << 18); print('open', flush=True); sys.stdin.readline()\n"
+        "print(len(s.lookup('u1999').history), s.append([make_event(9999, user='u1999')])[0], flush=True)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program, str(tmp_path / "s"), json.dumps(domain.vocabulary.to_json())],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "open\n"
+        store.append([make_event(n, user=f"u{n}") for n in range(2_000)])
+        assert (tmp_path / "s" / DATA).stat().st_size > 1 << 18
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert process.stdout.readline() == "1 accepted\n"
+    assert len(store.lookup("u1999").history) == 2
+    store.close()
+
+
+def test_redis_is_warned_about_in_words_where_it_may_lose_events(
+    tmp_path: Path, domain: Domain, caplog: pytest.LogCaptureFixture
+) -> None:
+    port = free_port()
+    server = start(tmp_path, port, "--appendonly", "no", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
+    RedisStore(f"redis://127.0.0.1:{port}/0", domain.vocabulary, 4).close()
+    stop(server)
+    assert "set `appendonly yes`" in caplog.text
+    assert "set `maxmemory-policy noeviction`" in caplog.text
+
+
+def test_redis_that_does_not_answer_is_told_in_words(domain: Domain) -> None:
+    with pytest.raises(StoreError, match="Redis does not answer"):
+        RedisStore(f"redis://:secret@127.0.0.1:{free_port()}/0", domain.vocabulary, 4)
+
+
+def test_redis_killed_while_written_loses_nothing_acknowledged(tmp_path: Path, domain: Domain) -> None:
+    """Its append-only file is synced before each answer; the client connects again by itself."""
+    port = free_port()
+    server = start(tmp_path, port)
+    store = RedisStore(f"redis://127.0.0.1:{port}/0", domain.vocabulary, 4)
+    acknowledged = set()
+    for n in range(300):
+        if n % 100 == 50:
+            server.send_signal(signal.SIGKILL)
+        event = make_event(n, user=f"u{n % 7}", at=T0 + n)
+        while True:
+            try:
+                store.append([event])
+                break
+            except StoreError:
+                server.wait()
+                server = start(tmp_path, port)
+        acknowledged.add(event.event_id)
+    drained = [row.value["event_id"] for bucket in range(4) for row in store.drain(bucket, 0, 1_000)]
+    assert len(drained) == len(set(drained)) == 300
+    assert set(drained) == acknowledged
+    assert sum(len(store.lookup(f"u{n}").history) for n in range(7)) == 300
+    store.close()
+    stop(server)

@@ -105,6 +105,7 @@ def import_command(
     from rayapp.cli.summary import print_summary
     from rayapp.domains import load_domain
     from rayapp.graph import local_ray
+    from rayapp.pipeline.export import LOCK
     from rayapp.pipeline.importing import Inputs, import_files
     from rayapp.publish import exclusive
     from rayapp.workflow import check_writable
@@ -114,7 +115,7 @@ def import_command(
     domain_file = load_domain(domain)
     check_writable(root)
     absolute = [[path.resolve() for path in paths] for paths in (events, requests, items, users)]
-    with exclusive(root, "an import"), local_ray(spare_cpus=0):
+    with exclusive(root, "an import"), exclusive(root / LOCK, "an import"), local_ray(spare_cpus=0):
         now_ms = int(time.time() * 1000)
         summary = import_files(root, domain_file, Inputs(*absolute), now_ms=now_ms, num_buckets=buckets, stage=progress)
     print_summary(summary)
@@ -180,11 +181,12 @@ def compact(root: Path) -> None:
     from rayapp.cli.progress import progress
     from rayapp.graph import local_ray
     from rayapp.pipeline import compact as compaction
+    from rayapp.pipeline.export import LOCK
     from rayapp.publish import exclusive
     from rayapp.root import read_root
 
     read_root(root)
-    with exclusive(root, "a compaction"), local_ray(spare_cpus=0):
+    with exclusive(root, "a compaction"), exclusive(root / LOCK, "a compaction"), local_ray(spare_cpus=0):
         done = compaction.compact(root, progress("buckets"))
     click.echo(
         f"log files: {done.files_before} before, {done.files_after} after; {done.files_removed} unlisted removed\n"

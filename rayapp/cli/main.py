@@ -10,7 +10,8 @@ from rayapp import __version__
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
-from rayapp.cli.options import root_option
+from rayapp.cli.options import root_option, store_option
+from rayapp.cli.store import COMMANDS as STORE_COMMANDS
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
@@ -52,15 +53,16 @@ def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> N
 
 @cli.command()
 @root_option
+@store_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
-def serve(root: Path, port: int) -> None:
+def serve(root: Path, store_url: str | None, port: int) -> None:
     """Serve the champion of a root over HTTP until Ctrl-C."""
     from rayapp.cli.serve import run_serve
 
-    run_serve(root, port)
+    run_serve(root, store_url, port)
 
 
-for command in (*DATA_COMMANDS, *LEARN_COMMANDS):
+for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *STORE_COMMANDS):
     cli.add_command(command)
 
 

@@ -22,6 +22,18 @@ def root_option(function: F) -> F:
     )(function)
 
 
+def store_option(function: F) -> F:
+    """`--store URL`."""
+    return click.option(
+        "--store",
+        "store_url",
+        envvar="RAYAPP_STORE",
+        help="URL of the sequence store: lmdb:///path, or redis://host:port/0 (rediss:// with TLS; ?cluster=true for "
+        "a Redis Cluster). Also read from RAYAPP_STORE, where a password is not seen by others. [default: LMDB in the "
+        "root]",
+    )(function)
+
+
 def preset_option(default: str) -> Callable[[F], F]:
     """`--preset NAME`."""
     return click.option(

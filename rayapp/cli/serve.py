@@ -27,13 +27,13 @@ def check_champion(root: Path) -> str:
     return version
 
 
-def run_serve(root: Path, port: int) -> None:
+def run_serve(root: Path, store_url: str | None, port: int) -> None:
     version = check_champion(root)
     check_port(port)
     with exclusive(root / "serving", "serving"), local_ray():
-        seed_store(root)  # a store that was moved away or lost comes back from the log
+        seed_store(root, store_url)  # a store that was moved away or lost comes back from the log
         click.echo(f"starting the graph with {version} …")
-        with running_graph(root, port) as url:
+        with running_graph(root, port, store_url) as url:
             wait(url)
 
 

@@ -1,6 +1,7 @@
 """The sequence store: what each user did last, durable before it is acknowledged, and the outbox towards the log.
 
-Knows nothing of HTTP or models. `lmdb.py` is the embedded back end.
+Knows nothing of HTTP or models. Two back ends keep one contract: `lmdb.py`, embedded, for one node, and `redis.py`, for
+clusters; `opening.py` chooses by URL.
 """
 
 import enum
@@ -28,11 +29,13 @@ class Outcome(enum.StrEnum):
 
     ACCEPTED = "accepted"
     DUPLICATE = "duplicate"
+    ERASED = "erased"
+    """Not taken: the user was erased, and the event is from before."""
 
 
 @dataclass(frozen=True, slots=True)
 class UserSequence:
-    """What one read transaction saw of a user, newest first."""
+    """What one read saw of a user, newest first."""
 
     history: History
     item_ids: tuple[str, ...]
@@ -44,12 +47,33 @@ class UserSequence:
         return UserSequence(History.empty(), (), watermark)
 
 
+class Kind(enum.StrEnum):
+    """What a row of the outbox is."""
+
+    EVENT = "event"
+    REQUEST = "request"
+    USER = "user"
+
+
 @dataclass(frozen=True, slots=True)
 class Committed:
-    """An event of the outbox with the number its bucket gave it."""
+    """A row of the outbox with the number its bucket gave it."""
 
     commit_seq: int
-    event: Event
+    kind: Kind
+    value: dict[str, Any]
+    """An event, a request or a user's attributes, fields that are None left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoreStats:
+    """How full a store is."""
+
+    outbox_rows: int
+    max_outbox_rows: int
+    used_bytes: int
+    max_bytes: int | None
+    """None: no limit is set."""
 
 
 class SequenceStore(Protocol):
@@ -62,24 +86,51 @@ class SequenceStore(Protocol):
         oldest go. Answers only when a crash can no longer lose anything.
 
         Raises:
-            OutboxFull: nothing was written.
+            OutboxFull: the events were not taken. In Redis those of other buckets may have been; sending all of them
+                again is harmless.
+            StoreError: they can't be made durable now; the same holds.
         """
+
+    def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
+        """Puts rows of the request log into the outbox.
+
+        Raises:
+            OutboxFull: as for `append`.
+        """
+
+    def put_user(self, user: dict[str, Any]) -> None:
+        """Records a user's attributes (`user_id`, `effective_at_ms`, attributes) and puts them into the outbox."""
+
+    def user(self, user_id: str) -> dict[str, Any] | None:
+        """The attributes recorded with the latest `effective_at_ms`."""
+
+    def erase(self, user_id: str, at_ms: int) -> None:
+        """Forgets the user, and takes no event up to `at_ms` any more. What stands in the outbox stays there."""
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
         """The user's stored events, newest first, with `timestamp_ms < before_ms`; empty for an unknown user."""
 
     def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
-        """The next events of the bucket's outbox after `cursor`, which at the same time acknowledges that all up
-        to `cursor` are safe elsewhere: they are removed."""
+        """The next rows of the bucket's outbox after `cursor`, which at the same time acknowledges that all up to
+        `cursor` are safe elsewhere: they are removed."""
 
     def rebuild(self, events: Iterable[Event]) -> int:
         """Puts events of the log back into the sequences, without the outbox; returns how many were new."""
+
+    def restored_to(self) -> int | None:
+        """The number of the event log's manifest whose events are all in the store; None for a new store."""
+
+    def set_restored_to(self, manifest: int) -> None:
+        """Records it."""
 
     def put_item(self, item: dict[str, Any]) -> int:
         """Records an item durably in the item log and returns its sequence number."""
 
     def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
         """`(last sequence number, items put after it)`, each item once, in its newest form."""
+
+    def stats(self) -> StoreStats:
+        """How full it is."""
 
     def close(self) -> None:
         """Releases files and locks."""

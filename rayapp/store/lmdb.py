@@ -1,37 +1,51 @@
 """The embedded back end on LMDB: any process of the node reads by mmap, writers take turns, a crash loses nothing.
 
 Databases (keys big-endian, so that byte order is number order):
-    meta       name -> JSON: format, num_buckets, vocabulary, cap
+    meta       "store" -> JSON: format, num_buckets, vocabulary, cap; "restored_to" -> manifest number
     counters   bucket -> last commit_seq; "items" -> last item sequence number
-    sequences  user_id -> packed events, newest first
-    outbox     bucket, commit_seq -> event as JSON
+    sequences  user_id -> packed events, newest first (`packed.py`)
+    erased     user_id -> events up to this packed time are not taken
+    outbox     bucket, commit_seq -> kind and value as JSON
     items      item_id -> sequence number and item as JSON;   item_log   sequence number -> item_id
-    users      user_id -> attributes as JSON (reserved; nothing writes it yet)
+    users      user_id -> attributes as JSON
 """
 
 import json
 import struct
-from collections.abc import Iterable, Sequence
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import lmdb
 import numpy as np
 
-from rayapp.features.sequence import History
 from rayapp.hashing import hash64
 from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
-from rayapp.store import DEFAULT_CAP, Committed, OutboxFull, Outcome, StoreError, UserSequence
+from rayapp.store import (
+    DEFAULT_CAP,
+    Committed,
+    Kind,
+    OutboxFull,
+    Outcome,
+    StoreError,
+    StoreStats,
+    UserSequence,
+)
+from rayapp.store.contents import MEND, refuse_other, sequence_of
+from rayapp.store.packed import EMPTY, FORMAT, head, insert, packed_time
 
-FORMAT: Final = 1
-DEFAULT_MAP_BYTES: Final = 8 << 30
-"""Address space, not memory or disk: the file grows only as it fills."""
+FIRST_MAP_BYTES: Final = 1 << 30
+"""Address space, not memory or disk: the file grows only as it fills, and the map doubles when it is used up."""
 DEFAULT_MAX_OUTBOX: Final = 5_000_000
-DATABASES: Final = ("meta", "counters", "sequences", "outbox", "items", "item_log", "users")
-_HEADER: Final = struct.Struct("<BH")  # format, number of events
+DATABASES: Final = ("meta", "counters", "sequences", "erased", "outbox", "items", "item_log", "users")
+DATA: Final = "data.mdb"
 _NUMBER: Final = struct.Struct(">Q")
 _OUTBOX_KEY: Final = struct.Struct(">HQ")
+_REBUILD_EVENTS: Final = 50_000
+T = TypeVar("T")
 
 
 class LmdbStore:
@@ -45,26 +59,40 @@ class LmdbStore:
         *,
         cap: int = DEFAULT_CAP,
         max_outbox: int = DEFAULT_MAX_OUTBOX,
-        map_bytes: int = DEFAULT_MAP_BYTES,
+        map_bytes: int = FIRST_MAP_BYTES,
+        sync: bool = True,
     ) -> None:
-        """Opens the store, or makes it.
+        """Opens the store, or makes it. `sync=False` loses acknowledged events in a power failure: for rebuilding.
 
         Raises:
-            StoreError: it can't be opened, or holds another bucket count or vocabulary.
+            StoreError: it can't be opened, is damaged, or holds another bucket count or vocabulary.
         """
         self.vocabulary, self.num_buckets, self.cap, self.max_outbox = vocabulary, num_buckets, cap, max_outbox
+        self._path = path
         # Flags and priorities of a cut are the reader's affair; the store only needs names and "takes a slot".
-        self._in_sequence = vocabulary.flags(in_sequence=True)
+        self._takes_slot = bytes(vocabulary.flags(in_sequence=True).astype(np.uint8)).ljust(256, b"\0")
         self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+        self._mapping = threading.Lock()
+        """Held by readers and by whoever moves the map: LMDB can't move it under a reader of the same process."""
         try:
             path.mkdir(parents=True, exist_ok=True)
-            self._env = lmdb.open(str(path), map_size=map_bytes, max_dbs=len(DATABASES), max_readers=1024)
+            self._env = lmdb.open(
+                str(path), map_size=max(map_bytes, _size(path)), max_dbs=len(DATABASES), max_readers=1024, sync=sync
+            )
+            self._refuse_truncated()
             self._db = {name: self._env.open_db(name.encode()) for name in DATABASES}
-            self._check(path)
-        except (lmdb.Error, OSError) as error:
-            raise StoreError(f"the sequence store {path} can't be opened: {error}") from None
+            self._check()
+        except (lmdb.Error, OSError, ValueError) as error:
+            raise StoreError(f"the sequence store {path} can't be opened: {error}. {MEND}") from None
 
-    def _check(self, path: Path) -> None:
+    def _refuse_truncated(self) -> None:
+        """A page that lies behind the end of the file would end the process with SIGBUS when it is read."""
+        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        if (size := _size(self._path)) < needed:
+            self._env.close()
+            raise StoreError(f"the sequence store {self._path} is cut off: {size} of {needed} bytes. {MEND}")
+
+    def _check(self) -> None:
         wanted: dict[str, Any] = {
             "format": FORMAT,
             "num_buckets": self.num_buckets,
@@ -73,194 +101,220 @@ class LmdbStore:
         }
         with self._env.begin(write=True, db=self._db["meta"]) as txn:
             raw = txn.get(b"store")
-            found = json.loads(raw) if raw is not None else wanted
-            for name in ("format", "num_buckets"):
-                if found[name] != wanted[name]:
-                    raise StoreError(
-                        f"the sequence store {path} has {name} {found[name]}, expected {wanted[name]}; move it away "
-                        "and it is rebuilt from the log at the next start"
-                    )
-            if list(self.vocabulary.names)[: len(found["vocabulary"])] != found["vocabulary"]:
-                raise StoreError(
-                    f"the sequence store {path} was written with the actions {found['vocabulary']}, the domain has "
-                    f"{wanted['vocabulary']}; actions may only be appended"
-                )
-            txn.put(b"store", json.dumps(wanted).encode())
+            found = json.loads(bytes(raw)) if raw is not None else wanted
+            refuse_other(f"the sequence store {self._path}", found, wanted)
+            if raw is None or found != wanted:
+                txn.put(b"store", json.dumps(wanted).encode())
 
     def close(self) -> None:
         self._env.close()
 
+    # ---- transactions ----------------------------------------------------------------------------------------------
+
+    @contextmanager
+    def _reading(self) -> Iterator[lmdb.Transaction]:
+        with self._mapping:
+            try:
+                txn = self._env.begin(buffers=False)
+            except lmdb.MapResizedError:  # another process has made it larger
+                self._env.set_mapsize(0)
+                txn = self._env.begin(buffers=False)
+            with txn:
+                yield txn
+
+    def _get(self, txn: lmdb.Transaction, database: str, key: bytes) -> bytes | None:
+        return txn.get(key, db=self._db[database])  # type: ignore[return-value]  # no buffers: bytes
+
+    def _writing(self, write: Callable[[lmdb.Transaction], T]) -> T:
+        """Runs `write` in one transaction, and again on a larger map where the present one is used up."""
+        while True:
+            try:
+                with self._env.begin(write=True) as txn:
+                    return write(txn)
+            except lmdb.MapResizedError:
+                with self._mapping:
+                    self._env.set_mapsize(0)
+            except lmdb.MapFullError:
+                with self._mapping:
+                    self._env.set_mapsize(2 * self._env.info()["map_size"])
+            except lmdb.Error as error:
+                raise StoreError(f"the sequence store {self._path} can't be written: {error}") from None
+
+    # ---- events ----------------------------------------------------------------------------------------------------
+
     def append(self, events: Sequence[Event]) -> list[Outcome]:
-        return self._write(events, outbox=True)
+        return self._writing(lambda txn: self._append(txn, events, outbox=True))
 
     def rebuild(self, events: Iterable[Event]) -> int:
         new, chunk = 0, list[Event]()
         for event in events:
             chunk.append(event)
-            if len(chunk) == 50_000:
-                new += self._write(chunk, outbox=False).count(Outcome.ACCEPTED)
+            if len(chunk) == _REBUILD_EVENTS:
+                new += self._rebuild(chunk)
                 chunk = []
-        return new + self._write(chunk, outbox=False).count(Outcome.ACCEPTED)
+        return new + self._rebuild(chunk)
 
-    def _write(self, events: Sequence[Event], *, outbox: bool) -> list[Outcome]:
+    def _rebuild(self, events: list[Event]) -> int:
+        return self._writing(lambda txn: self._append(txn, events, outbox=False)).count(Outcome.ACCEPTED)
+
+    def _append(self, txn: lmdb.Transaction, events: Sequence[Event], *, outbox: bool) -> list[Outcome]:
+        if outbox:
+            self._refuse_overflow(txn, len(events))
         outcomes = [Outcome.ACCEPTED] * len(events)
         by_user: dict[str, list[int]] = {}
         for i, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(i)
-        try:
-            with self._env.begin(write=True) as txn:
-                if outbox and txn.stat(self._db["outbox"])["entries"] + len(events) > self.max_outbox:
-                    raise OutboxFull(f"the outbox holds {self.max_outbox} events that nobody has exported")
-                for user_id, indices in by_user.items():
-                    self._write_user(txn, user_id, [(i, events[i]) for i in indices], outcomes, outbox)
-        except lmdb.MapFullError:
-            raise StoreError("the sequence store is full: its map size is used up") from None
-        except lmdb.Error as error:
-            raise StoreError(f"the sequence store can't be written: {error}") from None
+        for user_id, indices in by_user.items():
+            key = user_id.encode()
+            stored = before = self._get(txn, "sequences", key) or EMPTY
+            erased = self._get(txn, "erased", key)
+            for i in indices:
+                event, event_hash = events[i], hash64(events[i].event_id)
+                front = head(event, event_hash)
+                if erased is not None and front[:6] <= erased:
+                    outcomes[i] = Outcome.ERASED
+                    continue
+                item_id = event.item_id.encode()
+                behind = bytes((self._ids.get(event.action, UNKNOWN), len(item_id)))
+                commit_seq = self._next(txn, event.user_id) if outbox else 0
+                row = front + commit_seq.to_bytes(6, "big") + behind
+                after = insert(stored, row, item_id, self._takes_slot, self.cap)
+                if after is None:
+                    outcomes[i] = Outcome.DUPLICATE
+                    continue
+                stored = after
+                if outbox:
+                    self._commit(txn, user_id, commit_seq, Kind.EVENT, asdict(event))
+            if stored is not before:
+                txn.put(key, stored, db=self._db["sequences"])
         return outcomes
 
-    def _write_user(
-        self,
-        txn: lmdb.Transaction,
-        user_id: str,
-        events: list[tuple[int, Event]],
-        outcomes: list[Outcome],
-        outbox: bool,
-    ) -> None:
+    def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
+        def write(txn: lmdb.Transaction) -> None:
+            self._refuse_overflow(txn, len(requests))
+            for row in requests:
+                self._commit(txn, row["user_id"], self._next(txn, row["user_id"]), Kind.REQUEST, row)
+
+        self._writing(write)
+
+    def _refuse_overflow(self, txn: lmdb.Transaction, rows: int) -> None:
+        if txn.stat(self._db["outbox"])["entries"] + rows > self.max_outbox:
+            raise OutboxFull(f"the outbox holds {self.max_outbox} rows that nobody has exported; run `rayapp export`")
+
+    def _next(self, txn: lmdb.Transaction, user_id: str) -> int:
+        raw = self._get(txn, "counters", _NUMBER.pack(bucket_of(user_id, self.num_buckets)))
+        return (int(_NUMBER.unpack(raw)[0]) if raw else 0) + 1
+
+    def _commit(self, txn: lmdb.Transaction, user_id: str, commit_seq: int, kind: Kind, value: dict[str, Any]) -> None:
         bucket = bucket_of(user_id, self.num_buckets)
-        counter = _NUMBER.pack(bucket)
-        raw = txn.get(counter, db=self._db["counters"])
-        commit_seq = _NUMBER.unpack(raw)[0] if raw else 0
-        key = user_id.encode()
-        history, item_ids = _unpack(txn.get(key, db=self._db["sequences"]))
-        seen = set(history.event_hash_E.tolist())
-        fresh: list[tuple[Event, int, int]] = []
-        for i, event in events:
-            event_hash = hash64(event.event_id)
-            if event_hash in seen:
-                outcomes[i] = Outcome.DUPLICATE
-                continue
-            seen.add(event_hash)
-            if outbox:
-                commit_seq += 1
-                body = json.dumps({k: v for k, v in asdict(event).items() if v is not None}, ensure_ascii=False)
-                txn.put(_OUTBOX_KEY.pack(bucket, commit_seq), body.encode(), db=self._db["outbox"])
-            fresh.append((event, event_hash, commit_seq if outbox else 0))
-        if not fresh:
-            return
-        if outbox:
-            txn.put(counter, _NUMBER.pack(commit_seq), db=self._db["counters"])
-        history = History.concatenate([history, self._rows(fresh)])
-        item_ids = (*item_ids, *(event.item_id for event, _, _ in fresh))
-        keep = self._newest(history)
-        txn.put(key, _pack(history.take(keep), [item_ids[i] for i in keep]), db=self._db["sequences"])
-
-    def _rows(self, fresh: list[tuple[Event, int, int]]) -> History:
-        return History(
-            np.array([e.timestamp_ms for e, _, _ in fresh], np.int64),
-            np.array([e.received_at_ms for e, _, _ in fresh], np.int64),
-            np.array([seq for _, _, seq in fresh], np.int64),
-            np.array([h for _, h, _ in fresh], np.uint64),
-            np.array([hash64(e.item_id) for e, _, _ in fresh], np.uint64),
-            np.array([self._ids.get(e.action, UNKNOWN) for e, _, _ in fresh], np.uint8),
-        )
-
-    def _newest(self, history: History) -> list[int]:
-        """Row numbers newest first, the cap applied apart to events that take a slot and events that do not."""
-        order = np.lexsort((~history.event_hash_E, -history.timestamp_ms_E))
-        slot = self._in_sequence[history.action_E[order]]
-        rank = np.where(slot, np.cumsum(slot), np.cumsum(~slot))
-        return [int(i) for i in order[rank <= self.cap]]
+        body = json.dumps([kind, {k: v for k, v in value.items() if v is not None}], ensure_ascii=False).encode()
+        txn.put(_OUTBOX_KEY.pack(bucket, commit_seq), body, db=self._db["outbox"])
+        txn.put(_NUMBER.pack(bucket), _NUMBER.pack(commit_seq), db=self._db["counters"])
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
-        with self._env.begin() as txn:
-            raw = txn.get(_NUMBER.pack(bucket_of(user_id, self.num_buckets)), db=self._db["counters"])
+        with self._reading() as txn:
+            raw = self._get(txn, "counters", _NUMBER.pack(bucket_of(user_id, self.num_buckets)))
             watermark = _NUMBER.unpack(raw)[0] if raw else 0
-            history, item_ids = _unpack(txn.get(user_id.encode(), db=self._db["sequences"]))
-        keep = np.flatnonzero(history.timestamp_ms_E < before_ms) if before_ms is not None else np.arange(len(history))
-        keep = keep[:limit]
-        return UserSequence(history.take(keep), tuple(item_ids[i] for i in keep), watermark)
+            stored = self._get(txn, "sequences", user_id.encode())
+        return sequence_of(stored, watermark, before_ms, limit)
 
     def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
-        result: list[Committed] = []
-        with self._env.begin(write=True, db=self._db["outbox"]) as txn:
-            rows = txn.cursor()
+        def acknowledge(txn: lmdb.Transaction) -> None:
+            rows = txn.cursor(db=self._db["outbox"])
             found = rows.set_range(_OUTBOX_KEY.pack(bucket, 0))
+            while found and _OUTBOX_KEY.unpack(rows.key()) <= (bucket, cursor):
+                found = rows.delete() and bool(rows.key())
+
+        result: list[Committed] = []
+        with self._reading() as txn:
+            rows = txn.cursor(db=self._db["outbox"])
+            found = rows.set_range(_OUTBOX_KEY.pack(bucket, 0))
+            old = found and _OUTBOX_KEY.unpack(rows.key()) <= (bucket, cursor)
+            found = rows.set_range(_OUTBOX_KEY.pack(bucket, cursor + 1))
             while found and len(result) < limit:
                 at, commit_seq = _OUTBOX_KEY.unpack(rows.key())
                 if at != bucket:
                     break
-                if commit_seq <= cursor:
-                    found = rows.delete() and bool(rows.key())
-                    continue
-                result.append(Committed(commit_seq, Event(**json.loads(rows.value()))))
+                kind, value = json.loads(bytes(rows.value()))
+                result.append(Committed(commit_seq, Kind(kind), value))
                 found = rows.next()
+        if old:
+            self._writing(acknowledge)
         return result
+
+    # ---- users and items -------------------------------------------------------------------------------------------
+
+    def erase(self, user_id: str, at_ms: int) -> None:
+        key = user_id.encode()
+
+        def write(txn: lmdb.Transaction) -> None:
+            for name in ("sequences", "users"):
+                txn.delete(key, db=self._db[name])
+            txn.put(key, packed_time(at_ms), db=self._db["erased"])
+
+        self._writing(write)
+
+    def put_user(self, user: dict[str, Any]) -> None:
+        key = user["user_id"].encode()
+
+        def write(txn: lmdb.Transaction) -> None:
+            self._refuse_overflow(txn, 1)
+            stored = self._get(txn, "users", key)
+            if stored is None or json.loads(stored)["effective_at_ms"] <= user["effective_at_ms"]:
+                txn.put(key, json.dumps(user, ensure_ascii=False).encode(), db=self._db["users"])
+            self._commit(txn, user["user_id"], self._next(txn, user["user_id"]), Kind.USER, user)
+
+        self._writing(write)
+
+    def user(self, user_id: str) -> dict[str, Any] | None:
+        with self._reading() as txn:
+            stored = self._get(txn, "users", user_id.encode())
+        return None if stored is None else dict(json.loads(stored))
+
+    def restored_to(self) -> int | None:
+        with self._reading() as txn:
+            raw = self._get(txn, "meta", b"restored_to")
+        return None if raw is None else int(_NUMBER.unpack(raw)[0])
+
+    def set_restored_to(self, manifest: int) -> None:
+        self._writing(lambda txn: txn.put(b"restored_to", _NUMBER.pack(manifest), db=self._db["meta"]))
 
     def put_item(self, item: dict[str, Any]) -> int:
         key = item["item_id"].encode()
-        with self._env.begin(write=True) as txn:
-            last = txn.get(b"items", db=self._db["counters"])
-            number = (_NUMBER.unpack(last)[0] if last else 0) + 1
-            if old := txn.get(key, db=self._db["items"]):
+
+        def write(txn: lmdb.Transaction) -> int:
+            last = self._get(txn, "counters", b"items")
+            number = (int(_NUMBER.unpack(last)[0]) if last else 0) + 1
+            if old := self._get(txn, "items", key):
                 txn.delete(old[: _NUMBER.size], db=self._db["item_log"])
             packed = _NUMBER.pack(number)
             txn.put(key, packed + json.dumps(item, ensure_ascii=False).encode(), db=self._db["items"])
             txn.put(packed, key, db=self._db["item_log"])
             txn.put(b"items", packed, db=self._db["counters"])
-        return int(number)
+            return number
+
+        return self._writing(write)
 
     def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
-        with self._env.begin() as txn:
+        with self._reading() as txn:
             items, last = [], sequence
             rows = txn.cursor(db=self._db["item_log"])
             found = rows.set_range(_NUMBER.pack(sequence + 1))
             while found:
                 last = _NUMBER.unpack(rows.key())[0]
-                stored = txn.get(rows.value(), db=self._db["items"])
+                stored = self._get(txn, "items", bytes(rows.value()))
                 assert stored is not None  # both databases change in one transaction
-                items.append(json.loads(bytes(stored)[_NUMBER.size :]))
+                items.append(json.loads(stored[_NUMBER.size :]))
                 found = rows.next()
         return last, items
 
-
-def _pack(history: History, item_ids: list[str]) -> bytes:
-    """Header, then the columns one after another, id lengths and the ids' bytes. `item_hash` is made again at read."""
-    ids = [i.encode() for i in item_ids]
-    lengths = np.array([len(i) for i in ids], np.uint8)
-    return b"".join(
-        [
-            _HEADER.pack(FORMAT, len(ids)),
-            *(
-                c.astype(c.dtype.newbyteorder("<")).tobytes()
-                for c in (
-                    history.timestamp_ms_E,
-                    history.received_at_ms_E,
-                    history.commit_seq_E,
-                    history.event_hash_E,
-                    history.action_E,
-                )
-            ),
-            lengths.tobytes(),
-            *ids,
-        ]
-    )
+    def stats(self) -> StoreStats:
+        with self._reading() as txn:
+            outbox_rows = int(txn.stat(self._db["outbox"])["entries"])
+            used_bytes = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+        return StoreStats(outbox_rows, self.max_outbox, used_bytes, None)
 
 
-def _unpack(stored: bytes | memoryview | None) -> tuple[History, tuple[str, ...]]:
-    if stored is None:
-        return History.empty(), ()
-    raw = bytes(stored)
-    version, n = _HEADER.unpack_from(raw)
-    if version != FORMAT:
-        raise StoreError(f"a stored sequence has format {version}, this version reads {FORMAT}")
-    at = _HEADER.size
-    columns = []
-    for dtype in ("<i8", "<i8", "<i8", "<u8", "u1", "u1"):
-        columns.append(np.frombuffer(raw, dtype, n, at))
-        at += n * np.dtype(dtype).itemsize
-    timestamp, received, commit_seq, event_hash, action, lengths = columns
-    ends = at + np.cumsum(lengths, dtype=np.int64)
-    ids = tuple(raw[e - m : e].decode() for e, m in zip(ends.tolist(), lengths.tolist(), strict=True))
-    item_hash = np.fromiter((hash64(i) for i in ids), np.uint64, n)
-    return History(timestamp, received, commit_seq, event_hash, item_hash, action), ids
+def _size(path: Path) -> int:
+    data = path / DATA
+    return data.stat().st_size if data.exists() else 0

@@ -1,0 +1,102 @@
+"""`rayapp export` and `rayapp store`: the way between the sequence store and the logs."""
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import click
+
+from rayapp.cli.options import root_option, store_option
+
+if TYPE_CHECKING:
+    from rayapp.store import SequenceStore
+
+FOLLOW_S = 300.0
+
+
+@click.command("export")
+@root_option
+@store_option
+@click.option("--follow", is_flag=True, help="Go on, a round every --every seconds, until Ctrl-C.")
+@click.option(
+    "--every",
+    "every_s",
+    type=click.FloatRange(1),
+    default=FOLLOW_S,
+    show_default=True,
+    help="Seconds between two rounds. Each writes a file a bucket, which `rayapp compact` merges.",
+)
+def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> None:
+    """Bring what the feed took in and gave out into the logs, each row exactly once.
+
+    Events, requests, users and items. Run it from cron, or with --follow beside a running graph. It may be killed at
+    any moment and goes on where it stopped.
+    """
+    from rayapp.publish import PublishError
+    from rayapp.store import StoreError
+    from rayapp.store.opening import open_store
+
+    store = open_store(root, store_url)
+    try:
+        while True:
+            try:
+                _export_all(root, store)
+            except (StoreError, PublishError) as error:
+                if not follow:
+                    raise
+                click.echo(f"{error}; trying again in {every_s:g} s", err=True)
+            if not follow:
+                return
+            time.sleep(every_s)
+    except KeyboardInterrupt:
+        click.echo("stopped", err=True)
+    finally:
+        store.close()
+
+
+def _export_all(root: Path, store: "SequenceStore") -> None:
+    from rayapp.pipeline.export import LOCK, Exported, export
+    from rayapp.publish import exclusive
+
+    total = Exported()
+    with exclusive(root / LOCK, "an export"):
+        while done := export(root, store, time.time_ns() // 1_000_000):
+            total.add(done)
+    click.echo(
+        f"{total.events:,} events, {total.requests:,} requests, {total.users:,} users, {total.items:,} items exported"
+    )
+
+
+@click.group("store")
+def store_group() -> None:
+    """The sequence store: restore a lost one, see how full it is."""
+
+
+@store_group.command("rebuild")
+@root_option
+@store_option
+def rebuild(root: Path, store_url: str | None) -> None:
+    """Put all events of the log into the store, where they are missing.
+
+    A store that was lost or moved away comes back with what was exported. It may run beside a graph.
+    """
+    from rayapp.workflow import restore_store
+
+    click.echo(f"{restore_store(root, store_url):,} events restored")
+
+
+@store_group.command("stats")
+@root_option
+@store_option
+def stats(root: Path, store_url: str | None) -> None:
+    """Show how full the store and its outbox are."""
+    from rayapp.store.opening import open_store
+
+    store = open_store(root, store_url)
+    found = store.stats()
+    store.close()
+    limit = f" of {found.max_bytes:,}" if found.max_bytes else ""
+    click.echo(f"outbox: {found.outbox_rows:,} of {found.max_outbox_rows:,} rows\nbytes: {found.used_bytes:,}{limit}")
+
+
+COMMANDS = (export, store_group)

@@ -1,0 +1,123 @@
+"""`rayapp export`: what the store's outbox holds goes into the event and request logs, exactly once.
+
+A bucket's cursor in each log, the last commit_seq that the log holds, is committed with the log's manifest; rows at or
+below it are skipped. So an export that is killed between two commits, or before it could tell the store, repeats
+nothing and loses nothing. A round frees what the round before it has brought into all logs.
+"""
+
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+
+from rayapp.catalogue import ITEMS, USERS
+from rayapp.config import Domain, day_name
+from rayapp.hashing import hash64_column
+from rayapp.pipeline.catalogue import merge
+from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, sort_log, write_file
+from rayapp.publish import Manifest, commit_log, log_manifest
+from rayapp.root import read_root
+from rayapp.schema import item_schema, user_schema
+from rayapp.store import Committed, Kind, SequenceStore
+
+LOCK: Final = "exports"
+"""Directory whose lock an export holds; imports and compactions hold it too, a training does not."""
+CURSORS, ITEM_CURSOR = "cursors", "item_cursor"
+CHUNK_ROWS: Final = 100_000
+LOG_OF: Final = {Kind.EVENT: EVENTS, Kind.REQUEST: REQUESTS}
+
+
+@dataclass(slots=True)
+class Exported:
+    """What an export brought into the logs."""
+
+    events: int = 0
+    requests: int = 0
+    users: int = 0
+    items: int = 0
+
+    def add(self, other: "Exported") -> None:
+        for name in ("events", "requests", "users", "items"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def __bool__(self) -> bool:
+        return bool(self.events or self.requests or self.users or self.items)
+
+
+@dataclass(slots=True)
+class _Log:
+    """One log while it is exported to."""
+
+    path: Path
+    number: int
+    manifest: Manifest
+    entries: list[dict[str, Any]] = field(default_factory=list)
+
+    def cursor(self, bucket: int) -> int:
+        return int(self.manifest.get(CURSORS, {}).get(str(bucket), 0))
+
+    def advance(self, bucket: int, commit_seq: int) -> None:
+        self.manifest.setdefault(CURSORS, {})[str(bucket)] = commit_seq
+
+
+def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
+    """One round: up to CHUNK_ROWS rows of each bucket go into new files of the logs, and the items put since the last
+    round into the catalogue. A round that brings nothing has freed the outbox.
+
+    Whoever calls it holds `LOCK`.
+
+    Raises:
+        StoreError: the store can't be read. Nothing is lost: the next export goes on where this one stopped.
+    """
+    domain, num_buckets = read_root(root)
+    done = Exported()
+    logs = {kind: _Log(root / kind, *log_manifest(root / kind)) for kind in (EVENTS, REQUESTS)}
+    restored = store.restored_to() == logs[EVENTS].number
+    place = (f"export-{day_name(now_ms)}", uuid.uuid4().hex[:12])
+    users: list[dict[str, Any]] = []
+    for bucket in range(num_buckets):
+        rows = store.drain(bucket, min(log.cursor(bucket) for log in logs.values()), CHUNK_ROWS)
+        if not rows:
+            continue
+        users += [row.value for row in rows if row.kind is Kind.USER]
+        for kind, name in LOG_OF.items():
+            log = logs[name]
+            fresh = [row for row in rows if row.kind is kind and row.commit_seq > log.cursor(bucket)]
+            if fresh:
+                table = _table(fresh, name, domain)
+                log.entries.append(write_file(log.path, place[0], bucket, place[1], table))
+            log.advance(bucket, rows[-1].commit_seq)
+            setattr(done, name, getattr(done, name) + len(fresh))
+    done.items = _export_items(root, store, logs[EVENTS].manifest, domain)
+    if users:  # before the cursors that cover them; a merge that is done twice changes nothing
+        schema = user_schema(domain.user_attributes)
+        done.users = merge(root, USERS, pa.Table.from_pylist(users, schema=schema), domain)["read"]
+    if done:
+        for log in logs.values():
+            log.manifest["files"] += log.entries
+            commit_log(log.path, log.number, log.manifest)
+        if restored:  # these events came from the store, so it still holds all that the log holds
+            store.set_restored_to(logs[EVENTS].number + 1)
+    return done
+
+
+def _table(rows: list[Committed], kind: str, domain: Domain) -> pa.Table:
+    schema = log_schema(kind, domain)
+    if kind == REQUESTS:
+        return sort_log(pa.Table.from_pylist([row.value for row in rows], schema=schema))
+    values = [{**row.value, "commit_seq": row.commit_seq} for row in rows]
+    table = pa.Table.from_pylist(values, schema=pa.schema([f for f in schema if f.name != "event_hash"]))
+    hashes = pa.array(np.asarray(hash64_column(table["event_id"])), pa.uint64())
+    place = schema.get_field_index("event_hash")
+    return sort_log(table.add_column(place, schema.field("event_hash"), hashes))
+
+
+def _export_items(root: Path, store: SequenceStore, manifest: Manifest, domain: Domain) -> int:
+    last, items = store.items_since(int(manifest.get(ITEM_CURSOR, 0)))
+    if items:
+        merge(root, ITEMS, pa.Table.from_pylist(items, schema=item_schema(domain.attributes)), domain)
+        manifest[ITEM_CURSOR] = last
+    return len(items)

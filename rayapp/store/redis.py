@@ -1,0 +1,326 @@
+"""The back end on Redis 7 or Valkey, alone or as a cluster. An append is one server-side script a bucket, `append.lua`.
+
+Keys, all of a bucket `b` with the hash tag `{rayapp:b}` and so on one node of a cluster:
+    {rayapp:b}:seq:<user_id>    packed events, newest first (`packed.py`)
+    {rayapp:b}:last             last commit_seq
+    {rayapp:b}:outbox           a stream; an entry's id is its commit_seq, its field the kind, its value JSON
+    {rayapp:b}:erased           a hash: sequence key -> events up to this packed time are not taken
+    {rayapp:b}:users            a hash: user_id -> attributes as JSON
+    {rayapp:store}              what the store was made with, as JSON; with :restored_to a manifest number
+    {rayapp:items}:last, :item (a hash item_id -> JSON), :log (sorted set item_id by sequence number)
+
+An acknowledged event survives a crash of Redis only if Redis syncs every write (`appendonly yes`, `appendfsync always`)
+and evicts nothing (`maxmemory-policy noeviction`). Both are looked up at the start, and what is amiss is said.
+"""
+
+import importlib.resources
+import json
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict
+from typing import Any, Final, TypeVar
+
+import redis
+import redis.exceptions
+from redis.backoff import ExponentialWithJitterBackoff
+from redis.retry import Retry
+
+from rayapp.hashing import hash64
+from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
+from rayapp.store import (
+    DEFAULT_CAP,
+    Committed,
+    Kind,
+    OutboxFull,
+    Outcome,
+    StoreError,
+    StoreStats,
+    UserSequence,
+)
+from rayapp.store.contents import refuse_other, sequence_of
+from rayapp.store.packed import FORMAT, head, packed_time
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+DEFAULT_MAX_OUTBOX: Final = 5_000_000
+"""Of all buckets; each may hold its share."""
+RETRIES: Final = 3
+CONNECT_TIMEOUT_S: Final = 2.0
+ANSWER_TIMEOUT_S: Final = 5.0
+META: Final = "{rayapp:store}"
+ITEMS: Final = "{rayapp:items}"
+_REBUILD_EVENTS: Final = 2_000
+_OUTCOMES: Final = {1: Outcome.ACCEPTED, 0: Outcome.DUPLICATE, -1: Outcome.ERASED}
+_COMMIT = """
+if redis.call('XLEN', KEYS[2]) + (#ARGV - 1) / 2 > tonumber(ARGV[1]) then return redis.error_reply('OUTBOXFULL') end
+for i = 2, #ARGV, 2 do
+  redis.call('XADD', KEYS[2], redis.call('INCR', KEYS[1]) .. '-0', ARGV[i], ARGV[i + 1])
+end
+"""
+_PUT_USER = """
+if redis.call('XLEN', KEYS[2]) + 1 > tonumber(ARGV[1]) then return redis.error_reply('OUTBOXFULL') end
+redis.call('XADD', KEYS[2], redis.call('INCR', KEYS[1]) .. '-0', ARGV[2], ARGV[3])
+local old = redis.call('HGET', KEYS[3], ARGV[4])
+if not old or cjson.decode(old).effective_at_ms <= tonumber(ARGV[5]) then
+  redis.call('HSET', KEYS[3], ARGV[4], ARGV[3])
+end
+"""
+_PUT_ITEM = """
+local number = redis.call('INCR', KEYS[1])
+redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
+redis.call('ZADD', KEYS[3], number, ARGV[1])
+return number
+"""
+
+
+class RedisStore:
+    """`SequenceStore` in a Redis that several nodes share."""
+
+    def __init__(
+        self,
+        url: str,
+        vocabulary: Vocabulary,
+        num_buckets: int,
+        *,
+        cluster: bool = False,
+        cap: int = DEFAULT_CAP,
+        max_outbox: int = DEFAULT_MAX_OUTBOX,
+    ) -> None:
+        """Connects.
+
+        Raises:
+            StoreError: Redis does not answer, is too old, or holds another bucket count or vocabulary.
+        """
+        self.vocabulary, self.num_buckets, self.cap, self.max_outbox = vocabulary, num_buckets, cap, max_outbox
+        self._takes_slot = "".join(str(int(flag)) for flag in vocabulary.flags(in_sequence=True)).ljust(256, "0")
+        self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+        self._cluster = cluster
+        settings: dict[str, Any] = {
+            "socket_connect_timeout": CONNECT_TIMEOUT_S,
+            "socket_timeout": ANSWER_TIMEOUT_S,
+            "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES),
+        }
+        self._redis: redis.Redis = (
+            redis.RedisCluster.from_url(url, **settings) if cluster else redis.Redis.from_url(url, **settings)  # type: ignore[assignment]
+        )
+        self._append_script = importlib.resources.files("rayapp.store").joinpath("append.lua").read_text()
+        self._answered(self._check)
+
+    def _check(self) -> None:
+        wanted: dict[str, Any] = {
+            "format": FORMAT,
+            "num_buckets": self.num_buckets,
+            "vocabulary": list(self.vocabulary.names),
+        }
+        raw = self._redis.get(META)
+        if raw is not None:
+            refuse_other("the sequence store in Redis", json.loads(raw), wanted)
+        self._redis.set(META, json.dumps(wanted))
+        for problem in self._problems():
+            log.warning("Redis: %s", problem)
+
+    def _problems(self) -> list[str]:
+        """What in the server's settings breaks the promise that nothing acknowledged is lost, in words."""
+        found: dict[str, str] = {}
+        for name in ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy"):
+            try:
+                answer = self._redis.config_get(name)
+            except redis.exceptions.ResponseError:
+                return ["its settings can't be read; make sure that it syncs every write and evicts nothing"]
+            found |= {_text(key): _text(value) for key, value in answer.items()}
+        problems = []
+        if found.get("appendonly") != "yes":
+            problems.append("acknowledged events are lost when it ends: set `appendonly yes`, `appendfsync always`")
+        elif found.get("appendfsync") != "always":
+            problems.append("a crash loses the last second of acknowledged events: set `appendfsync always`")
+        if found.get("maxmemory") != "0" and found.get("maxmemory-policy") != "noeviction":
+            problems.append(
+                f"under pressure it throws users' events away ({found.get('maxmemory-policy')}): "
+                "set `maxmemory-policy noeviction`"
+            )
+        return problems
+
+    def close(self) -> None:
+        self._redis.close()
+
+    def _answered(self, ask: Callable[[], T]) -> T:
+        """What Redis answers, its errors in our words."""
+        try:
+            return ask()
+        except redis.exceptions.ResponseError as error:
+            if "OUTBOXFULL" in str(error):
+                raise OutboxFull(
+                    f"the outbox holds {self.max_outbox} rows that nobody has exported; run `rayapp export`"
+                ) from None
+            raise StoreError(f"Redis refuses: {error}") from None
+        except (redis.exceptions.RedisError, OSError) as error:
+            raise StoreError(f"Redis does not answer: {type(error).__name__}") from None  # its text may hold the URL
+
+    def _eval(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
+        """Runs scripts with their keys and arguments, all sent at once: a server syncs once for what it reads at once.
+
+        EVAL and not EVALSHA, which a server that restarts has forgotten. As a plain command, because the client's
+        pipeline on a cluster has no method for it.
+        """
+
+        def ask() -> list[Any]:
+            pipeline = self._redis.pipeline(transaction=False)
+            for script, keys, args in calls:
+                pipeline.execute_command("EVAL", script, len(keys), *keys, *args)  # type: ignore[no-untyped-call]
+            return list(pipeline.execute())
+
+        return self._answered(ask)
+
+    # ---- events ----------------------------------------------------------------------------------------------------
+
+    def append(self, events: Sequence[Event]) -> list[Outcome]:
+        return self._append(events, outbox=True)
+
+    def rebuild(self, events: Iterable[Event]) -> int:
+        new, chunk = 0, list[Event]()
+        for event in events:
+            chunk.append(event)
+            if len(chunk) == _REBUILD_EVENTS:
+                new += self._append(chunk, outbox=False).count(Outcome.ACCEPTED)
+                chunk = []
+        return new + self._append(chunk, outbox=False).count(Outcome.ACCEPTED)
+
+    def _append(self, events: Sequence[Event], *, outbox: bool) -> list[Outcome]:
+        by_bucket: dict[int, list[int]] = {}
+        for i, event in enumerate(events):
+            by_bucket.setdefault(bucket_of(event.user_id, self.num_buckets), []).append(i)
+        calls = []
+        for bucket, indices in by_bucket.items():
+            keys = [_key(bucket, "last"), _key(bucket, "outbox"), _key(bucket, "erased")]
+            args: list[Any] = [self.cap, self._max_outbox_of_bucket, self._takes_slot, int(outbox)]
+            place: dict[str, int] = {}
+            for i in indices:
+                event = events[i]
+                if event.user_id not in place:
+                    keys.append(_key(bucket, f"seq:{event.user_id}"))
+                    place[event.user_id] = len(keys)
+                item_id = event.item_id.encode()
+                behind = bytes((self._ids.get(event.action, UNKNOWN), len(item_id)))
+                args += [place[event.user_id], head(event, hash64(event.event_id)), behind, item_id]
+                args.append(_json(asdict(event)) if outbox else "")
+            calls.append((self._append_script, keys, args))
+        outcomes = [Outcome.ACCEPTED] * len(events)
+        for indices, answer in zip(by_bucket.values(), self._eval(calls), strict=True):
+            for i, code in zip(indices, answer, strict=True):
+                outcomes[i] = _OUTCOMES[code]
+        return outcomes
+
+    @property
+    def _max_outbox_of_bucket(self) -> int:
+        return max(1, self.max_outbox // self.num_buckets)
+
+    def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
+        by_bucket: dict[int, list[Any]] = {}
+        for row in requests:
+            args = by_bucket.setdefault(bucket_of(row["user_id"], self.num_buckets), [self._max_outbox_of_bucket])
+            args += [Kind.REQUEST, _json(row)]
+        self._eval([(_COMMIT, [_key(b, "last"), _key(b, "outbox")], args) for b, args in by_bucket.items()])
+
+    def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
+        bucket = bucket_of(user_id, self.num_buckets)
+        stored, last = self._answered(lambda: self._redis.mget(_key(bucket, f"seq:{user_id}"), _key(bucket, "last")))
+        return sequence_of(_bytes(stored), int(last or 0), before_ms, limit)
+
+    def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
+        def ask() -> list[Any]:
+            outbox = _key(bucket, "outbox")
+            pipeline = self._redis.pipeline(transaction=False)
+            pipeline.xtrim(outbox, minid=f"{cursor + 1}-0", approximate=False)
+            pipeline.xrange(outbox, min=f"{cursor + 1}-0", count=limit)
+            return list(pipeline.execute()[1])
+
+        rows = []
+        for entry, fields in self._answered(ask):
+            [(kind, value)] = fields.items()
+            rows.append(Committed(int(_text(entry).partition("-")[0]), Kind(_text(kind)), json.loads(value)))
+        return rows
+
+    # ---- users and items -------------------------------------------------------------------------------------------
+
+    def erase(self, user_id: str, at_ms: int) -> None:
+        bucket = bucket_of(user_id, self.num_buckets)
+        sequence = _key(bucket, f"seq:{user_id}")
+
+        def ask() -> None:
+            pipeline = self._redis.pipeline(transaction=True)
+            pipeline.hset(_key(bucket, "erased"), sequence, packed_time(at_ms))
+            pipeline.delete(sequence)
+            pipeline.hdel(_key(bucket, "users"), user_id)
+            pipeline.execute()
+
+        self._answered(ask)
+
+    def put_user(self, user: dict[str, Any]) -> None:
+        bucket, body = bucket_of(user["user_id"], self.num_buckets), _json(user)
+        keys = [_key(bucket, "last"), _key(bucket, "outbox"), _key(bucket, "users")]
+        args = [self._max_outbox_of_bucket, Kind.USER, body, user["user_id"], user["effective_at_ms"]]
+        self._eval([(_PUT_USER, keys, args)])
+
+    def user(self, user_id: str) -> dict[str, Any] | None:
+        bucket = bucket_of(user_id, self.num_buckets)
+        raw = self._answered(lambda: self._redis.hget(_key(bucket, "users"), user_id))
+        return None if raw is None else dict(json.loads(raw))
+
+    def restored_to(self) -> int | None:
+        raw = self._answered(lambda: self._redis.get(f"{META}:restored_to"))
+        return None if raw is None else int(raw)
+
+    def set_restored_to(self, manifest: int) -> None:
+        self._answered(lambda: self._redis.set(f"{META}:restored_to", manifest))
+
+    def put_item(self, item: dict[str, Any]) -> int:
+        keys = [f"{ITEMS}:last", f"{ITEMS}:item", f"{ITEMS}:log"]
+        [number] = self._eval([(_PUT_ITEM, keys, [item["item_id"], _json(item)])])
+        return int(number)
+
+    def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
+        def ask() -> list[Any]:
+            rows: list[Any] = self._redis.zrange(f"{ITEMS}:log", sequence + 1, "+inf", byscore=True, withscores=True)
+            bodies = self._redis.hmget(f"{ITEMS}:item", [item_id for item_id, _ in rows]) if rows else []
+            return list(zip([int(score) for _, score in rows], bodies, strict=True))
+
+        rows = self._answered(ask)
+        return (rows[-1][0] if rows else sequence), [json.loads(body) for _, body in rows]
+
+    def stats(self) -> StoreStats:
+        def ask() -> StoreStats:
+            lengths = self._redis.pipeline(transaction=False)
+            for bucket in range(self.num_buckets):
+                lengths.xlen(_key(bucket, "outbox"))
+            rows = sum(lengths.execute())
+            nodes = self._memory()
+            limits = [int(node["maxmemory"]) for node in nodes]
+            used = sum(int(node["used_memory"]) for node in nodes)
+            return StoreStats(rows, self.max_outbox, used, sum(limits) if all(limits) else None)
+
+        return self._answered(ask)
+
+    def _memory(self) -> list[dict[str, Any]]:
+        """Of each primary."""
+        if not self._cluster:
+            return [dict(self._redis.info("memory"))]
+        answer: dict[str, Any] = self._redis.info("memory", target_nodes=redis.RedisCluster.PRIMARIES)
+        return [answer] if "used_memory" in answer else list(answer.values())  # one node's, or by node
+
+
+def _key(bucket: int, name: str) -> str:
+    return f"{{rayapp:{bucket}}}:{name}"
+
+
+def _json(value: dict[str, Any]) -> str:
+    return json.dumps({k: v for k, v in value.items() if v is not None}, ensure_ascii=False)
+
+
+def _bytes(value: bytes | str | None) -> bytes | None:
+    assert not isinstance(value, str)  # responses are not decoded
+    return value
+
+
+def _text(value: Any) -> str:
+    return value.decode() if isinstance(value, bytes) else str(value)

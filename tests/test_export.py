@@ -1,0 +1,156 @@
+"""The way from the outbox into the logs: exactly once, whenever it is killed, and back again when the store is lost."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from rayapp.catalogue import read_users
+from rayapp.config import Domain
+from rayapp.pipeline import export as exporting
+from rayapp.pipeline.erasure import erase_user
+from rayapp.pipeline.export import export
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
+from rayapp.publish import PublishError
+from rayapp.root import make_root
+from rayapp.store import Kind, SequenceStore
+from rayapp.store.opening import open_store
+from rayapp.workflow import restore_store, seed_store
+from tests.conftest import T0, make_event
+
+NOW = T0 + 10_000
+
+
+@pytest.fixture
+def root(tmp_path: Path, domain: Domain) -> Path:
+    make_root(tmp_path / "root", domain, 4)
+    return tmp_path / "root"
+
+
+@pytest.fixture
+def store(root: Path) -> Iterator[SequenceStore]:
+    opened = open_store(root)
+    yield opened
+    opened.close()
+
+
+def logged(root: Path) -> list[str]:
+    return sorted(read_log(root, EVENTS, ["event_id"])["event_id"].to_pylist())
+
+
+def fill(store: SequenceStore, first: int, number: int) -> list[str]:
+    events = [make_event(n, user=f"u{n % 9}", at=T0 + n) for n in range(first, first + number)]
+    store.append(events)
+    return [e.event_id for e in events]
+
+
+def request(number: int, user: str) -> dict[str, object]:
+    return {"request_id": f"r{number}", "user_id": user, "timestamp_ms": T0 + number, "item_ids": ["a", "b"]}
+
+
+def test_every_row_is_exported_once(root: Path, store: SequenceStore) -> None:
+    ids = fill(store, 0, 50)
+    store.log_requests([request(n, f"u{n % 9}") for n in range(20)])
+    store.put_item({"item_id": "new", "created_at_ms": T0})
+    done = export(root, store, NOW)
+    assert (done.events, done.requests, done.items) == (50, 20, 1)
+    assert not export(root, store, NOW)
+    assert store.stats().outbox_rows == 0
+    ids += fill(store, 50, 5)
+    assert export(root, store, NOW).events == 5
+    assert logged(root) == sorted(ids)
+    assert len(read_log(root, REQUESTS, ["request_id"])) == 20
+    table = read_log(root, EVENTS, ["user_id", "timestamp_ms", "commit_seq", "event_hash"])
+    assert min(table["commit_seq"].to_pylist()) == 1
+
+
+@pytest.mark.parametrize("commits", [0, 1, 2])
+def test_an_export_killed_between_its_commits_repeats_nothing(
+    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch, commits: int
+) -> None:
+    """Killed in front of the first commit, between the two, and in front of what comes behind them."""
+    ids = fill(store, 0, 30)
+    store.log_requests([request(n, f"u{n % 9}") for n in range(7)])
+    left, real = [commits], exporting.commit_log
+
+    def commit(log: Path, number: int, manifest: dict[str, object]) -> None:
+        if not left[0]:
+            raise KeyboardInterrupt
+        left[0] -= 1
+        real(log, number, manifest)
+        if not left[0] and commits == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "commit_log", commit)
+    with pytest.raises(KeyboardInterrupt):
+        export(root, store, NOW)
+    monkeypatch.undo()
+    while export(root, store, NOW):
+        pass
+    assert logged(root) == sorted(ids)
+    assert len(read_log(root, REQUESTS, ["request_id"])) == 7
+    assert store.stats().outbox_rows == 0
+
+
+def test_rows_come_in_rounds_where_a_bucket_holds_many(
+    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(exporting, "CHUNK_ROWS", 3)
+    ids = fill(store, 0, 40)
+    rounds = [export(root, store, NOW).events for _ in range(20)]
+    assert rounds[-1] == 0
+    assert sum(rounds) == 40
+    assert logged(root) == sorted(ids)
+
+
+def test_a_log_that_somebody_else_changed_is_told_and_the_next_export_goes_on(
+    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ids = fill(store, 0, 5)
+    real = exporting.log_manifest
+
+    def stale(log: Path) -> tuple[int, dict[str, object]]:
+        number, manifest = real(log)
+        exporting.commit_log(log, number, manifest)
+        return number, manifest
+
+    monkeypatch.setattr(exporting, "log_manifest", stale)
+    with pytest.raises(PublishError, match="changed by another process"):
+        export(root, store, NOW)
+    monkeypatch.undo()
+    export(root, store, NOW)
+    assert logged(root) == sorted(ids)
+
+
+def test_a_lost_store_comes_back_from_the_log(root: Path, store: SequenceStore) -> None:
+    fill(store, 0, 40)
+    while export(root, store, NOW):
+        pass
+    before = {u: store.lookup(u).item_ids for u in (f"u{n}" for n in range(9))}
+    erase_user(root, "u3", T0 + 100)
+    store.close()
+    (root / "store").rename(root / "away")
+    assert restore_store(root) == 40 - len(before["u3"])
+    assert seed_store(root) == (0, False)
+    again = open_store(root)
+    assert {u: again.lookup(u).item_ids for u in before} == {**before, "u3": ()}
+    assert again.drain(0, 0, 10) == []
+    again.close()
+
+
+def test_exporting_from_a_store_that_is_whole_leaves_it_whole(root: Path, store: SequenceStore) -> None:
+    """The next start need not restore what came from the store itself."""
+    store.set_restored_to(0)
+    fill(store, 0, 5)
+    export(root, store, NOW)
+    assert store.restored_to() == 1
+
+
+def test_users_land_in_the_table_of_users(root: Path, store: SequenceStore, domain: Domain) -> None:
+    store.put_user({"user_id": "u1", "effective_at_ms": T0})
+    store.put_user({"user_id": "u1", "effective_at_ms": T0 + 5})
+    assert export(root, store, NOW).users == 2
+    assert read_users(root, domain)["effective_at_ms"].to_pylist() == [T0, T0 + 5]
+    assert not export(root, store, int(time.time() * 1000))
+    assert Kind.USER not in {row.kind for b in range(4) for row in store.drain(b, 0, 10)}
