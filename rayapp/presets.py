@@ -54,8 +54,8 @@ def demo() -> Preset:
 
 def study() -> Preset:
     """Small enough for comparisons of many variants over many seeds."""
-    model = ModelConfig(history_length=50, action_dim=8, item_dim=16, category_dim=8, num_cross_layers=2, mlp_dim=64)
-    train = TrainConfig(num_epochs=3, batch_requests=256, warmup_steps=50, learning_rate=4e-3)
+    model = ModelConfig(history_length=32, action_dim=8, item_dim=16, category_dim=8, num_cross_layers=2, mlp_dim=64)
+    train = TrainConfig(num_epochs=2, batch_requests=256, warmup_steps=50, learning_rate=2e-3)
     return Preset(name="study", model=model, train=train)
 
 
