@@ -1,6 +1,7 @@
 """Shared fixtures. Ray starts once, and only for tests marked `cluster`."""
 
 import os
+import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -8,11 +9,26 @@ import numpy as np
 import pytest
 
 from rayapp.config import Domain, Head
+from rayapp.domains import load_domain
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
 from rayapp.hashing import hash64
+from rayapp.presets import nano, variant
+from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.root import make_root
 from rayapp.schema import PAD, Action, ActionKind, Attribute, AttributeKind, Event, Vocabulary
+from rayapp.sources.synthetic import World
+from rayapp.workflow import (
+    Prepared,
+    build_windows,
+    import_once,
+    item_table,
+    make_world,
+    seed_store,
+    split_of,
+    train_model,
+    training_run,
+)
 
 T0 = 1_767_225_600_000  # 2026-01-01
 
@@ -97,3 +113,33 @@ def make_request(
         np.zeros((1, num_heads + 1), np.float32),
         np.zeros((1, len(candidate_hash_C), num_heads + 1), np.float32),
     )
+
+
+WORLD = World(num_users=120, num_items=200, sessions_per_day=0.2)
+
+
+@pytest.fixture(scope="session")
+def trained_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
+    """A root with logs, windows, two trained models, aliases and a seeded store. Made once; nobody changes it."""
+    root = tmp_path_factory.mktemp("trained") / "root"
+    domain_file = load_domain("synthetic")
+    assert import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
+    domain = domain_file.domain
+    prepared, _ = build_windows(root, domain, split_of(root))
+    table, _ = item_table(root, prepared, nano())
+    for alias, preset in ((CHAMPION, nano()), (BASELINE, variant(nano(), "no-sequence"))):
+        run = training_run(root, prepared, preset, table)
+        assert train_model(run, domain)
+        assert not train_model(run, domain), "a finished stage is reused"
+        promote(root, alias, run.version)
+    assert seed_store(root)[0] > 0
+    assert seed_store(root) == (0, False)
+    return root, prepared
+
+
+@pytest.fixture(scope="module")
+def world(trained_world: tuple[Path, Prepared], tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
+    """A copy of the trained world that a test module may change."""
+    root = tmp_path_factory.mktemp("world") / "root"
+    shutil.copytree(trained_world[0], root)
+    return root, trained_world[1]

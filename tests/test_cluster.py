@@ -18,45 +18,16 @@ from rayapp.cli.main import cli
 from rayapp.domains import load_domain
 from rayapp.graph import free_port, running_graph
 from rayapp.pipeline.logs import read_bucket, read_log
-from rayapp.presets import nano, variant
 from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.registry.models import load_model
 from rayapp.schema import EVENT_SCHEMA, bucket_of
-from rayapp.sources.synthetic import World
 from rayapp.workflow import (
     Prepared,
-    build_windows,
     import_once,
-    item_table,
-    make_world,
-    seed_store,
-    split_of,
-    train_model,
-    training_run,
 )
 
 pytestmark = pytest.mark.cluster
-WORLD = World(num_users=120, num_items=200, sessions_per_day=0.2)
-
-
-@pytest.fixture(scope="module")
-def world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
-    """A root with logs, windows, two trained models, aliases and a seeded store."""
-    root = tmp_path_factory.mktemp("root")
-    domain_file = load_domain("synthetic")
-    assert import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
-    domain = domain_file.domain
-    prepared, _ = build_windows(root, domain, split_of(root))
-    table, _ = item_table(root, prepared, nano())
-    for alias, preset in ((CHAMPION, nano()), (BASELINE, variant(nano(), "no-sequence"))):
-        run = training_run(root, prepared, preset, table)
-        assert train_model(run, domain)
-        assert not train_model(run, domain), "a finished stage is reused"
-        promote(root, alias, run.version)
-    assert seed_store(root)[0] > 0
-    assert seed_store(root) == (0, False)
-    return root, prepared
 
 
 def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepared]) -> None:

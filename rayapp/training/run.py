@@ -43,8 +43,9 @@ FAILURE: Final = "failure.txt"
 MAX_FAILURES: Final = 3
 """Workers that die are started again this often, from the last checkpoint."""
 WORKER_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
-"""Ray Train runs the loop in a thread that is not the main one. There, glibc gives every large tensor back to the kernel
-and faults its pages in again in the next step: 15 % of a step on CPUs (docs/log.md). With one arena it keeps them."""
+"""Ray Train runs the loop in a thread that is not the main one. There, glibc gives every large tensor back to the
+kernel and faults its pages in again in the next step: 15 % of a step on CPUs (docs/log.md). With one arena it keeps
+them."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True, slots=True)
