@@ -162,6 +162,10 @@ REQUEST_SCHEMA: Final = pa.schema(
         pa.field("fallback_reason", pa.string()),
         pa.field("watermark", pa.int64()),  # commit_seq of the user's bucket at the read; null: not known
         pa.field("sequence_hash", pa.uint64()),
+        pa.field("propensities", pa.large_list(pa.float32())),  # how likely a source was to propose the item
+        pa.field("random_order", pa.bool_()),  # shuffled instead of sorted by score
+        pa.field("shadow_version", pa.string()),  # a model that scored the same items and was not shown
+        pa.field("shadow_probabilities", pa.large_list(pa.float32())),  # items x heads
     ]
 )
 """One row per list that was shown."""

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from rayapp.config import DAY_MS, Domain, day_name, to_json
 from rayapp.domains.layout import DomainFile
-from rayapp.pipeline.erasure import hide, tombstones
+from rayapp.erasure import hide, tombstones
 from rayapp.pipeline.importing import Inputs, import_files
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
 from rayapp.pipeline.rates import build_rates

@@ -8,8 +8,8 @@ import pytest
 
 from rayapp.catalogue import read_users
 from rayapp.config import Domain
+from rayapp.erasure import erase_user
 from rayapp.pipeline import export as exporting
-from rayapp.pipeline.erasure import erase_user
 from rayapp.pipeline.export import export
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
 from rayapp.publish import PublishError

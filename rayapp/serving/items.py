@@ -36,6 +36,24 @@ def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], now_ms:
     return item | check_attributes(values, attributes, optional=("created_at_ms",))
 
 
+def check_user(user_id: str, body: Any, attributes: Sequence[Attribute], now_ms: int) -> dict[str, Any]:
+    """A user's attributes as they are stored. `effective_at_ms` is the caller's, not later than now, or now.
+
+    Raises:
+        BadAttribute: names the field.
+    """
+    if problem := id_problem(user_id):
+        raise BadAttribute("user_id", f"user_id {problem}")
+    if not isinstance(body, dict):
+        raise BadAttribute("", "a user must be a JSON object of their attributes")
+    effective = body.get("effective_at_ms", now_ms)
+    if type(effective) is not int or not 0 <= effective <= now_ms:
+        raise BadAttribute("effective_at_ms", "effective_at_ms must be milliseconds since 1970, not in the future")
+    values = {name: value for name, value in body.items() if name != "effective_at_ms"}
+    checked = check_attributes(values, attributes, optional=("effective_at_ms",))
+    return {"user_id": user_id, "effective_at_ms": effective} | checked
+
+
 def check_attributes(
     body: Mapping[str, Any], attributes: Sequence[Attribute], *, optional: Sequence[str] = ()
 ) -> dict[str, Any]:
