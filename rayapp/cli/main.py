@@ -10,6 +10,7 @@ from rayapp import __version__
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
+from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
 from rayapp.cli.options import root_option, store_option
 from rayapp.cli.store import COMMANDS as STORE_COMMANDS
 
@@ -62,52 +63,8 @@ def serve(root: Path, store_url: str | None, port: int) -> None:
     run_serve(root, store_url, port)
 
 
-for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *STORE_COMMANDS):
+for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *MODEL_COMMANDS, *STORE_COMMANDS):
     cli.add_command(command)
-
-
-@cli.group()
-def models() -> None:
-    """List models, and move the aliases that say which one is live."""
-
-
-@models.command("list")
-@root_option
-def models_list(root: Path) -> None:
-    """Published models, newest first, with their test metrics and aliases."""
-    from rayapp.registry.aliases import read_aliases
-    from rayapp.registry.models import list_models
-    from rayapp.root import read_root
-
-    domain, _ = read_root(root)
-    aliases = read_aliases(root)
-    rows = list_models(root)
-    if not rows:
-        click.echo(f"no models in {root / 'models'} yet; `rayapp demo --root {root}` trains two")
-    for row in rows:
-        named = ", ".join(name for name, version in aliases.items() if version == row["version"])
-        if row["error"]:
-            click.echo(f"{row['version']:36} damaged: {row['error']}  {named}")
-            continue
-        metrics = row["metrics"]["heads"][domain.positive_head]
-        told = "  ".join(f"{name} {metrics[key] or 0:.4f}" for name, key in (("AUC", "auc"), ("HIT@3", "hit3")))
-        click.echo(f"{row['version']:36} {told}  {named}")
-
-
-@models.command("promote")
-@root_option
-@click.option("--alias", default="champion", show_default=True, help="The alias to move.")
-@click.argument("version")
-def models_promote(root: Path, alias: str, version: str) -> None:
-    """Make VERSION live under an alias. A running graph follows within seconds, without a restart."""
-    from rayapp.registry.aliases import promote
-    from rayapp.registry.models import load_model
-    from rayapp.root import read_root
-
-    domain, _ = read_root(root)
-    load_model(root, version, domain)  # a model that does not load must not become live
-    previous = promote(root, alias, version)
-    click.echo(f"{alias}: {previous or 'nothing'} -> {version}")
 
 
 @cli.group()
