@@ -47,7 +47,7 @@ def operation_routes(service: Service) -> APIRouter:
         if (named := service.live.aliases.get(alias)) != version:
             raise Problem(409, f"{alias} is {named or 'nothing'}, not {version}: somebody has moved it already")
         try:
-            now = await asyncio.to_thread(rollback, service.root, alias)
+            _, now = await asyncio.to_thread(rollback, service.root, alias)
         except PublishError as error:
             raise Problem(409, str(error)) from None
         return JSONResponse({"alias": alias, "version": now, "previous": version})

@@ -11,6 +11,7 @@ from fastapi import Request
 from deployments.http import Problem
 from deployments.metrics import Metrics
 from rayapp.config import Domain
+from rayapp.registry.aliases import SHADOW
 from rayapp.serving.answers import add_shadow
 from rayapp.serving.candidates import Candidates, Query
 from rayapp.serving.feed import Answer, Feed
@@ -19,8 +20,6 @@ from rayapp.serving.request_log import RequestLog, Row
 from rayapp.serving.stages import Live, RankCall, Ranking
 from rayapp.store import UserSequence
 
-SHADOW: Final = "shadow"
-"""Alias of a model that scores what is shown and is never shown itself."""
 MAX_SHADOWS: Final = 4
 """Answers scored by the shadow at once; with more going on, some go unscored."""
 SHADOW_TIMEOUT_S: Final = 5.0

@@ -8,6 +8,7 @@ import click
 
 from rayapp import __version__
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
+from rayapp.cli.keys import COMMANDS as KEY_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
 from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
@@ -63,7 +64,7 @@ def serve(root: Path, store_url: str | None, port: int) -> None:
     run_serve(root, store_url, port)
 
 
-for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *MODEL_COMMANDS, *STORE_COMMANDS):
+for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *MODEL_COMMANDS, *STORE_COMMANDS, *KEY_COMMANDS):
     cli.add_command(command)
 
 

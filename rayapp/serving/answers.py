@@ -88,9 +88,9 @@ def request_row(answer: Answer) -> dict[str, Any]:
             "model_version": ranking.model_version,
             "item_table": ranking.item_table,
             "rate_snapshot": ranking.rate_snapshot,
-            "sequence_hash": ranking.sequence_hash,
-            "watermark": answer.user.watermark,
         }
+        if not answer.store_failed:  # what was never read can't be cut again from the log
+            row |= {"sequence_hash": ranking.sequence_hash, "watermark": answer.user.watermark}
     return row
 
 

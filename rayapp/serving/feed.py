@@ -76,6 +76,11 @@ class Answer:
     run: Run
 
     @property
+    def store_failed(self) -> bool:
+        """Whether the user's sequence could not be read."""
+        return any(reason.startswith("store_") for reason in self.run.reasons)
+
+    @property
     def next_page_token(self) -> str | None:
         """None where this page was the last one."""
         if len(self.shown) < self.ask.num_results:
