@@ -87,7 +87,7 @@ class Ingress:
         """Keys and experiments as they stand on disk; a newly promoted champion once the stages hold it."""
         live, service = self._live, self._service
         service.keys = await asyncio.to_thread(Keys.load, self._root)
-        await asyncio.to_thread(self._book.refresh)
+        await asyncio.to_thread(self._book.refresh, now_ms())
         live.aliases = await asyncio.to_thread(read_aliases, self._root)
         wanted = live.aliases[CHAMPION]
         if wanted != live.version:

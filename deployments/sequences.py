@@ -179,7 +179,7 @@ class Sequences:
                 timestamp_ms=timestamp_ms,
                 received_at_ms=now_ms,
             )
-            for event_hash, action, timestamp_ms, item_id in rows
+            for event_hash, item_id, action, timestamp_ms in rows
             if action >= FIRST_ACTION_ID
         ]
         return await self.append(events) if events else []

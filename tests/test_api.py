@@ -70,8 +70,8 @@ async def running(root: Path, domain: Domain, *, keys: bool = False, key: str = 
     store = f"lmdb://{root / 'live'}"
     sequences = Remote(Sequences.func_or_class(str(root), store))
     candidates, ranker = object.__new__(Candidates.func_or_class), object.__new__(Ranker.func_or_class)
-    await candidates.__init__(str(root), None, sequences)
-    await ranker.__init__(str(root), None)
+    await candidates.__init__(str(root), f"lmdb://{root / 'c'}", sequences)
+    await ranker.__init__(str(root), f"lmdb://{root / 'r'}")
     aliases = read_aliases(root)
     live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
     handles = Handles(sequences, Remote(candidates), Remote(ranker))

@@ -166,7 +166,7 @@ class Feed:
         self, ask: Ask, arm: Assignment | None, found: Candidates, ranking: Ranking | None, random_order: bool
     ) -> list[Ranked]:
         if random_order:
-            order = shuffled(len(found.item_ids), hash64(ask.request_id))[: ask.num_results]
+            order = shuffled(len(found.item_ids), hash64(ask.request_id))[0][: ask.num_results]
             return [Ranked(int(c), 0.0) for c in order]
         if ranking is None:
             order = np.argsort(-found.score_C, kind="stable")[: ask.num_results]
