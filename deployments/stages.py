@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,7 @@ from rayapp.hashing import hash64
 from rayapp.root import read_root
 from rayapp.schema import Event
 from rayapp.serving.candidates import Candidates as CandidateList
+from rayapp.serving.candidates import Query
 from rayapp.serving.rates import LiveRates
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store import Outcome, UserSequence
@@ -122,7 +124,8 @@ class Candidates(_HoldsModels):
         index = self._shelf.index(version)
         if index is None:
             return None
-        return await asyncio.to_thread(index.fetch, user.history, self._domain.vocabulary, num_candidates)
+        query = Query(num_candidates, time.time_ns() // 1_000_000)
+        return await asyncio.to_thread(index.fetch, user.history, self._domain.vocabulary, query)
 
 
 @serve.deployment
