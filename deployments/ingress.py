@@ -6,7 +6,6 @@ from typing import Any
 
 from fastapi import Depends, FastAPI
 from ray import serve
-from rayapp.serving.experiments import ExperimentBook
 
 from deployments.data import data_routes
 from deployments.feeds import feed_routes, now_ms
@@ -19,6 +18,7 @@ from rayapp import __version__
 from rayapp.publish import PublishError
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.root import read_root
+from rayapp.serving.experiments import ExperimentBook
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys
 from rayapp.serving.stages import Live

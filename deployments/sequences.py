@@ -9,12 +9,12 @@ from typing import Any
 
 from ray import serve
 from ray.serve import metrics
-from rayapp.serving.trends import Trends
 
 from rayapp.erasure import erase_user
 from rayapp.root import read_root
 from rayapp.schema import FIRST_ACTION_ID, ActionKind, Event
 from rayapp.serving.freshness import Freshness
+from rayapp.serving.trends import Trends
 from rayapp.store import Kind, Outcome, SequenceStore, StoreError, UserSequence
 from rayapp.store.opening import open_store
 

@@ -13,7 +13,10 @@ from rayapp.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
 DAY_MS: Final = 24 * 60 * 60 * 1000
 YEAR_2000_MS: Final = 946_684_800_000
 RESERVED_NAMES: Final = frozenset(
-    {"item_id", "user_id", "created_at_ms", "effective_at_ms", "vector", "likes", *REQUEST_SCHEMA.names}
+    {
+        *("item_id", "user_id", "created_at_ms", "effective_at_ms", "available", "vector", "likes"),
+        *REQUEST_SCHEMA.names,
+    }
 )
 """Columns of our own tables; an attribute of the same name would be taken for them."""
 

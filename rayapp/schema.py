@@ -182,9 +182,10 @@ def attribute_fields(attributes: Sequence[Attribute]) -> list[pa.Field]:
 
 
 def item_schema(attributes: Sequence[Attribute]) -> pa.Schema:
-    """Items of a domain: id, when they became available, and the domain's attributes."""
+    """Items of a domain: id, when they became available, whether they still are, and the domain's attributes."""
     ids = [pa.field("item_id", pa.string(), nullable=False), pa.field("created_at_ms", pa.int64(), nullable=False)]
-    return pa.schema(ids + attribute_fields(attributes))
+    available = pa.field("available", pa.bool_())  # false: in no feed; null is true
+    return pa.schema([*ids, available, *attribute_fields(attributes)])
 
 
 def user_schema(attributes: Sequence[Attribute]) -> pa.Schema:

@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -76,9 +76,7 @@ async def running(root: Path, domain: Domain, *, keys: bool = False, key: str = 
     live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
     handles = Handles(sequences, Remote(candidates), Remote(ranker))
     feed = Feed(domain, handles, live, ExperimentBook(root, domain))
-    service = Service(
-        root, domain, handles, live, feed, Keys.load(root), keys_needed=keys, metrics=Metrics(domain)
-    )
+    service = Service(root, domain, handles, live, feed, Keys.load(root), keys_needed=keys, metrics=Metrics(domain))
     transport = httpx.ASGITransport(app=build_api(service), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
@@ -95,7 +93,7 @@ Test = Callable[[Running], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
-def api(models: tuple[Path, Any], domain: Domain) -> Iterator[Callable[[Test], None]]:  # noqa: F811
+def api(models: tuple[Path, Any], domain: Domain) -> Callable[..., None]:  # noqa: F811
     """Runs a test against the API of a root with two models."""
     root, store = models
     store.close()
@@ -107,7 +105,7 @@ def api(models: tuple[Path, Any], domain: Domain) -> Iterator[Callable[[Test], N
 
         asyncio.run(inside())
 
-    yield run
+    return run
 
 
 def test_a_feed_sees_what_was_just_done_and_is_logged_as_it_was_shown(api: Any, domain: Domain) -> None:

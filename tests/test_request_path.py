@@ -1,4 +1,4 @@
-"""The request path without Ray or HTTP: stages that are late, fail or lack a model; paging; the request log; freshness."""
+"""The request path without Ray or HTTP: stages that are late, fail or lack a model; pages; the request log."""
 
 import asyncio
 import dataclasses

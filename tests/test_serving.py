@@ -1,4 +1,4 @@
-"""Candidates, blending, metrics, and models held while aliases move. No Ray, no HTTP."""
+"""Models published, loaded, and held while aliases move and items arrive. No Ray, no HTTP."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -22,8 +22,7 @@ from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.registry.models import list_models, load_model, publish_model
 from rayapp.schema import Action, ActionKind, Vocabulary
-from rayapp.serving.blend import blend
-from rayapp.serving.candidates import CandidateIndex
+from rayapp.serving.candidates import Query
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_request
@@ -32,53 +31,19 @@ from tests.conftest import make_request
 def item_table(domain: Domain, num_items: int = 30, width: int = 8) -> ItemTable:
     """Items of three genres; item n has n likes, was made at n, and its vector is its genre's."""
     items = [
-        {"item_id": f"i{n}", "created_at_ms": n, "title": f"film {n}", "genres": [f"g{n % 3}"], "year": 1990.0 + n}
+        {
+            "item_id": f"i{n}",
+            "created_at_ms": n,
+            "available": True,
+            "title": f"film {n}",
+            "genres": [f"g{n % 3}"],
+            "year": 1990.0 + n,
+        }
         for n in range(num_items)
     ]
     tower = LinearTower(np.random.default_rng(0).normal(size=(64, width)).astype(np.float32), domain.attributes)
     vectors = np.eye(width, dtype=np.float32)[np.arange(num_items) % 3]
     return ItemTable.make("table", tower, items, np.arange(num_items), vectors, 0)
-
-
-def history(*actions: tuple[str, int]) -> History:
-    """Newest first: (item, action id)."""
-    n = len(actions)
-    times = np.arange(n, 0, -1).astype(np.int64)
-    hashes = np.array([hash64(i) for i, _ in actions], np.uint64)
-    return History(times, times, times, hashes, hashes, np.array([a for _, a in actions], np.uint8))
-
-
-def test_likes_bring_their_neighbours_and_nothing_seen_comes_back(domain: Domain) -> None:
-    save, hide = domain.vocabulary.id_of("save"), domain.vocabulary.id_of("hide")
-    found = CandidateIndex(item_table(domain)).fetch(history(("i3", save), ("i29", hide)), domain.vocabulary, 10)
-    assert len(found.item_ids) == len(set(found.item_ids)) == 10
-    assert not {"i3", "i29"} & set(found.item_ids)
-    nearest = [i for i, s in zip(found.item_ids, found.sources, strict=True) if s == "nearest"]
-    assert len(nearest) == 6
-    assert all(int(i[1:]) % 3 == 0 for i in nearest)
-    assert "newest" in found.sources
-    assert "popular" in found.sources
-
-
-def test_an_unknown_user_gets_popular_and_new_items(domain: Domain) -> None:
-    found = CandidateIndex(item_table(domain)).fetch(History.empty(), domain.vocabulary, 5)
-    assert found.item_ids == ["i29", "i28", "i27", "i26", "i25"]
-    assert set(found.sources) <= {"popular", "newest"}
-
-
-def test_asking_for_more_than_there_is_gives_all_that_is_left(domain: Domain) -> None:
-    table = item_table(domain, 4)
-    found = CandidateIndex(table).fetch(history(("i0", 3), ("gone", 3)), domain.vocabulary, 100)
-    assert sorted(found.item_ids) == ["i1", "i2", "i3"]
-    everything = history(*((f"i{n}", 3) for n in range(4)))
-    assert CandidateIndex(table).fetch(everything, domain.vocabulary, 100).item_ids == []
-
-
-def test_blend_sorts_by_utility_and_keeps_order_on_ties() -> None:
-    probability = np.array([[0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.1, 0.0]], np.float32)
-    assert [r.index for r in blend(probability, (1.0, -1.0), 4)] == [1, 3, 0, 2]
-    assert [r.index for r in blend(probability, (1.0, -1.0), 1)] == [1]
-    assert blend(np.zeros((0, 2), np.float32), (1.0, -1.0), 5) == []
 
 
 @pytest.fixture
@@ -204,7 +169,7 @@ def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path,
     shelf.refresh()
     index = shelf.index("a")
     assert index is not None
-    assert "new" in index.fetch(History.empty(), domain.vocabulary, 10).item_ids
+    assert "new" in index.fetch(History.empty(), domain.vocabulary, Query(10, now_ms=100)).item_ids
     promote(root, CHAMPION, "b")
     shelf.refresh()  # a model loaded later gets the items put before
     model = shelf.get("b")

@@ -94,7 +94,7 @@ def parse_domain(text: str) -> DomainFile:
         domain=domain,
         events=top.take("events", _list_of(lambda where, v: _event_layout(where, v, domain))),
         requests=top.take("requests", _list_of(lambda where, v: _request_layout(where, v, domain)), ()),
-        items=_entity_layout(items, "item_id", "created_at", domain.attributes, vector=True),
+        items=_entity_layout(items, "item_id", "created_at", domain.attributes, items=True),
         users=_entity_layout(users, "user_id", "effective_at", domain.user_attributes)
         if attributes["[users]"]
         else None,
@@ -213,7 +213,7 @@ def _request_layout(where: str, value: Any, domain: Domain) -> RequestLayout:
 
 
 def _entity_layout(
-    table: _Table, id_name: str, at_name: str, attributes: tuple[Attribute, ...], *, vector: bool = False
+    table: _Table, id_name: str, at_name: str, attributes: tuple[Attribute, ...], *, items: bool = False
 ) -> EntityLayout:
     """The `columns` table inside [items] or [users]; what it leaves out has a column of its own name."""
     columns = _Table(f"{table.where} columns", table.take("columns", _any, {}))
@@ -221,7 +221,8 @@ def _entity_layout(
         id=columns.take(id_name, _column, Column((id_name,))),
         at=columns.take(at_name, _time, None),
         attributes=tuple((a.name, columns.take(a.name, _column, Column((a.name,)))) for a in attributes),
-        vector=columns.take("vector", _column, None) if vector else None,
+        vector=columns.take("vector", _column, None) if items else None,
+        available=columns.take("available", _column, None) if items else None,
     )
     columns.done()
     table.done()

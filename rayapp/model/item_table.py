@@ -2,9 +2,11 @@
 
 Rows are private to one table; row 0 is "absent".
 
-Shapes: N items + 1 rows, E vector width.
+Shapes: N items + 1 rows, E vector width, C items asked for, P items put.
 """
 
+import dataclasses
+import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -81,28 +83,42 @@ class ItemTable:
     def item(self, row: int) -> Item:
         return self.items[row - 1]
 
+    def vectors_of(self, item_ids: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors `[C, E]`; zeros for items the table does not hold."""
+        return self.vectors_NE[self.rows_of_ids(item_ids)]
+
     def with_items(self, changed: Sequence[Item]) -> "ItemTable":
         """This table plus items put since it was made, each embedded by this table's own tower.
 
-        A changed item keeps its row and its likes. The result lives in memory only.
+        A changed item keeps its row and its likes. The result lives in memory only. Costs one copy of the columns.
         """
         latest: Mapping[str, Item] = {item["item_id"]: item for item in changed}
-        vector_of = dict(zip(latest, self.tower.embed(list(latest.values())), strict=True))
-        items, vectors = list(self.items), list(self.vectors_NE[1:])
-        likes = list(self.likes_N[1:])
-        for row, (item_id, item) in zip(self.rows_of_ids(list(latest)), latest.items(), strict=True):
-            if row == ABSENT:
-                items.append(item)
-                vectors.append(vector_of[item_id])
-                likes.append(np.int64(0))
-            else:
-                items[row - 1], vectors[row - 1] = item, vector_of[item_id]
-        width = self.vectors_NE.shape[1]
-        return ItemTable.make(
-            self.name,
-            self.tower,
-            items,
-            np.array(likes, np.int64),
-            np.array(vectors, np.float32).reshape(-1, width),
-            self.trained_until_ms,
+        put = list(latest.values())
+        vectors_PE = self.tower.embed(put)
+        hash_P = np.fromiter((hash64(item_id) for item_id in latest), np.uint64, len(latest))
+        row_P = self.rows_of(hash_P)
+        is_new_P = row_P == ABSENT
+        num_new = int(is_new_P.sum())
+        row_P[is_new_P] = np.arange(self.num_rows, self.num_rows + num_new)
+        vectors_NE = np.concatenate([self.vectors_NE, np.zeros((num_new, self.vectors_NE.shape[1]), np.float32)])
+        vectors_NE[row_P] = vectors_PE
+        items = [*self.items, *(put[0] for _ in range(num_new))]
+        for row, item in zip(row_P.tolist(), put, strict=True):
+            items[row - 1] = item
+        order = np.argsort(hash_P[is_new_P])
+        new_hash, new_row = hash_P[is_new_P][order], row_P[is_new_P][order]
+        place = np.searchsorted(self._sorted_hash, new_hash)
+        return dataclasses.replace(
+            self,
+            items=tuple(items),
+            likes_N=np.append(self.likes_N, np.zeros(num_new, np.int64)),
+            vectors_NE=vectors_NE,
+            _sorted_hash=np.insert(self._sorted_hash, place, new_hash),
+            _sorted_row=np.insert(self._sorted_row, place, new_row),
         )
+
+    def changed_since(self, older: "ItemTable") -> NDArray[np.int64]:
+        """Rows whose item `older`, of which this table is an extension, does not hold in this form."""
+        both = len(older.items)
+        differs = np.fromiter(map(operator.is_not, self.items, older.items), bool, both)
+        return np.append(np.flatnonzero(differs) + 1, np.arange(both + 1, self.num_rows))

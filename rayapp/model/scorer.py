@@ -37,9 +37,7 @@ class Scorer:
 
     def with_table(self, table: ItemTable) -> "Scorer":
         """The same weights over an extended item table."""
-        old = self.inputs
-        inputs = Inputs.of(table, old.users, old.encoders, old.vocabulary_size)
-        return dataclasses.replace(self, inputs=inputs)
+        return dataclasses.replace(self, inputs=self.inputs.extended(table))
 
     def logits(self, requests: Requests) -> Tensor:
         """Calibrated logits `[B, C, H]`."""
