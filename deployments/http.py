@@ -205,22 +205,15 @@ class LimitBody:
 
 
 class RequestIds:
-    """ASGI middleware: every request has an id, the caller's `X-Request-ID` or one of ours; the answer repeats it."""
+    """ASGI middleware: every request has an id for logs and error bodies, the caller's `X-Request-ID` or one that Serve
+    made. Serve itself repeats it in the answer's headers."""
 
     def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if given.isascii() and id_problem(given) is None else str(uuid.uuid4())
-        scope[REQUEST_ID] = request_id
-
-        async def send_with_id(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message["headers"] = [*message.get("headers", []), (b"x-request-id", request_id.encode())]
-            await send(message)
-
-        await self._app(scope, receive, send_with_id)
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+            usable = given.isascii() and id_problem(given) is None
+            scope[REQUEST_ID] = given if usable else str(uuid.uuid4())
+        await self._app(scope, receive, send)
