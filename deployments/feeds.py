@@ -17,7 +17,7 @@ from rayapp.serving.blend import blend
 from rayapp.serving.feed import Ask
 from rayapp.serving.items import BadAttribute, check_attributes
 from rayapp.serving.paging import BadToken, ExpiredToken, Page, read_token
-from rayapp.serving.stages import RankCall
+from rayapp.serving.stages import RankCall, Ranking
 from rayapp.store import UserSequence
 
 
@@ -51,22 +51,9 @@ def feed_routes(service: Service) -> APIRouter:
         context = _context(body.context, domain)
         call = RankCall(body.user_id, UserSequence.unknown(), now_ms(), body.item_ids, context)
         run, call, ranking = await service.feed.rank(call, wanted, body.deadline_ms)
-        if ranking is None:
-            if wanted and wanted not in aliases.values():
-                raise Problem(404, f"no loaded model is called {body.model!r}; GET /v1/models lists the aliases")
-            raise Problem(503, f"nothing could be ranked in time ({', '.join(run.reasons)})", retry_after_s=1)
-        items = []
-        for place, row in enumerate(blend(ranking.probability_CH, utilities, len(body.item_ids)), 1):
-            item = {
-                "item_id": body.item_ids[row.index],
-                "rank": place,
-                "score": row.score,
-                "known": bool(ranking.known_C[row.index]),
-            }
-            if body.explain:
-                probability_H = ranking.probability_CH[row.index].tolist()
-                item["probabilities"] = dict(zip(domain.head_names, probability_H, strict=True))
-            items.append(item)
+        if ranking is None and wanted and wanted not in aliases.values():
+            raise Problem(404, f"no loaded model is called {body.model!r}; GET /v1/models lists the aliases")
+        items = _ranked_items(body, ranking, utilities, domain.head_names)
         content = {
             "request_id": str(uuid.uuid4()),
             "items": items,
@@ -78,6 +65,26 @@ def feed_routes(service: Service) -> APIRouter:
         return JSONResponse(content, headers={"Server-Timing": run.server_timing()})
 
     return router
+
+
+def _ranked_items(
+    body: RankBody, ranking: Ranking | None, utilities: tuple[float, ...], head_names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The caller's items, best first; in the caller's own order where nothing ranked them in time."""
+    if ranking is None:
+        return [{"item_id": i, "rank": n, "score": None, "known": None} for n, i in enumerate(body.item_ids, 1)]
+    items = []
+    for place, row in enumerate(blend(ranking.probability_CH, utilities, len(body.item_ids)), 1):
+        item = {
+            "item_id": body.item_ids[row.index],
+            "rank": place,
+            "score": row.score,
+            "known": bool(ranking.known_C[row.index]),
+        }
+        if body.explain:
+            item["probabilities"] = dict(zip(head_names, ranking.probability_CH[row.index].tolist(), strict=True))
+        items.append(item)
+    return items
 
 
 def _ask(body: RecommendationsBody, domain: Domain) -> Ask:
