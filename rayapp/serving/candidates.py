@@ -97,8 +97,6 @@ class CandidateIndex:
 
     def extended(self, table: ItemTable) -> "CandidateIndex":
         """The index over `table`, which is this one's plus items put since; costs copies of a few columns."""
-        if table.tower is not self.table.tower or table.num_rows < self.table.num_rows:
-            return CandidateIndex(table)
         changed = table.changed_since(self.table)
         added = np.arange(self.table.num_rows, table.num_rows)
         more = copy.copy(self)
