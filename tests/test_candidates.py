@@ -98,7 +98,7 @@ def test_a_user_with_only_hides_gets_a_feed_without_what_was_hidden(index: Candi
 
 def test_what_is_nearer_to_a_hidden_item_than_to_a_like_is_not_near(words: Vocabulary) -> None:
     items = [item(n, genres=["g0"]) for n in range(6)]
-    angle = np.radians([0, 40, 30, 10, -10, 90])  # liked, hidden, three between, one far
+    angle = np.radians([0, 40, 30, 10, -12, 90])  # liked, hidden, three between, one far
     vectors = np.zeros((6, WIDTH), np.float32)
     vectors[:, 0], vectors[:, 1] = np.cos(angle), np.sin(angle)
     table = dataclasses.replace(table_of(items), vectors_NE=np.concatenate([np.zeros((1, WIDTH), np.float32), vectors]))
@@ -181,7 +181,7 @@ puts = st.builds(
 )
 
 
-@settings(deadline=None, max_examples=150)
+@settings(deadline=None, max_examples=80)
 @given(
     acted=st.lists(st.tuples(ids, st.sampled_from([CLICK, SAVE, HIDE, IMPRESSION])), max_size=30),
     put=st.lists(puts, max_size=15),
@@ -264,11 +264,21 @@ def test_inverted_lists_find_the_neighbours(monkeypatch: pytest.MonkeyPatch, rng
     assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(exact, found, strict=True)]) > 0.9
 
 
-def test_a_long_tail_is_taken_into_the_index(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+@pytest.mark.parametrize("exact_rows", [5_000, 0])
+def test_a_long_tail_goes_into_the_index(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, exact_rows: int
+) -> None:
     monkeypatch.setattr(neighbours, "TAIL_ROWS", 3)
-    vectors = rng.normal(size=(30, WIDTH)).astype(np.float32)
-    found = Neighbours(vectors[:20])
-    for size in range(21, 31):
-        found = found.extended(vectors[:size], np.array([size - 1]))
-    rows, _ = found.search(vectors[29:], 1, np.ones(30, bool))
-    assert rows.tolist() == [[29]]
+    monkeypatch.setattr(neighbours, "EXACT_ROWS", exact_rows)
+    all_vectors = rng.normal(size=(3_010, WIDTH)).astype(np.float32)
+    all_vectors /= np.linalg.norm(all_vectors, axis=1, keepdims=True)
+    vectors, everything = all_vectors[:3_000].copy(), np.ones(3_010, bool)
+    found = Neighbours(vectors)
+    for n in range(10):  # each round adds a row and makes another one like it
+        vectors = np.concatenate([vectors, all_vectors[[3_000 + n]]])
+        vectors[n] = vectors[-1]
+        found = found.extended(vectors, np.array([n, 3_000 + n]))
+        rows, _ = found.search(vectors[-1:], 2, everything[: len(vectors)])
+        assert set(rows[0].tolist()) == {n, 3_000 + n}
+    monkeypatch.setattr(neighbours, "PROBED_LISTS", 1_000)
+    assert len(np.unique(found.search(vectors[:1], 3_010, everything)[0])) == 3_010

@@ -21,8 +21,10 @@ from rayapp.publish import PublishError, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.registry.models import list_models, load_model, publish_model
+from rayapp.root import make_root
 from rayapp.schema import Action, ActionKind, Vocabulary
 from rayapp.serving.candidates import Query
+from rayapp.serving.items import check_item
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_request
@@ -46,9 +48,9 @@ def item_table(domain: Domain, num_items: int = 30, width: int = 8) -> ItemTable
     return ItemTable.make("table", tower, items, np.arange(num_items), vectors, 0)
 
 
-@pytest.fixture
-def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
-    """A root with the models `a` (champion) and `b`, and its store."""
+def publish_models(root: Path, domain: Domain) -> None:
+    """A root with the models `a` (champion) and `b` over one item table, both untrained."""
+    make_root(root, domain, 4)
     table = item_table(domain)
     publish_table(root, table, {})
     nothing = AttributeEncoder({}, {}, {}, {})
@@ -69,6 +71,12 @@ def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
             lineage={"created_at_ms": 1},
         )
     promote(root, CHAMPION, "a")
+
+
+@pytest.fixture
+def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
+    """That root, and its store."""
+    publish_models(root, domain)
     store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
     yield root, store
     store.close()
@@ -160,6 +168,11 @@ def test_a_corrupt_champion_is_refused_and_the_old_one_stays(
     assert shelf.champion == "a"
     assert shelf.versions == ["a"]
     assert "was refused" in caplog.text
+    assert list(shelf.refused) == ["b"]
+    assert "damaged" in shelf.refused["b"]
+    promote(root, CHAMPION, "a")
+    shelf.refresh()
+    assert shelf.refused == {}
 
 
 def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path, LmdbStore], domain: Domain) -> None:
@@ -175,6 +188,45 @@ def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path,
     model = shelf.get("b")
     assert model is not None
     assert model.table.rows_of_ids(["new"])[0] > 0
+
+
+def test_models_over_one_item_table_share_it_and_its_index(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, store = models
+    promote(root, "shadow", "b")
+    shelf = ModelShelf(root, domain, store)
+    for n in (100, 101):
+        store.put_item({"item_id": f"i{n}", "created_at_ms": n, "title": "brand new", "genres": ["g1"], "year": None})
+        shelf.refresh()
+        a, b = shelf.get("a"), shelf.get("b")
+        assert a is not None
+        assert b is not None
+        assert a.table is b.table is a.scorer.inputs.table is b.scorer.inputs.table
+        index = shelf.index("a")
+        assert index is shelf.index("b")
+        assert index is not None
+        assert index.table is a.table
+        assert index.fetch(History.empty(), domain.vocabulary, Query(1, now_ms=n)).item_ids == ["i29"]
+        newest = Query(5, now_ms=n, mix={"newest": 1.0})
+        assert index.fetch(History.empty(), domain.vocabulary, newest).item_ids[0] == f"i{n}"
+    assert shelf.index("zzz") is None
+
+
+def test_an_item_taken_out_of_feeds_still_ranks(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, store = models
+    shelf = ModelShelf(root, domain, store)
+    everything = Query(100, now_ms=100)
+    index = shelf.index("a")
+    assert index is not None
+    assert "i3" in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
+    store.put_item(check_item("i3", {"available": False, "created_at_ms": 3}, domain.attributes, 100))
+    shelf.refresh()
+    index, model = shelf.index("a"), shelf.get("a")
+    assert index is not None
+    assert "i3" not in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
+    assert model is not None
+    nothing = np.zeros(1, np.uint8), np.zeros(1, np.uint64)
+    _, known = model.scorer.score(make_request(*nothing, np.array([hash64("i3")], np.uint64), num_heads=2))
+    assert known.all()
 
 
 def test_a_root_without_a_champion_says_what_to_do(root: Path, domain: Domain) -> None:

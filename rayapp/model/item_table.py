@@ -6,7 +6,6 @@ Shapes: N items + 1 rows, E vector width, C items asked for, P items put.
 """
 
 import dataclasses
-import operator
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -33,6 +32,10 @@ class ItemTable:
     trained_until_ms: int
     _sorted_hash: NDArray[np.uint64] = field(repr=False)
     _sorted_row: NDArray[np.int64] = field(repr=False)
+    _round: int = field(repr=False)
+    """How often items were put into it since it was made."""
+    _round_N: NDArray[np.int64] = field(repr=False)
+    """The round in which each row's item was put; 0: when it was made."""
 
     @classmethod
     def make(
@@ -64,6 +67,8 @@ class ItemTable:
             trained_until_ms,
             hashes[order],
             order + 1,
+            0,
+            np.zeros(len(items) + 1, np.int64),
         )
 
     @property
@@ -105,6 +110,8 @@ class ItemTable:
         items = [*self.items, *(put[0] for _ in range(num_new))]
         for row, item in zip(row_P.tolist(), put, strict=True):
             items[row - 1] = item
+        round_N = np.append(self._round_N, np.zeros(num_new, np.int64))
+        round_N[row_P] = self._round + 1
         order = np.argsort(hash_P[is_new_P])
         new_hash, new_row = hash_P[is_new_P][order], row_P[is_new_P][order]
         place = np.searchsorted(self._sorted_hash, new_hash)
@@ -115,10 +122,16 @@ class ItemTable:
             vectors_NE=vectors_NE,
             _sorted_hash=np.insert(self._sorted_hash, place, new_hash),
             _sorted_row=np.insert(self._sorted_row, place, new_row),
+            _round=self._round + 1,
+            _round_N=round_N,
         )
 
     def changed_since(self, older: "ItemTable") -> NDArray[np.int64]:
-        """Rows whose item `older`, of which this table is an extension, does not hold in this form."""
-        both = len(older.items)
-        differs = np.fromiter(map(operator.is_not, self.items, older.items), bool, both)
-        return np.append(np.flatnonzero(differs) + 1, np.arange(both + 1, self.num_rows))
+        """Rows of items put after `older`, of which this table is an extension.
+
+        Raises:
+            ValueError: they are not of one name.
+        """
+        if older.name != self.name:
+            raise ValueError(f"item table {self.name} does not extend {older.name}")
+        return np.flatnonzero(self._round_N > older._round)

@@ -30,6 +30,7 @@ DEFAULT_MIX: Final[Mapping[str, float]] = MappingProxyType(
     {"nearest": 0.45, "interests": 0.15, "trending": 0.1, "newest": 0.1, "explore": 0.05}
 )
 POPULAR: Final = "popular"
+NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +82,9 @@ class CandidateIndex:
         self._available_N = np.ones(size, bool)
         self._created_ms_N = np.zeros(size, np.int64)
         self._popularity_N = _popularity(table.likes_N)
-        self._rows_having: dict[tuple[str, str], Rows] = {}
-        self._changed: set[int] = set()
-        self._read(np.arange(1, size))
-        having: dict[tuple[str, str], list[int]] = {}
-        for attribute in self._categories():
-            for row, item in enumerate(table.items, 1):
-                for value in item.get(attribute) or ():
-                    having.setdefault((attribute, value), []).append(row)
-        self._rows_having = {key: np.array(rows, np.int64) for key, rows in having.items()}
+        rows = np.arange(1, size)
+        self._read(rows)
+        self._having = {key: np.array(having, np.int64) for key, having in _by_category(table, rows).items()}
         self._popular = np.argsort(-table.likes_N, kind="stable")
         # Likes break ties, so that a catalogue dated by year does not call its oldest rows new.
         self._newest = np.lexsort((-table.likes_N, -self._created_ms_N))
@@ -97,8 +92,6 @@ class CandidateIndex:
 
     def extended(self, table: ItemTable) -> "CandidateIndex":
         """The index over `table`, which is this one's plus items put since; costs copies of a few columns."""
-        if table.tower is not self.table.tower or table.num_rows < self.table.num_rows:
-            return CandidateIndex(table)
         changed = table.changed_since(self.table)
         added = np.arange(self.table.num_rows, table.num_rows)
         more = copy.copy(self)
@@ -107,7 +100,7 @@ class CandidateIndex:
         more._created_ms_N = np.append(self._created_ms_N, np.zeros(len(added), np.int64))
         more._popularity_N = np.append(self._popularity_N, _popularity(np.zeros(len(added), np.int64)))
         more._read(changed)
-        more._changed = self._changed | set(changed.tolist())
+        more._having = self._having_with(table, changed)
         more._popular = np.append(self._popular, added)  # without likes: behind all others
         more._newest = more._newest_with(changed)
         more._neighbours = self._neighbours.extended(table.vectors_NE, changed)
@@ -148,21 +141,17 @@ class CandidateIndex:
         """The rows that this request may show."""
         free_N = self._available_N & (self._created_ms_N <= query.now_ms)
         for attribute, values in query.require.items():
-            free_N &= self._having(attribute, values)
+            free_N &= self._with_category(attribute, values)
         free_N[self.table.rows_of(history.item_hash_E)] = False
         free_N[self.table.rows_of(query.exclude_hash)] = False
         free_N[ABSENT] = False
         return free_N
 
-    def _having(self, attribute: str, values: frozenset[str]) -> NDArray[np.bool_]:
+    def _with_category(self, attribute: str, values: frozenset[str]) -> NDArray[np.bool_]:
         """Rows whose item has one of the values; none for an attribute that is not categorical or not known."""
         has_N = np.zeros(self.table.num_rows, bool)
         for value in values:
-            if (rows := self._rows_having.get((attribute, value))) is not None:
-                has_N[rows] = True
-        if attribute in self._categories():
-            for row in self._changed:
-                has_N[row] = not values.isdisjoint(self.table.item(row).get(attribute) or ())
+            has_N[self._having.get((attribute, value), NO_ROWS)] = True
         return has_N
 
     def _near(self, seeds: Rows, hidden: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
@@ -171,7 +160,7 @@ class CandidateIndex:
         Left out is what stands nearer to an item that the user rejected than to the seed that found it.
         """
         if not len(seeds) or not count:
-            return np.zeros(0, np.int64), np.zeros(0, np.float32)
+            return NO_ROWS, np.zeros(0, np.float32)
         vectors_NE = self.table.vectors_NE
         row_SK, similarity_SK = self._neighbours.search(vectors_NE[seeds], count, free_N)
         found, similarity = row_SK.T.ravel(), similarity_SK.T.ravel()
@@ -183,14 +172,21 @@ class CandidateIndex:
             found, similarity = found[keep], similarity[keep]
         return found, np.clip(similarity, 0, 1)
 
-    def _categories(self) -> list[str]:
-        return [a.name for a in self.table.tower.attributes if a.kind is AttributeKind.CATEGORIES]
-
     def _read(self, rows: Rows) -> None:
         """Availability and date of these rows' items."""
         items = [self.table.item(row) for row in rows.tolist()]
         self._available_N[rows] = [item.get("available") is not False for item in items]
         self._created_ms_N[rows] = [item["created_at_ms"] for item in items]
+
+    def _having_with(self, table: ItemTable, changed: Rows) -> dict[tuple[str, str], Rows]:
+        """`_having` after the items of `changed` were replaced or added."""
+        gone = _by_category(self.table, changed[changed < self.table.num_rows])
+        come = _by_category(table, changed)
+        having = dict(self._having)
+        for key in gone.keys() | come.keys():
+            rows = having.get(key, NO_ROWS)
+            having[key] = np.append(rows[~np.isin(rows, gone.get(key, []))], np.array(come.get(key, []), np.int64))
+        return having
 
     def _newest_with(self, changed: Rows) -> Rows:
         """The newest-first order after the dates of `changed` were read anew."""
@@ -236,6 +232,18 @@ class _Chosen:
         )
 
 
+def _by_category(table: ItemTable, rows: Rows) -> dict[tuple[str, str], list[int]]:
+    """(attribute, value) -> those of `rows` whose item has it."""
+    names = [a.name for a in table.tower.attributes if a.kind is AttributeKind.CATEGORIES]
+    having: dict[tuple[str, str], list[int]] = {}
+    for row in rows.tolist():
+        item = table.item(row)
+        for name in names:
+            for value in item.get(name) or ():
+                having.setdefault((name, value), []).append(row)
+    return having
+
+
 def _popularity(likes_N: NDArray[np.int64]) -> Scores:
     """Likes on a logarithmic scale, in [0, 1]."""
     log_N = np.log1p(likes_N)
@@ -251,4 +259,4 @@ def _first_free(order: Rows, free_N: NDArray[np.bool_], count: int) -> Rows:
         free = part[free_N[part]][:count]
         found.append(free)
         count, at, width = count - len(free), at + width, 2 * width
-    return np.concatenate(found) if found else np.zeros(0, np.int64)
+    return np.concatenate(found) if found else NO_ROWS

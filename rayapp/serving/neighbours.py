@@ -1,4 +1,4 @@
-"""Nearest items by their vectors: FAISS over a table's rows, and a short tail of rows that were put since.
+"""Nearest items by their vectors: FAISS over a table's rows, and beside it a short tail of rows that were put since.
 
 Shapes: N rows of the item table, E vector width, S queries, K neighbours of each, T rows of the tail.
 """
@@ -20,8 +20,8 @@ LISTS_PER_ROOT: Final = 2
 """Inverted lists per square root of the number of rows: then finding the lists costs about as much as reading them."""
 PROBED_LISTS: Final = 64
 TRAINING_ROWS_PER_LIST, TRAINING_ROUNDS = 64, 8
-TAIL_ROWS, TAIL_SHARE = 5_000, 0.1
-"""A tail longer than both is not worth having: the index is made anew."""
+TAIL_ROWS: Final = 5_000
+"""A longer tail goes into the index."""
 
 
 class Neighbours:
@@ -43,13 +43,17 @@ class Neighbours:
         self._index.add(vectors_NE)
 
     def extended(self, vectors_NE: NDArray[np.float32], changed: NDArray[np.int64]) -> "Neighbours":
-        """The same rows with those of `changed` replaced or added. They are compared one by one, without FAISS, until
-        there are so many that the index is made anew."""
+        """The same rows with those of `changed` replaced or added; they join the tail, which FAISS does not know."""
         tail = np.union1d(self._tail, changed)
-        if len(tail) > max(TAIL_ROWS, TAIL_SHARE * self._num_indexed):
+        if len(tail) > TAIL_ROWS and self._exact:
             return Neighbours(vectors_NE)
         more = copy.copy(self)  # FAISS's part is shared: it is never changed
         more._vectors_NE, more._tail = vectors_NE, tail
+        if len(tail) > TAIL_ROWS:  # the lists stay those that were found for the table as it was made
+            more._index = faiss.clone_index(self._index)
+            more._index.remove_ids(faiss.IDSelectorBatch(tail))
+            more._index.add_with_ids(vectors_NE[tail], tail)
+            more._num_indexed, more._tail = len(vectors_NE), np.zeros(0, np.int64)
         return more
 
     def search(
@@ -73,9 +77,11 @@ class Neighbours:
         if len(tail_T):
             similarity_SK = np.hstack([similarity_SK, query_SE @ self._vectors_NE[tail_T].T])
             row_SK = np.hstack([row_SK, np.broadcast_to(tail_T, (len(query_SE), len(tail_T)))])
-            order_SK = np.argsort(-similarity_SK, axis=1, kind="stable")[:, :count]
-            similarity_SK = np.take_along_axis(similarity_SK, order_SK, axis=1)
-            row_SK = np.take_along_axis(row_SK, order_SK, axis=1)
+            if row_SK.shape[1] > count:
+                best_SK = np.argpartition(-similarity_SK, count - 1, axis=1)[:, :count]
+                row_SK, similarity_SK = (np.take_along_axis(a, best_SK, axis=1) for a in (row_SK, similarity_SK))
+            order_SK = np.argsort(-similarity_SK, axis=1, kind="stable")
+            row_SK, similarity_SK = (np.take_along_axis(a, order_SK, axis=1) for a in (row_SK, similarity_SK))
         return row_SK, similarity_SK
 
 
