@@ -33,7 +33,7 @@ def item(n: int, **changes: Any) -> dict[str, Any]:
 def table_of(items: list[dict[str, Any]], seed: int = 0) -> ItemTable:
     """The n-th item has n likes; vectors cluster by genre."""
     rng = np.random.default_rng(seed)
-    tower = LinearTower(rng.normal(size=(64, WIDTH)).astype(np.float32), ATTRIBUTES)
+    tower = LinearTower(rng.normal(size=(4096, WIDTH)).astype(np.float32), ATTRIBUTES)
     centre = np.eye(WIDTH)[[int(each["genres"][0][1:]) for each in items]].reshape(-1, WIDTH)
     vectors = (centre + 0.1 * rng.normal(size=(len(items), WIDTH))).astype(np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)

@@ -4,13 +4,13 @@
 """
 
 import asyncio
+import contextlib
 import json
 import os
 import threading
 import time
 import uuid
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -19,6 +19,7 @@ import schemathesis
 import uvicorn
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from hypothesis.errors import Unsatisfiable
 from schemathesis.core.result import Ok
 
 from deployments.ingress import build_api
@@ -44,8 +45,7 @@ def url(tmp_path_factory: pytest.TempPathFactory, domain: Domain) -> Iterator[st
         async with running(root, domain) as graph:
             server = uvicorn.Server(uvicorn.Config(build_api(graph.service), port=port, log_level="critical"))
             task = asyncio.create_task(server.serve())
-            while not stop.is_set():
-                await asyncio.sleep(0.05)
+            await asyncio.to_thread(stop.wait)
             server.should_exit = True
             await task
 
@@ -82,7 +82,8 @@ def test_no_request_that_the_api_describes_or_forbids_is_a_server_error(url: str
                 if answer.status_code >= 400:
                     assert answer.headers["content-type"] == ["application/problem+json"]
 
-            check()
+            with contextlib.suppress(Unsatisfiable):  # a request without parts can't be made wrong
+                check()
     assert len(asked) >= 12, asked
     print(f"{sum(asked.values()):,} requests")  # noqa: T201
 
@@ -149,7 +150,3 @@ def test_a_body_that_is_cut_off_and_a_client_that_leaves(url: str) -> None:
             connection.sendall(text.encode())
     assert httpx.get(f"{url}/health/live").status_code == 200
     assert httpx.get(f"{url}/health/ready").status_code == 200
-
-
-def test_the_database_of_examples_stays_out_of_the_tree() -> None:
-    assert not (Path(__file__).parents[1] / ".hypothesis" / "examples").is_file()
