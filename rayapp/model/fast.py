@@ -1,0 +1,69 @@
+"""The ranker prepared for scoring: one request at a time, what belongs to the user computed once.
+
+Exact up to float32 rounding. Prepared once and never changed, so any number of threads may score with it.
+
+Shapes: C candidates, F crossing width, U of its columns the same for every candidate, O those of their own, G encoder
+output width, X output width of the first linear layer, H heads.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from rayapp.model.encoder import SequenceEncoder, TransActEncoder
+from rayapp.model.fast_encoder import EarlyFusion
+from rayapp.model.ranker import Batch, Ranker
+
+PLAIN_BLOCK: Final = 64
+"""Candidates at a time in an encoder that has no fast form: their activations stay in the cache."""
+
+
+class FastRanker:
+    """Logits `[C, H]` of a batch that holds one request."""
+
+    def __init__(self, ranker: Ranker) -> None:
+        """`ranker` is in evaluation mode, and its weights do not change any more."""
+        self._ranker = ranker
+        self._encode = candidate_encoder(ranker.encoder)
+        self._shared = ranker.encoder.shared_dim if ranker.encoder is not None else 0
+        first: Any = (*ranker.cross.layers, ranker.mlp[0])[0]
+        user = slice(ranker.item_width, ranker.item_width + ranker.user_width + self._shared)
+        weight_XF = first.weight.detach()
+        self._user_XU, self._bias_X = weight_XF[:, user].contiguous(), first.bias.detach()
+        self._own_OX = torch.cat([weight_XF[:, : user.start], weight_XF[:, user.stop :]], dim=1).T
+
+    def __call__(self, batch: Batch) -> Tensor:
+        ranker = self._ranker
+        if not batch.candidate_BCE.shape[1]:
+            return batch.candidate_BCE.new_zeros(0, ranker.mlp[-1].out_features)
+        item_CF, encoded_CG = ranker.item_features(batch)[0], self._encode(batch)
+        user_1U = torch.cat([ranker.user_features(batch), encoded_CG[:1, : self._shared]], dim=1)
+        own_CG = encoded_CG[:, self._shared :]
+        user_X = torch.addmv(self._bias_X, self._user_XU, user_1U[0])
+        first_CX = torch.addmm(user_X, torch.cat([item_CF, own_CG], dim=1), self._own_OX)
+        if not ranker.cross.layers:
+            logits_CH: Tensor = ranker.mlp[1:](first_CX)
+            return logits_CH
+        x_CF = torch.cat([item_CF, user_1U.expand(len(item_CF), -1), own_CG], dim=1)
+        crossed_CF = torch.addcmul(x_CF, x_CF, first_CX)
+        for layer in ranker.cross.layers[1:]:
+            crossed_CF = torch.addcmul(crossed_CF, x_CF, layer(crossed_CF))
+        logits_CH = ranker.mlp(crossed_CF)
+        return logits_CH
+
+
+def candidate_encoder(encoder: SequenceEncoder | None) -> Callable[[Batch], Tensor]:
+    """The quickest exact form of an encoder: a function from a batch of one request to `[C, G]`."""
+    if encoder is None:
+        return lambda batch: batch.candidate_BCE[0, :, :0]
+    if isinstance(encoder, TransActEncoder) and encoder.config.fusion == "concat":
+        return EarlyFusion(encoder)
+
+    def plain(batch: Batch) -> Tensor:
+        # What is shared would be computed again in each block.
+        parts_BCE = batch.candidate_BCE.split(batch.candidate_BCE.shape[1] if encoder.shared_dim else PLAIN_BLOCK, dim=1)
+        return torch.cat([encoder(batch.action_BL, batch.history_BLE, part_BCE)[0] for part_BCE in parts_BCE])
+
+    return plain
