@@ -11,6 +11,7 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from rayapp.model.encoder import SequenceEncoder, TransActEncoder
 from rayapp.model.fast_encoder import EarlyFusion
@@ -32,30 +33,39 @@ class FastRanker:
         user = slice(ranker.item_width, ranker.item_width + ranker.user_width + self._shared)
         weight_XF = first.weight.detach()
         self._user_XU, self._bias_X = weight_XF[:, user].contiguous(), first.bias.detach()
-        self._own_OX = torch.cat([weight_XF[:, : user.start], weight_XF[:, user.stop :]], dim=1).T
+        self._own_XO = torch.cat([weight_XF[:, : user.start], weight_XF[:, user.stop :]], dim=1)
 
     def __call__(self, batch: Batch) -> Tensor:
         ranker = self._ranker
+        cross, output = ranker.cross.layers, ranker.mlp[0]
         if not batch.candidate_BCE.shape[1]:
             return batch.candidate_BCE.new_zeros(0, ranker.mlp[-1].out_features)
         item_CF, encoded_CG = ranker.item_features(batch)[0], self._encode(batch)
         user_1U = torch.cat([ranker.user_features(batch), encoded_CG[:1, : self._shared]], dim=1)
-        own_CG = encoded_CG[:, self._shared :]
-        user_X = torch.addmv(self._bias_X, self._user_XU, user_1U[0])
-        first_CX = torch.addmm(user_X, torch.cat([item_CF, own_CG], dim=1), self._own_OX)
-        if not ranker.cross.layers:
-            logits_CH: Tensor = ranker.mlp[1:](first_CX)
-            return logits_CH
-        x_CF = torch.cat([item_CF, user_1U.expand(len(item_CF), -1), own_CG], dim=1)
-        crossed_CF = torch.addcmul(x_CF, x_CF, first_CX)
-        for layer in ranker.cross.layers[1:]:
-            crossed_CF = torch.addcmul(crossed_CF, x_CF, layer(crossed_CF))
-        logits_CH = ranker.mlp(crossed_CF)
+        own_CO = torch.cat([item_CF, encoded_CG[:, self._shared :]], dim=1)
+        first_X = torch.addmv(self._bias_X, self._user_XU, user_1U[0])
+        if not cross:
+            return self._heads(torch.addmm(first_X, own_CO, self._own_XO[:, : own_CO.shape[1]].T))
+        # Columns that are zero, as those of a user without actions, stay zero in every layer: they come last, so
+        # `width` leaves them out.
+        user_CU = user_1U.expand(len(item_CF), -1)
+        x_CF = torch.cat([item_CF, user_CU, own_CO[:, item_CF.shape[1] :]], dim=1)
+        width = x_CF.shape[1]
+        gate_CF = torch.addmm(first_X[:width], own_CO, self._own_XO[:width, : own_CO.shape[1]].T)
+        crossed_CF = torch.addcmul(x_CF, x_CF, gate_CF)
+        for layer in cross[1:]:
+            gate_CF = functional.linear(crossed_CF, layer.weight[:width, :width], layer.bias[:width])
+            crossed_CF = torch.addcmul(crossed_CF, x_CF, gate_CF)
+        return self._heads(functional.linear(crossed_CF, output.weight[:, :width], output.bias))
+
+    def _heads(self, hidden_CX: Tensor) -> Tensor:
+        logits_CH: Tensor = self._ranker.mlp[1:](hidden_CX)
         return logits_CH
 
 
 def candidate_encoder(encoder: SequenceEncoder | None) -> Callable[[Batch], Tensor]:
-    """The quickest exact form of an encoder: a function from a batch of one request to `[C, G]`."""
+    """The quickest exact form of an encoder: a function from a batch of one request to `[C, G]`, or `[C, 0]` where all of
+    it is zero."""
     if encoder is None:
         return lambda batch: batch.candidate_BCE[0, :, :0]
     if isinstance(encoder, TransActEncoder) and encoder.config.fusion == "concat":

@@ -38,11 +38,11 @@ class EarlyFusion:
         self._others = [FoldedLayer(layer) if one_head else layer for layer in others]
 
     def __call__(self, batch: Batch) -> Tensor:
-        """`[C, G]` of a batch of one request."""
+        """`[C, G]` of a batch of one request; `[C, 0]` of a user without any action, whose read-out is zero."""
         encoder, candidate_CE = self._encoder, batch.candidate_BCE[0]
         length = int((batch.action_BL[0] != PAD).sum())
         if length == 0:
-            return candidate_CE.new_zeros(len(candidate_CE), encoder.output_dim)
+            return candidate_CE[:, :0]
         rows_LD = encoder.actions(batch.action_BL, batch.history_BLE)[0, :length]
         rows_LD = functional.pad(rows_LD, (0, candidate_CE.shape[1]))
         if encoder.position_LD is not None:
