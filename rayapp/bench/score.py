@@ -56,7 +56,8 @@ class Plain:
         assert isinstance(encoder, TransActEncoder)
         rows_1LD = encoder.actions(batch.action_BL, batch.history_BLE)
         parts = []
-        for candidate_BE in batch.candidate_BCE[0].split(self.block):
+        for at in range(0, batch.candidate_BCE.shape[1], self.block):
+            candidate_BE = batch.candidate_BCE[0, at : at + self.block]
             num, length = len(candidate_BE), rows_1LD.shape[1]
             fused = [rows_1LD.expand(num, -1, -1), candidate_BE[:, None].expand(-1, length, -1)]
             out_BLD = encoder.transformer(torch.cat(fused, dim=-1))
@@ -81,8 +82,7 @@ def run_bench_score(preset_name: str, repeats: int, as_json: bool, write: Path |
     cross, _ = trained_scorer(scored, variant(preset, "cross").model)
     rng = np.random.default_rng(2)
     batches = {
-        count: scored.inputs.batch(scored.requests(rng, 1, count, config.history_length)[0])
-        for count in LATENCY_CALLS
+        count: scored.inputs.batch(scored.requests(rng, 1, count, config.history_length)[0]) for count in LATENCY_CALLS
     }
     with torch.inference_mode():
         _say("exactness")
@@ -99,12 +99,18 @@ def run_bench_score(preset_name: str, repeats: int, as_json: bool, write: Path |
     for count, calls in LATENCY_CALLS.items():
         _say(f"whole requests of {count} candidates")
         asked = [scored.requests(rng, 1, count, config.history_length)[0] for _ in range(calls)]
-        times_ms = [1e3 * _seconds(lambda one=one: scorer.score(one), time.perf_counter) for one in asked]
+        times_ms = [1e3 * _seconds(lambda one=one: scorer.score(one), time.perf_counter) for one in asked]  # type: ignore[misc]
         for percent in (50, 99):
             result[f"p{percent}_c{count}_ms"] = float(np.percentile(times_ms, percent))
     if as_json:
         rounded = {name: float(f"{value:.4g}") for name, value in (result | detail).items()}
-        told = {"bench": "score", "preset": preset_name, "actions": config.history_length, "device": "cpu", "threads": 1}
+        told = {
+            "bench": "score",
+            "preset": preset_name,
+            "actions": config.history_length,
+            "device": "cpu",
+            "threads": 1,
+        }
         click.echo(json.dumps(told | rounded))
     text = _table(result, detail, preset_name)
     if not as_json:
@@ -149,7 +155,7 @@ def _seconds(call: Callable[[], object], clock: Callable[[], float]) -> float:
 
 
 def _speedups(seconds: dict[str, list[float]], count: int) -> dict[str, float]:
-    """Medians of the repeats' ratios, against the quicker form of the plain module; for the fast encoder their range."""
+    """The repeats' ratios, against the quicker form of the plain module: median, least and most."""
     ratios = {}
     for name, ours, theirs in (
         ("speedup", "fast", "plain"),
@@ -207,12 +213,13 @@ def _table(result: dict[str, float], detail: dict[str, Any], preset: str) -> str
         for count, calls in LATENCY_CALLS.items()
     ]
     return "\n".join(lines) + (
-        f"\n\nPreset `{preset}`, crossing of width {detail['width']}, full histories, one CPU thread, float32. Speedups: CPU "
-        "time of the plain module (`nn.TransformerEncoder`, the candidate in every row; all candidates at once or 64 at a "
-        "time, whichever is quicker) ÷ that of the fast form of the same weights, alternating in one run; the median of "
-        "the ratios and their range. p50 and p99: a whole `Scorer.score`, look-ups included, by the clock.\n\n"
-        f"Weights after {STEPS} training steps, and with queries and keys times {SCALE:.0f}. Largest error of the read-out "
-        "against the plain module in float32, and of both against it in float64: trained "
+        f"\n\nPreset `{preset}`, crossing of width {detail['width']}, full histories, one CPU thread, float32. "
+        "Speedups: CPU time of the plain module (`nn.TransformerEncoder`, the candidate in every row; all candidates at "
+        "once or 64 at a time, whichever is quicker) ÷ that of the fast form of the same weights, alternating in one run; the "
+        "median of the ratios and their range. p50 and p99: a whole `Scorer.score`, look-ups included, by "
+        "the clock.\n\n"
+        f"Weights after {STEPS} training steps, and with queries and keys times {SCALE:.0f}. Largest error of the "
+        "read-out against the plain module in float32, and of both against it in float64: trained "
         f"{detail['error_trained']:.1e}, {detail['error_trained_to_float64']:.1e} (plain "
         f"{detail['error_trained_of_plain_to_float64']:.1e}); scaled {detail['error_scaled']:.1e}, "
         f"{detail['error_scaled_to_float64']:.1e} (plain {detail['error_scaled_of_plain_to_float64']:.1e})."

@@ -9,7 +9,7 @@ from rayapp.cli.options import preset_option, write_option
 
 @click.command("score")
 @preset_option("paper")
-@click.option("--repeats", type=click.IntRange(1), default=9, show_default=True, help="Each ratio is a median of these.")
+@click.option("--repeats", type=click.IntRange(1), default=9, show_default=True, help="A ratio is a median of these.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
 @write_option
 def bench_score(preset: str, repeats: int, as_json: bool, write: Path | None) -> None:

@@ -28,8 +28,11 @@ class FastRanker:
         """`ranker` is in evaluation mode, and its weights do not change any more."""
         self._ranker = ranker
         self._encode = candidate_encoder(ranker.encoder)
+        self._cross: list[Any] = list(ranker.cross.layers)
+        self._output: Any = ranker.mlp[0]
+        self._num_heads: int = ranker.mlp[-1].out_features  # type: ignore[assignment]
         self._shared = ranker.encoder.shared_dim if ranker.encoder is not None else 0
-        first: Any = (*ranker.cross.layers, ranker.mlp[0])[0]
+        first = (*self._cross, self._output)[0]
         user = slice(ranker.item_width, ranker.item_width + ranker.user_width + self._shared)
         weight_XF = first.weight.detach()
         self._user_XU, self._bias_X = weight_XF[:, user].contiguous(), first.bias.detach()
@@ -37,14 +40,13 @@ class FastRanker:
 
     def __call__(self, batch: Batch) -> Tensor:
         ranker = self._ranker
-        cross, output = ranker.cross.layers, ranker.mlp[0]
         if not batch.candidate_BCE.shape[1]:
-            return batch.candidate_BCE.new_zeros(0, ranker.mlp[-1].out_features)
+            return batch.candidate_BCE.new_zeros((0, self._num_heads))
         item_CF, encoded_CG = ranker.item_features(batch)[0], self._encode(batch)
         user_1U = torch.cat([ranker.user_features(batch), encoded_CG[:1, : self._shared]], dim=1)
         own_CO = torch.cat([item_CF, encoded_CG[:, self._shared :]], dim=1)
         first_X = torch.addmv(self._bias_X, self._user_XU, user_1U[0])
-        if not cross:
+        if not self._cross:
             return self._heads(torch.addmm(first_X, own_CO, self._own_XO[:, : own_CO.shape[1]].T))
         # Columns that are zero, as those of a user without actions, stay zero in every layer: they come last, so
         # `width` leaves them out.
@@ -53,10 +55,10 @@ class FastRanker:
         width = x_CF.shape[1]
         gate_CF = torch.addmm(first_X[:width], own_CO, self._own_XO[:width, : own_CO.shape[1]].T)
         crossed_CF = torch.addcmul(x_CF, x_CF, gate_CF)
-        for layer in cross[1:]:
+        for layer in self._cross[1:]:
             gate_CF = functional.linear(crossed_CF, layer.weight[:width, :width], layer.bias[:width])
             crossed_CF = torch.addcmul(crossed_CF, x_CF, gate_CF)
-        return self._heads(functional.linear(crossed_CF, output.weight[:, :width], output.bias))
+        return self._heads(functional.linear(crossed_CF, self._output.weight[:, :width], self._output.bias))
 
     def _heads(self, hidden_CX: Tensor) -> Tensor:
         logits_CH: Tensor = self._ranker.mlp[1:](hidden_CX)
@@ -64,16 +66,16 @@ class FastRanker:
 
 
 def candidate_encoder(encoder: SequenceEncoder | None) -> Callable[[Batch], Tensor]:
-    """The quickest exact form of an encoder: a function from a batch of one request to `[C, G]`, or `[C, 0]` where all of
-    it is zero."""
+    """The quickest exact form of an encoder: from a batch of one request to `[C, G]`, or `[C, 0]` where it is zero."""
     if encoder is None:
         return lambda batch: batch.candidate_BCE[0, :, :0]
     if isinstance(encoder, TransActEncoder) and encoder.config.fusion == "concat":
         return EarlyFusion(encoder)
 
     def plain(batch: Batch) -> Tensor:
-        # What is shared would be computed again in each block.
-        parts_BCE = batch.candidate_BCE.split(batch.candidate_BCE.shape[1] if encoder.shared_dim else PLAIN_BLOCK, dim=1)
-        return torch.cat([encoder(batch.action_BL, batch.history_BLE, part_BCE)[0] for part_BCE in parts_BCE])
+        num_candidates = batch.candidate_BCE.shape[1]
+        size = num_candidates if encoder.shared_dim else PLAIN_BLOCK  # each block computes what is shared again
+        blocks = (batch.candidate_BCE[:, at : at + size] for at in range(0, num_candidates, size))
+        return torch.cat([encoder(batch.action_BL, batch.history_BLE, block_BCE)[0] for block_BCE in blocks])
 
     return plain

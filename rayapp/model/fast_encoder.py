@@ -116,7 +116,7 @@ class FirstLayer:
         """The attention of any number of heads, with logits of any size; only the projections are shared."""
 
         def split(x_BLD: Tensor) -> Tensor:
-            return x_BLD.unflatten(-1, (self._heads, -1)).transpose(1, 2)
+            return x_BLD.view(*x_BLD.shape[:2], self._heads, -1).transpose(1, 2)
 
         def mix(rows_LD: Tensor, part: slice) -> Tensor:
             q_BLD = q_LD + q_CD[part, None]

@@ -19,6 +19,7 @@ from rayapp.model.inputs import Inputs
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 
+
 @dataclass(frozen=True, slots=True)
 class Scorer:
     """One loaded model over one item table. A score depends on the user and that candidate alone."""
