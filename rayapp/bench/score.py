@@ -214,10 +214,10 @@ def _table(result: dict[str, float], detail: dict[str, Any], preset: str) -> str
     ]
     return "\n".join(lines) + (
         f"\n\nPreset `{preset}`, crossing of width {detail['width']}, full histories, one CPU thread, float32. "
-        "Speedups: CPU time of the plain module (`nn.TransformerEncoder`, the candidate in every row; all candidates at "
-        "once or 64 at a time, whichever is quicker) ÷ that of the fast form of the same weights, alternating in one run; the "
-        "median of the ratios and their range. p50 and p99: a whole `Scorer.score`, look-ups included, by "
-        "the clock.\n\n"
+        "Speedups: CPU time of the plain module (`nn.TransformerEncoder`, the candidate in every row; all candidates "
+        "at once or 64 at a time, whichever is quicker) ÷ that of the fast form of the same weights, alternating in "
+        "one run; the median of the ratios and their range. p50 and p99: a whole `Scorer.score`, look-ups included, "
+        "by the clock.\n\n"
         f"Weights after {STEPS} training steps, and with queries and keys times {SCALE:.0f}. Largest error of the "
         "read-out against the plain module in float32, and of both against it in float64: trained "
         f"{detail['error_trained']:.1e}, {detail['error_trained_to_float64']:.1e} (plain "
