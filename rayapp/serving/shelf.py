@@ -11,7 +11,6 @@ from rayapp.config import Domain
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
 from rayapp.model.item_table import ItemTable
-from rayapp.model.scorer import BLOCK
 from rayapp.publish import PublishError
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import LoadedModel, load_model
@@ -22,6 +21,7 @@ from rayapp.store import SequenceStore
 log = logging.getLogger(__name__)
 RETRY_S = 30.0
 """A model that did not load is tried again after this long: its files may have been mended."""
+WARM_UP_CANDIDATES = 100
 
 
 class ModelShelf:
@@ -159,7 +159,7 @@ def _full_request(length: int, domain: Domain) -> Requests:
         np.zeros(1, np.int64),
         context_row(domain.context_attributes, 0, {}),
         sequences,
-        np.zeros((1, BLOCK + 1), np.uint64),
+        np.zeros((1, WARM_UP_CANDIDATES), np.uint64),
         np.zeros((1, width), np.float32),
-        np.zeros((1, BLOCK + 1, width), np.float32),
+        np.zeros((1, WARM_UP_CANDIDATES, width), np.float32),
     )
