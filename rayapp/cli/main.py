@@ -12,6 +12,7 @@ from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
 from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
 from rayapp.cli.options import root_option, store_option
+from rayapp.cli.retrain import COMMANDS as RETRAIN_COMMANDS
 from rayapp.cli.store import COMMANDS as STORE_COMMANDS
 
 
@@ -63,7 +64,7 @@ def serve(root: Path, store_url: str | None, port: int) -> None:
     run_serve(root, store_url, port)
 
 
-for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *MODEL_COMMANDS, *STORE_COMMANDS):
+for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *MODEL_COMMANDS, *RETRAIN_COMMANDS, *STORE_COMMANDS):
     cli.add_command(command)
 
 
