@@ -58,7 +58,9 @@ def root(tmp_path: Path, domain: Domain) -> Path:
 
 @pytest.fixture
 def running(root: Path, domain: Domain) -> Running:
-    return find(root, domain, None, START_MS)
+    found = find(root, domain, None, START_MS)
+    assert found is not None
+    return found
 
 
 def request(number: int, user: str, at_ms: int, arm: str | None, **more: object) -> Row:
@@ -250,11 +252,12 @@ def test_growth_is_told_and_is_no_mismatch(root: Path, domain: Domain) -> None:
 
 
 def test_the_experiment_is_found(root: Path, domain: Domain) -> None:
-    with pytest.raises(ExperimentError, match="has started; declared: exp"):
-        find(root, domain, None, START_MS - 1)
+    assert find(root, domain, None, START_MS - 1) is None
     with pytest.raises(ExperimentError, match=r"no experiment 'other' in .*; known: exp"):
         find(root, domain, "other", START_MS)
-    assert find(root, domain, None, START_MS + 99 * DAY_MS).status(START_MS + 99 * DAY_MS) == "over"
+    over = find(root, domain, None, START_MS + 99 * DAY_MS)
+    assert over is not None
+    assert over.status(START_MS + 99 * DAY_MS) == "over"
 
 
 def test_nothing_is_said_before_a_day_is_complete(running: Running, domain: Domain) -> None:
@@ -294,6 +297,7 @@ def test_a_daily_check_stops_a_harmful_arm(
     assert "hide must not rise, and in treatment it crossed its boundary on day 1 of 3" in checked.output
     book.refresh(now_ms + 1)
     assert book.arm_of(user, now_ms + 1) is None
+    assert call("check").exit_code == 0, "nothing is on"
     again = call("check", "exp")
     assert again.exit_code == 3
     assert "is stopped" not in again.output

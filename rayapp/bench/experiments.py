@@ -116,15 +116,15 @@ def measure(num_experiments: int, num_users: int, planned_days: int) -> Iterator
 
 
 def run_experiments(num_experiments: int, num_users: int, days: int, as_json: bool, write: Path | None) -> None:
-    started, rows = time.perf_counter(), []
+    started, rows = time.process_time(), []
     for row in measure(num_experiments, num_users, days):
         rows.append(row)
         click.echo(f"{row['world']}: {row['stopped']['share']:.1%} stopped", err=True)
-    seconds = time.perf_counter() - started
-    values = {"users": num_users, "days": days, "alpha": ALPHA, "seconds": round(seconds, 1), "worlds": rows}
+    seconds = time.process_time() - started
+    values = {"users": num_users, "days": days, "alpha": ALPHA, "cpu_seconds": round(seconds, 1), "worlds": rows}
     body = _table(rows) + (
         f"\n\n{num_users:,} users, two equal arms, {days} daily looks, one guardrail (`{HEAD}` must not rise), "
-        f"{seconds:.0f} s on one core. *Stopped*: the rule of `rayapp experiment check`, made for {ALPHA:.0%}. *Each "
+        f"{seconds:.0f} s of one core. *Stopped*: the rule of `rayapp experiment check`, made for {ALPHA:.0%}. *Each "
         f"look the only one*: the same looks, each compared with {NAIVE:.2f} standard errors. *Mismatch*: the "
         f"chi-square test of the arms' users, p < {ALARM_P}. Brackets: 95 % intervals (Wilson)."
     )

@@ -69,6 +69,8 @@ def report(root: Path, as_json: bool, write: Path | None, name: str | None) -> N
     from rayapp.experiments.text import PER, render
 
     found = _report(root, name)
+    if found is None:
+        return
     click.echo(json.dumps(asdict(found)) if as_json else render(found))
     if write:
         rows = [row for row in found.differences if row.difference.low is not None]
@@ -91,7 +93,7 @@ def report(root: Path, as_json: bool, write: Path | None, name: str | None) -> N
 @root_option
 @name_argument
 def check(root: Path, name: str | None) -> None:
-    """Stop the experiment if a guardrail is crossed. For a daily cron job, after `rayapp export`.
+    """Stop the experiment NAME, or the one that is on, if a guardrail is crossed. For cron, after `rayapp export`.
 
     Exit codes: 0 it goes on, 3 it is stopped (everybody gets the champion), 4 users of an arm are lost or doubled, so
     that its numbers can't be trusted; then look for the cause.
@@ -99,7 +101,9 @@ def check(root: Path, name: str | None) -> None:
     from rayapp.root import read_root
     from rayapp.serving.experiments import stop
 
-    found = _report(root, name)
+    found = _report(root, name, only_on=True)
+    if found is None:
+        return
     for guarded in found.crossed:
         click.echo(
             f"{found.experiment}: {guarded.head} must not {guarded.must_not}, and in {guarded.arm} it crossed its "
@@ -144,13 +148,22 @@ def bench_experiments(number: int, users: int, days: int, as_json: bool, write: 
     run_experiments(number, users, days, as_json, write)
 
 
-def _report(root: Path, name: str | None) -> "Report":
+def _report(root: Path, name: str | None, only_on: bool = False) -> "Report | None":
+    """None, after saying so, where there is nothing to report; `only_on`: unless it is named, nor of one that is not
+    on."""
     from rayapp.experiments.report import find, make_report
     from rayapp.graph import local_ray
     from rayapp.root import read_root
 
     domain, _ = read_root(root)
     running = find(root, domain, name, _now_ms())
+    if running is None:
+        click.echo("no experiment has started; `rayapp experiment show` says what is declared")
+        return None
+    status = running.status(_now_ms())
+    if only_on and name is None and status != "on":
+        click.echo(f"no experiment is on; {running.experiment.name}: {status}")
+        return None
     with local_ray(spare_cpus=0):
         return make_report(root, domain, running, _now_ms())
 

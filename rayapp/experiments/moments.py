@@ -50,7 +50,12 @@ class Moments:
     def grouped(self, member_QP: NDArray[np.bool_]) -> "Moments":
         """The same for spans: `member_QP[q, p]` says whether span q holds period p. Spans may overlap."""
         member = member_QP.astype(np.float64)
-        pairs = [np.einsum("qp,pr...,sr->qs...", member, m, member) for m in (self.nn_PP, self.xn_PPH, self.xx_PPH)]
+
+        def both(sums_PP: Sums) -> Sums:
+            last_PP = np.moveaxis(sums_PP, (0, 1), (-2, -1))
+            return np.moveaxis(member @ last_PP @ member.T, (-2, -1), (0, 1))
+
+        pairs = [both(sums) for sums in (self.nn_PP, self.xn_PPH, self.xx_PPH)]
         return Moments(member @ self.n_P, member @ self.x_PH, *pairs)
 
     def to_json(self) -> list[Any]:

@@ -19,7 +19,7 @@ from rayapp.experiments.moments import Moments
 from rayapp.experiments.sample_ratio import SampleRatio, sample_ratio
 from rayapp.publish import PublishError
 from rayapp.registry.retrainings import Retraining, read_retrainings
-from rayapp.serving.experiment_file import Experiment, ExperimentError
+from rayapp.serving.experiment_file import FILE, Experiment, ExperimentError
 from rayapp.serving.experiments import Running, record_steps
 
 
@@ -99,23 +99,21 @@ class Report:
         return [guarded for guarded in self.guardrails if guarded.crossed_day is not None]
 
 
-def find(root: Path, domain: Domain, name: str | None, now_ms: int) -> Running:
-    """The experiment of that name; without a name the one that is on, or else the last that has started.
+def find(root: Path, domain: Domain, name: str | None, now_ms: int) -> Running | None:
+    """The experiment of that name; without a name the one that is on, or else the last that has started, if any.
 
     Raises:
-        ExperimentError: there is none.
+        ExperimentError: there is none of that name, or the file is wrong.
     """
     declared = record_steps(root, domain, now_ms)
-    known = ", ".join(running.experiment.name for running in declared) or "none"
     if name is not None:
         for running in declared:
             if running.experiment.name == name:
                 return running
-        raise ExperimentError(f"there is no experiment {name!r} in {root / 'experiments.toml'}; known: {known}")
+        known = ", ".join(running.experiment.name for running in declared) or "none"
+        raise ExperimentError(f"there is no experiment {name!r} in {root / FILE}; known: {known}")
     started = [running for running in declared if running.experiment.starts_ms <= now_ms]
-    if not started:
-        raise ExperimentError(f"no experiment of {root / 'experiments.toml'} has started; declared: {known}")
-    return max(started, key=lambda r: (now_ms < r.until_ms, r.experiment.starts_ms))
+    return max(started, key=lambda r: (now_ms < r.until_ms, r.experiment.starts_ms), default=None)
 
 
 def make_report(root: Path, domain: Domain, running: Running, now_ms: int) -> Report:

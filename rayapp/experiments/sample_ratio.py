@@ -1,8 +1,7 @@
 """Are the arms' users as many as were dealt to them?
 
 When not, users of one arm were lost or counted twice on the way, and every comparison of the arms is one of different
-people (Fabijan et al.: Diagnosing Sample Ratio Mismatch in Online Controlled Experiments, KDD 2019, which alarms at
-p < 0.001 too).
+people (Fabijan et al.: Diagnosing Sample Ratio Mismatch in Online Controlled Experiments, KDD 2019).
 
 Shapes: K steps in which the shares grew, A arms.
 """
