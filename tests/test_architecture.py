@@ -51,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "root",
     },
     "serving": {"hashing", "schema", "config", "features", "model", "publish", "rates", "registry", "store"},
+    "experiments": {"hashing", "schema", "config", "pipeline", "publish", "registry", "root", "serving"},
     "workflow": {
         "hashing",
         "schema",
