@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
+from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
@@ -147,7 +148,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in LEARN_BENCHES:
+for benchmark in (*LEARN_BENCHES, *STORE_BENCHES):
     bench.add_command(benchmark)
 
 

@@ -72,6 +72,7 @@ class StoreStats:
     outbox_rows: int
     max_outbox_rows: int
     used_bytes: int
+    """Without what the next appends will use again: LMDB's file is larger and never shrinks."""
     max_bytes: int | None
     """None: no limit is set."""
 

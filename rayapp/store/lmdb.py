@@ -359,7 +359,9 @@ class LmdbStore:
     def stats(self) -> StoreStats:
         with self._reading() as txn:
             outbox_rows = int(txn.stat(self._db["outbox"])["entries"])
-            used_bytes = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+            found = [txn.stat(db) for db in self._db.values()]
+            pages = sum(db["branch_pages"] + db["leaf_pages"] + db["overflow_pages"] for db in found)
+            used_bytes = pages * found[0]["psize"]
         return StoreStats(outbox_rows, self.max_outbox, used_bytes, None)
 
 
