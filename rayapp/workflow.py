@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 from rayapp.config import DAY_MS, Domain, day_name, to_json
 from rayapp.domains.layout import DomainFile
 from rayapp.pipeline.erasure import hide, tombstones
+from rayapp.pipeline.export import exported
 from rayapp.pipeline.importing import Inputs, import_files
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
 from rayapp.pipeline.rates import build_rates
@@ -175,8 +176,10 @@ def restore_store(root: Path, url: str | None = None) -> int:
 
 
 def _restore(root: Path, store: SequenceStore) -> int:
-    number, _ = log_manifest(root / EVENTS)
+    number, manifest = log_manifest(root / EVENTS)
     written = store.rebuild(_logged_events(root))
+    for bucket, commit_seq in exported(manifest).items():
+        store.advance(bucket, commit_seq)  # what it numbers from now on is newer than all that is in the log
     store.set_restored_to(number)
     return written
 

@@ -8,15 +8,11 @@ import httpx
 import pytest
 
 from rayapp.graph import free_port, running_graph
-from rayapp.publish import read_json, read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases, rollback
-from rayapp.registry.retrainings import read_retrainings
-from rayapp.registry.verdicts import read_verdict
-from rayapp.retraining.plan import day_window
 from rayapp.retraining.run import retrain
-from rayapp.retraining.state import NO_NEW_DATA, PROMOTED, REFUSED, refused_windows
+from rayapp.retraining.state import PROMOTED, REFUSED
 from rayapp.workflow import seed_store
-from tests.retraining_world import DOMAIN, LIMITS, OPTIONS, day_ms, import_days, make_raw
+from tests.retraining_world import LIMITS, OPTIONS, day_ms, import_days, make_raw
 
 pytestmark = pytest.mark.cluster
 FIRST_DAYS = 6

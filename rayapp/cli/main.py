@@ -8,6 +8,7 @@ import click
 
 from rayapp import __version__
 from rayapp.cli.bench_decay import bench_decay
+from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
 from rayapp.cli.experiments import BENCHES as EXPERIMENT_BENCHES
 from rayapp.cli.experiments import COMMANDS as EXPERIMENT_COMMANDS
@@ -116,7 +117,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, bench_decay):
+for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, bench_decay):
     bench.add_command(benchmark)
 
 

@@ -1,10 +1,12 @@
 """The watch over a root's last days: what `rayapp watch` shows, and every run report."""
 
+import dataclasses
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from rayapp.config import DAY_MS, Domain
+from rayapp.pipeline.parity import parity
 from rayapp.publish import read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.retraining.facts import count_days, days_with_requests
@@ -41,7 +43,7 @@ def watch_days(root: Path, domain: Domain, num_days: int, now_ms: int) -> list[d
     facts = count_days(root, days, domain, now_ms=now_ms)
     refused = {day for day in days if day_window(day) in refused_windows(root)}
     age_days = champion_age_days(root, read_aliases(root).get(CHAMPION), now_ms)
-    return watch_rows(facts, refused, limits, age_days, num_days)
+    return watch_rows(root, facts, refused, limits, age_days, num_days)
 
 
 def champion_age_days(root: Path, champion: str | None, now_ms: int) -> float | None:
@@ -49,11 +51,23 @@ def champion_age_days(root: Path, champion: str | None, now_ms: int) -> float | 
 
 
 def watch_rows(
-    facts: Sequence[DayFacts], refused: Collection[int], limits: GateLimits, age_days: float | None, num_days: int
+    root: Path,
+    facts: Sequence[DayFacts],
+    refused: Collection[int],
+    limits: GateLimits,
+    age_days: float | None,
+    num_days: int,
 ) -> list[dict[str, Any]]:
-    """Plain values of the last days, each with its gates; the champion's age is the last day's."""
+    """Plain values of the last days, each with its gates; parity and the champion's age are the last day's."""
     rows = []
+    facts = [*facts[:-1], *(_with_parity(root, one) for one in facts[-1:])]
     for one in facts[-num_days:]:
         gates = watch_gates(one, usual_days(one, facts, refused), limits, age_days if one is facts[-1] else None)
         rows.append({**one.to_json(), "gates": [gate.to_json() for gate in gates]})
     return rows
+
+
+def _with_parity(root: Path, facts: DayFacts) -> DayFacts:
+    if not facts.answers:
+        return facts
+    return dataclasses.replace(facts, parity=parity(root, facts.day_ms, facts.day_ms + DAY_MS).share)

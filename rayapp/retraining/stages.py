@@ -183,7 +183,7 @@ class Stages:
         return {
             "judged": judged,
             "refused": mine,
-            "watch": watch_rows(facts, refused, self.limits, age_days, WATCHED_DAYS),
+            "watch": watch_rows(self.root, facts, refused, self.limits, age_days, WATCHED_DAYS),
         }
 
     def plan(self, days: Sequence[int], judged: dict[str, Any], champion: str | None) -> dict[str, Any]:
