@@ -71,7 +71,7 @@ def publish_directory(final: Path, write: Callable[[Path], Manifest]) -> Manifes
         manifest = write(temporary)
         write_json(temporary / MANIFEST, manifest)
         for path in temporary.rglob("*"):
-            _sync_file(path)
+            sync_file(path)
         temporary.rename(final)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -133,7 +133,8 @@ def exclusive(directory: Path, purpose: str) -> Iterator[None]:
         yield
 
 
-def _sync_file(path: Path) -> None:
+def sync_file(path: Path) -> None:
+    """Makes a file, or the names in a directory, survive a power cut."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -142,4 +143,4 @@ def _sync_file(path: Path) -> None:
 
 
 def _sync_directory(directory: Path) -> None:
-    _sync_file(directory)
+    sync_file(directory)

@@ -5,6 +5,7 @@ Everything else imports this file; of ours it imports the hash alone.
 
 import enum
 import hashlib
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -24,6 +25,7 @@ UNKNOWN: Final = 1
 FIRST_ACTION_ID: Final = 2
 
 MAX_ID_BYTES: Final = 128
+_CONTROL: Final = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 
 class ActionKind(enum.StrEnum):
@@ -219,7 +221,7 @@ def id_problem(value: str) -> str | None:
         return "must be valid Unicode"
     if size > MAX_ID_BYTES:
         return f"is {size} bytes long; at most {MAX_ID_BYTES} are allowed"
-    if any(ord(c) < 32 or 127 <= ord(c) < 160 for c in value):
+    if _CONTROL.search(value):
         return "must not hold control characters"
     return None
 

@@ -65,6 +65,8 @@ def test_the_set_of_commands_is_known() -> None:
         "models promote",
         "models rollback",
         "models prune",
+        "retrain",
+        "watch",
         "bench",
         "bench models",
         "bench react",

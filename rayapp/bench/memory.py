@@ -11,6 +11,11 @@ INTERVAL_S = 0.2
 
 def tree_pss_bytes() -> int:
     """Proportional set size of the process tree, now."""
+    return sum(_pss_bytes(pid) for pid in tree(os.getpid()))
+
+
+def tree(root: int) -> set[int]:
+    """Process `root` and all below it, now."""
     parent_of: dict[int, int] = {}
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -19,12 +24,12 @@ def tree_pss_bytes() -> int:
                 parent_of[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except (OSError, ValueError):
                 continue  # it ended meanwhile
-    tree, grew = {os.getpid()}, True
+    found, grew = {root}, True
     while grew:
-        below = {pid for pid, parent in parent_of.items() if parent in tree} - tree
-        tree |= below
+        below = {pid for pid, parent in parent_of.items() if parent in found} - found
+        found |= below
         grew = bool(below)
-    return sum(_pss_bytes(pid) for pid in tree)
+    return found
 
 
 def _pss_bytes(pid: int) -> int:

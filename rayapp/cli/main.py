@@ -7,13 +7,18 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
+from rayapp.cli.bench_decay import bench_decay
 from rayapp.cli.bench_score import bench_score
+from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
+from rayapp.cli.experiments import BENCHES as EXPERIMENT_BENCHES
+from rayapp.cli.experiments import COMMANDS as EXPERIMENT_COMMANDS
 from rayapp.cli.keys import COMMANDS as KEY_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
 from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
 from rayapp.cli.options import root_option, store_option
+from rayapp.cli.retrain import COMMANDS as RETRAIN_COMMANDS
 from rayapp.cli.store import COMMANDS as STORE_COMMANDS
 
 
@@ -65,7 +70,16 @@ def serve(root: Path, store_url: str | None, port: int) -> None:
     run_serve(root, store_url, port)
 
 
-for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *MODEL_COMMANDS, *STORE_COMMANDS, *KEY_COMMANDS):
+COMMANDS = (
+    *DATA_COMMANDS,
+    *LEARN_COMMANDS,
+    *MODEL_COMMANDS,
+    *RETRAIN_COMMANDS,
+    *STORE_COMMANDS,
+    *EXPERIMENT_COMMANDS,
+    *KEY_COMMANDS,
+)
+for command in COMMANDS:
     cli.add_command(command)
 
 
@@ -106,7 +120,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in (*LEARN_BENCHES, bench_score):
+for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, bench_decay, bench_score):
     bench.add_command(benchmark)
 
 
@@ -116,6 +130,7 @@ def main() -> None:
     from rayapp.domains import DomainError
     from rayapp.graph import GraphError
     from rayapp.publish import PublishError
+    from rayapp.serving.experiment_file import ExperimentError
     from rayapp.session import SessionError
     from rayapp.sources import SourceError
     from rayapp.store import StoreError
@@ -131,6 +146,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (
         DomainError,
+        ExperimentError,
         GraphError,
         PublishError,
         SessionError,

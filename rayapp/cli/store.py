@@ -1,14 +1,17 @@
-"""`rayapp export` and `rayapp store`: the way between the sequence store and the logs."""
+"""`rayapp export`, `rayapp parity` and `rayapp store`: the way between the sequence store and the logs."""
 
+import datetime
+import sys
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from rayapp.cli.options import root_option, store_option
+from rayapp.cli.options import moment, root_option, store_option
 
 if TYPE_CHECKING:
+    from rayapp.pipeline.parity import Parity
     from rayapp.store import SequenceStore
 
 FOLLOW_S = 300.0
@@ -99,4 +102,52 @@ def stats(root: Path, store_url: str | None) -> None:
     click.echo(f"outbox: {found.outbox_rows:,} of {found.max_outbox_rows:,} rows\nbytes: {found.used_bytes:,}{limit}")
 
 
-COMMANDS = (export, store_group)
+@click.command("parity")
+@root_option
+@click.option("--since", help="Only requests from this day or moment on: 2026-05-03 or 2026-05-03T00:00+08:00.")
+@click.option("--until", help="Only requests before it.")
+@click.option(
+    "--at-least",
+    type=click.FloatRange(0, 1),
+    default=1.0,
+    show_default=True,
+    help="Exit with 1 when a smaller share is equal.",
+)
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of text.")
+def parity(root: Path, since: str | None, until: str | None, at_least: float, as_json: bool) -> None:
+    """Did the server read what training will read? Cuts logged requests' sequences again and compares the bytes.
+
+    Run it from cron behind `rayapp export`. What can't be compared is counted apart: requests of erased users, of
+    models that are gone, and imported ones.
+    """
+    from rayapp.cli.progress import progress
+    from rayapp.graph import local_ray
+    from rayapp.pipeline import parity as comparison
+    from rayapp.root import read_root
+
+    read_root(root)
+    since_ms = moment(since, "--since") if since else None
+    until_ms = moment(until, "--until") if until else None
+    with local_ray(spare_cpus=0):
+        found = comparison.parity(root, since_ms, until_ms, progress("buckets"))
+    click.echo(comparison.as_json(found) if as_json else _parity_text(found))
+    if found.share is not None and found.share < at_least:
+        sys.exit(1)
+
+
+def _parity_text(found: "Parity") -> str:
+    lines = [
+        f"{found.equal:,} of {found.compared:,} requests are equal ({found.share:.4%})"
+        if found.share is not None
+        else "no request can be compared"
+    ]
+    lines += [f"left out: {number:,} {reason}" for reason, number in found.left_out.items()]
+    for m in found.mismatches:
+        at = datetime.datetime.fromtimestamp(m.timestamp_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")
+        lines.append(
+            f"{m.request_id} at {at}, model {m.model_version}: the log has {m.length} actions; served: {m.served}"
+        )
+    return "\n".join(lines)
+
+
+COMMANDS = (export, parity, store_group)

@@ -81,8 +81,8 @@ def parse_domain(text: str) -> DomainFile:
             title=items.take("title", _text),
             user_attributes=attributes["[users]"],
             context_attributes=attributes["[context]"],
-            attribution_ms=top.take("attribution", _duration, DAY_MS),
-            time_mask_ms=top.take("time_mask", _duration, 0),
+            attribution_ms=top.take("attribution", duration_ms, DAY_MS),
+            time_mask_ms=top.take("time_mask", duration_ms, 0),
             earliest_ms=top.take("earliest", _moment, YEAR_2000_MS),
             label_weights=_label_weights(heads),
             user_weights=top.take("user_weights", _user_weights, {}),
@@ -156,7 +156,7 @@ def _event_layout(where: str, value: Any, domain: Domain) -> EventLayout:
         action=table.take("action", lambda place, v: _action_rule(place, v, domain.vocabulary)),
         event_id=table.take("event_id", _column, None),
         received_at=table.take("received_at", _time, None),
-        lag_ms=table.take("lag", _duration, 0),
+        lag_ms=table.take("lag", duration_ms, 0),
         request_id=table.take("request_id", _column, None),
         position=table.take("position", _column, None),
         value=table.take("value", _column, None),
@@ -261,7 +261,7 @@ def _time(where: str, value: Any) -> TimeColumn:
     return TimeColumn(_column(where, value))
 
 
-def _duration(where: str, value: Any) -> int:
+def duration_ms(where: str, value: Any) -> int:
     match = re.fullmatch(r"(\d+)(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if match is None:
         raise DomainError(f'{where} must be a duration like "30s", "24h" or "7d", not {value!r}')
@@ -269,7 +269,7 @@ def _duration(where: str, value: Any) -> int:
 
 
 def _days(where: str, value: Any) -> int:
-    milliseconds = _duration(where, value)
+    milliseconds = duration_ms(where, value)
     if milliseconds % DAY_MS or not milliseconds:
         raise DomainError(f'{where} must be whole days like "1d", not {value!r}')
     return milliseconds // DAY_MS

@@ -1,8 +1,9 @@
 """`rayapp export`: what the store's outbox holds goes into the event and request logs, exactly once.
 
-A bucket's cursor in each log, the last commit_seq that the log holds, is committed with the log's manifest; rows at or
-below it are skipped. So an export that is killed between two commits, or before it could tell the store, repeats
-nothing and loses nothing. A round frees what the round before it has brought into all logs.
+A bucket's cursor in each log, the last commit_seq of this store that the log holds, is committed with the log's
+manifest; rows at or below it are skipped. So an export that is killed between two commits, or before it could tell the
+store, repeats nothing and loses nothing. A round frees what the round before it has brought into all logs. A store that
+took a lost one's place has another identity and so no cursors yet; an older copy is made to count on behind them.
 """
 
 import uuid
@@ -25,7 +26,8 @@ from rayapp.store import Committed, Kind, SequenceStore
 
 LOCK: Final = "exports"
 """Directory whose lock an export holds; imports and compactions hold it too, a training does not."""
-CURSORS, ITEM_CURSOR = "cursors", "item_cursor"
+CURSORS: Final = "cursors"
+"""In a log's manifest: identity of a store -> bucket, or "items" -> last number of it that the log holds."""
 CHUNK_ROWS: Final = 100_000
 LOG_OF: Final = {Kind.EVENT: EVENTS, Kind.REQUEST: REQUESTS}
 
@@ -54,13 +56,16 @@ class _Log:
     path: Path
     number: int
     manifest: Manifest
+    store: str
+    """Identity of the store that is exported."""
     entries: list[dict[str, Any]] = field(default_factory=list)
 
-    def cursor(self, bucket: int) -> int:
-        return int(self.manifest.get(CURSORS, {}).get(str(bucket), 0))
+    def cursor(self, place: int | str) -> int:
+        """Of a bucket or of ITEMS."""
+        return int(self.manifest.get(CURSORS, {}).get(self.store, {}).get(str(place), 0))
 
-    def advance(self, bucket: int, commit_seq: int) -> None:
-        self.manifest.setdefault(CURSORS, {})[str(bucket)] = commit_seq
+    def advance(self, place: int | str, number: int) -> None:
+        self.manifest.setdefault(CURSORS, {}).setdefault(self.store, {})[str(place)] = number
 
 
 def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
@@ -74,12 +79,14 @@ def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
     """
     domain, num_buckets = read_root(root)
     done = Exported()
-    logs = {kind: _Log(root / kind, *log_manifest(root / kind)) for kind in (EVENTS, REQUESTS)}
+    logs = {kind: _Log(root / kind, *log_manifest(root / kind), store.identity) for kind in (EVENTS, REQUESTS)}
     restored = store.restored_to() == logs[EVENTS].number
     place = (f"export-{day_name(now_ms)}", uuid.uuid4().hex[:12])
     users: list[dict[str, Any]] = []
     for bucket in range(num_buckets):
-        rows = store.drain(bucket, min(log.cursor(bucket) for log in logs.values()), CHUNK_ROWS)
+        cursors = [log.cursor(bucket) for log in logs.values()]
+        store.advance(bucket, max(cursors))
+        rows = store.drain(bucket, min(cursors), CHUNK_ROWS)
         if not rows:
             continue
         users += [row.value for row in rows if row.kind is Kind.USER]
@@ -91,7 +98,7 @@ def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
                 log.entries.append(write_file(log.path, place[0], bucket, place[1], table))
             log.advance(bucket, rows[-1].commit_seq)
             setattr(done, name, getattr(done, name) + len(fresh))
-    done.items = _export_items(root, store, logs[EVENTS].manifest, domain)
+    done.items = _export_items(root, store, logs[EVENTS], domain)
     if users:  # before the cursors that cover them; a merge that is done twice changes nothing
         schema = user_schema(domain.user_attributes)
         done.users = merge(root, USERS, pa.Table.from_pylist(users, schema=schema), domain)["read"]
@@ -115,9 +122,19 @@ def _table(rows: list[Committed], kind: str, domain: Domain) -> pa.Table:
     return sort_log(table.add_column(place, schema.field("event_hash"), hashes))
 
 
-def _export_items(root: Path, store: SequenceStore, manifest: Manifest, domain: Domain) -> int:
-    last, items = store.items_since(int(manifest.get(ITEM_CURSOR, 0)))
+def _export_items(root: Path, store: SequenceStore, log: _Log, domain: Domain) -> int:
+    last, items = store.items_since(log.cursor(ITEMS))
     if items:
         merge(root, ITEMS, pa.Table.from_pylist(items, schema=item_schema(domain.attributes)), domain)
-        manifest[ITEM_CURSOR] = last
+        log.advance(ITEMS, last)
     return len(items)
+
+
+def exported(manifest: Manifest) -> dict[int, int]:
+    """Bucket -> the highest number that the log of this manifest has seen of any store."""
+    highest: dict[int, int] = {}
+    for cursors in manifest.get(CURSORS, {}).values():
+        for place, number in cursors.items():
+            if place != ITEMS:
+                highest[int(place)] = max(highest.get(int(place), 0), number)
+    return highest

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.hashing import hash64_column
-from rayapp.publish import Manifest, PublishError, log_manifest
+from rayapp.publish import Manifest, PublishError, log_manifest, sync_file
 from rayapp.root import read_root
 from rayapp.schema import EVENT_SCHEMA, request_schema
 
@@ -83,7 +83,10 @@ def write_file(log: Path, partition: str, bucket: int, name: str, table: pa.Tabl
     pq.write_table(
         table, temporary, compression="zstd", use_dictionary=repeated, column_encoding=encoding, write_statistics=times
     )
+    sync_file(temporary)  # a manifest that survives a power cut must not name a file that did not
     temporary.replace(log / path)
+    for directory in list(path.parents):
+        sync_file(log / directory)
     span = pc.min_max(table["timestamp_ms"]).as_py()
     return {
         "partition": partition,

@@ -28,7 +28,6 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import MappingProxyType
 from typing import Annotated, Any, Final, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
@@ -38,6 +37,7 @@ from rayapp.registry.aliases import NAME
 
 FILE: Final = "experiments.toml"
 NUM_SLOTS: Final = 10_000
+MAX_DAYS: Final = 60
 SOURCES: Final = ("nearest", "interests", "trending", "newest", "explore", "popular")
 Direction = Literal["rise", "fall"]
 
@@ -145,8 +145,7 @@ def _arm(where: str, table: "_ArmTable", domain: Domain) -> Arm:
     if table.utilities is not None:
         defaults = zip(domain.head_names, domain.utilities, strict=True)
         utilities = tuple(table.utilities.get(head, utility) for head, utility in defaults)
-    mix = None if table.mix is None else MappingProxyType(table.mix)
-    return Arm(table.name, table.share, table.alias, utilities, mix)
+    return Arm(table.name, table.share, table.alias, utilities, table.mix)
 
 
 def _known(said: str, name: str, known: tuple[str, ...]) -> None:
@@ -194,7 +193,7 @@ class _ExperimentTable(_Table):
     name: Name
     salt: Annotated[str, Field(min_length=1, max_length=128)]
     starts: Annotated[int, BeforeValidator(_moment)]
-    planned_days: Annotated[int, Field(ge=1, le=365)]
+    planned_days: Annotated[int, Field(ge=1, le=MAX_DAYS)]
     arms: Annotated[list[_ArmTable], Field(min_length=2, max_length=20)]
     guardrails: list[_GuardrailTable] = []
 

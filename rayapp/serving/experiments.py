@@ -20,10 +20,12 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.config import DAY_MS, Domain
-from rayapp.hashing import hash64
+from rayapp.config import DAY_MS, Domain, day_name
+from rayapp.hashing import hash64, hash64_column
 from rayapp.publish import PublishError, read_json, write_json
 from rayapp.serving.experiment_file import (
     FILE,
@@ -37,6 +39,7 @@ from rayapp.serving.experiment_file import (
 log = logging.getLogger(__name__)
 STATE_FILE: Final = "experiments.state.json"
 FREE: Final = -1
+SEPARATOR: Final = "\x1f"
 State = dict[str, Any]
 
 
@@ -58,7 +61,12 @@ class Assignment:
 
 def slot_of(salt: str, user_id: str) -> int:
     """The user's slot, 0 to NUM_SLOTS - 1; independent between salts."""
-    return hash64(f"{salt}\x1f{user_id}") % NUM_SLOTS
+    return hash64(f"{salt}{SEPARATOR}{user_id}") % NUM_SLOTS
+
+
+def slots_of(salt: str, users: pa.Array) -> NDArray[np.int64]:
+    """`slot_of` for a column of users."""
+    return np.asarray(hash64_column(pc.binary_join_element_wise(salt, users, SEPARATOR)) % NUM_SLOTS, np.int64)
 
 
 @dataclass(frozen=True)
@@ -68,6 +76,13 @@ class Layout:
     arm_S: NDArray[np.int16]
     """Place of the arm that owns the slot, or FREE."""
     step_S: NDArray[np.int16]
+
+    def count(self, num_steps: int, num_arms: int) -> NDArray[np.int64]:
+        """Slots by step and arm."""
+        counts = np.zeros((num_steps, num_arms), np.int64)
+        owned = self.arm_S != FREE
+        np.add.at(counts, (self.step_S[owned], self.arm_S[owned]), 1)
+        return counts
 
     @cached_property
     def arms(self) -> list[int]:
@@ -115,6 +130,23 @@ class Running:
         """Everybody has the champion from here on."""
         ends_ms = self.experiment.ends_ms
         return min(ends_ms, self.stopped["at_ms"]) if self.stopped else ends_ms
+
+    @property
+    def arm_names(self) -> list[str]:
+        """The control first."""
+        return [arm.name for arm in self.experiment.arms]
+
+    @property
+    def num_steps(self) -> int:
+        return max(len(self.steps), 1)
+
+    def status(self, now_ms: int) -> str:
+        """In words."""
+        if self.stopped:
+            return f"stopped {day_name(self.stopped['at_ms'] // DAY_MS * DAY_MS)}: {self.stopped['why']}"
+        if now_ms < self.experiment.starts_ms:
+            return f"starts {day_name(self.experiment.starts_ms)}"
+        return "over" if now_ms >= self.until_ms else "on"
 
     def assign(self, user_id: str) -> Arm | None:
         """The user's arm, whatever the time is."""
@@ -246,6 +278,8 @@ def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
                 f"{said} its {key.removesuffix('_ms')} can't change from {entry['fixed'][key]!r} to {value!r}; "
                 "declare another experiment, with another name and salt"
             )
+    if now_ms >= experiment.ends_ms:
+        return
     for old, new in zip(entry["steps"][-1]["arms"], arms, strict=True):
         if new["share"] < old["share"]:
             raise ExperimentError(

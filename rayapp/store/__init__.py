@@ -72,12 +72,17 @@ class StoreStats:
     outbox_rows: int
     max_outbox_rows: int
     used_bytes: int
+    """Without what the next appends will use again: LMDB's file is larger and never shrinks."""
     max_bytes: int | None
     """None: no limit is set."""
 
 
 class SequenceStore(Protocol):
     """The contract both back ends keep."""
+
+    @property
+    def identity(self) -> str:
+        """Made with the store and unlike any other's: a store that takes a lost one's place counts from anew."""
 
     def append(self, events: Sequence[Event]) -> list[Outcome]:
         """Adds all events to their users' sequences and to the outbox in one durable transaction.
@@ -105,7 +110,10 @@ class SequenceStore(Protocol):
         """The attributes recorded with the latest `effective_at_ms`."""
 
     def erase(self, user_id: str, at_ms: int) -> None:
-        """Forgets the user, and takes no event up to `at_ms` any more. What stands in the outbox stays there."""
+        """Forgets the user, and takes no event up to `at_ms` (or an erasure before, if later) any more.
+
+        What stands in the outbox stays there.
+        """
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
         """The user's stored events, newest first, with `timestamp_ms < before_ms`; empty for an unknown user."""
@@ -113,6 +121,13 @@ class SequenceStore(Protocol):
     def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
         """The next rows of the bucket's outbox after `cursor`, which at the same time acknowledges that all up to
         `cursor` are safe elsewhere: they are removed."""
+
+    def advance(self, bucket: int, commit_seq: int) -> None:
+        """Makes the bucket count on behind `commit_seq`, which a log has seen already.
+
+        For a store that took a lost one's place or that is an older copy. Rows of its outbox get new numbers, so they
+        are exported, perhaps once more; copies in the log are dropped where it is read.
+        """
 
     def rebuild(self, events: Iterable[Event]) -> int:
         """Puts events of the log back into the sequences, without the outbox; returns how many were new."""

@@ -1,7 +1,7 @@
 """The embedded back end on LMDB: any process of the node reads by mmap, writers take turns, a crash loses nothing.
 
 Databases (keys big-endian, so that byte order is number order):
-    meta       "store" -> JSON: format, num_buckets, vocabulary, cap; "restored_to" -> manifest number
+    meta       "store" -> JSON: format, id, num_buckets, vocabulary, cap; "restored_to" -> manifest number
     counters   bucket -> last commit_seq; "items" -> last item sequence number
     sequences  user_id -> packed events, newest first (`packed.py`)
     erased     user_id -> events up to this packed time are not taken
@@ -11,11 +11,11 @@ Databases (keys big-endian, so that byte order is number order):
 """
 
 import json
+import os
 import struct
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,8 +34,8 @@ from rayapp.store import (
     StoreStats,
     UserSequence,
 )
-from rayapp.store.contents import MEND, refuse_other, sequence_of
-from rayapp.store.packed import EMPTY, FORMAT, head, insert, packed_time
+from rayapp.store.contents import MEND, description, encoded, event_value, refuse_other, sequence_of
+from rayapp.store.packed import EMPTY, head, insert, packed_time
 
 FIRST_MAP_BYTES: Final = 1 << 30
 """Address space, not memory or disk: the file grows only as it fills, and the map doubles when it is used up."""
@@ -44,7 +44,9 @@ DATABASES: Final = ("meta", "counters", "sequences", "erased", "outbox", "items"
 DATA: Final = "data.mdb"
 _NUMBER: Final = struct.Struct(">Q")
 _OUTBOX_KEY: Final = struct.Struct(">HQ")
-_REBUILD_EVENTS: Final = 50_000
+_REBUILD_EVENTS: Final = 10_000
+_ACKNOWLEDGED_ROWS: Final = 5_000
+"""Rows of the outbox that one transaction removes: appends wait no longer than that."""
 T = TypeVar("T")
 
 
@@ -72,17 +74,25 @@ class LmdbStore:
         # Flags and priorities of a cut are the reader's affair; the store only needs names and "takes a slot".
         self._takes_slot = bytes(vocabulary.flags(in_sequence=True).astype(np.uint8)).ljust(256, b"\0")
         self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
-        self._mapping = threading.Lock()
-        """Held by readers and by whoever moves the map: LMDB can't move it under a reader of the same process."""
+        # The map can't be moved while a transaction of this process is open. Who needs both locks takes `_turn` first.
+        self._turn, self._mapping = threading.Lock(), threading.Lock()
         try:
             path.mkdir(parents=True, exist_ok=True)
+            new = not (path / DATA).exists()
             self._env = lmdb.open(
                 str(path), map_size=max(map_bytes, _size(path)), max_dbs=len(DATABASES), max_readers=1024, sync=sync
             )
+            if new:  # LMDB syncs the file, but not the directory that names it
+                _sync_directory(path)
+                _sync_directory(path.parent)
             self._refuse_truncated()
+            self._env.reader_check()  # a reader that was killed keeps old pages from being used again
             self._db = {name: self._env.open_db(name.encode()) for name in DATABASES}
-            self._check()
-        except (lmdb.Error, OSError, ValueError) as error:
+            self.identity = self._check()
+        except (lmdb.ReadonlyError, OSError) as error:
+            reason = error.strerror if isinstance(error, OSError) else error
+            raise StoreError(f"the sequence store {path} can't be opened: {reason}; it must be writable") from None
+        except (lmdb.Error, ValueError) as error:
             raise StoreError(f"the sequence store {path} can't be opened: {error}. {MEND}") from None
 
     def _refuse_truncated(self) -> None:
@@ -92,19 +102,16 @@ class LmdbStore:
             self._env.close()
             raise StoreError(f"the sequence store {self._path} is cut off: {size} of {needed} bytes. {MEND}")
 
-    def _check(self) -> None:
-        wanted: dict[str, Any] = {
-            "format": FORMAT,
-            "num_buckets": self.num_buckets,
-            "cap": self.cap,
-            "vocabulary": list(self.vocabulary.names),
-        }
+    def _check(self) -> str:
+        wanted = description(self.vocabulary, self.num_buckets) | {"cap": self.cap}
         with self._env.begin(write=True, db=self._db["meta"]) as txn:
             raw = txn.get(b"store")
             found = json.loads(bytes(raw)) if raw is not None else wanted
             refuse_other(f"the sequence store {self._path}", found, wanted)
+            wanted["id"] = found.get("id", wanted["id"])
             if raw is None or found != wanted:
                 txn.put(b"store", json.dumps(wanted).encode())
+        return str(wanted["id"])
 
     def close(self) -> None:
         self._env.close()
@@ -113,32 +120,55 @@ class LmdbStore:
 
     @contextmanager
     def _reading(self) -> Iterator[lmdb.Transaction]:
-        with self._mapping:
+        try:
+            txn = self._snapshot()
             try:
-                txn = self._env.begin(buffers=False)
+                with txn:
+                    yield txn
+            finally:
+                self._mapping.release()
+        except lmdb.Error as error:
+            raise StoreError(f"the sequence store {self._path} can't be read: {error}") from None
+
+    def _snapshot(self) -> lmdb.Transaction:
+        """A read transaction; whoever gets it holds `_mapping`."""
+        while True:
+            self._mapping.acquire()
+            try:
+                return self._env.begin(buffers=False)
             except lmdb.MapResizedError:  # another process has made it larger
-                self._env.set_mapsize(0)
-                txn = self._env.begin(buffers=False)
-            with txn:
-                yield txn
+                self._mapping.release()
+            except BaseException:
+                self._mapping.release()
+                raise
+            with self._turn:
+                self._move_map(0)
+
+    def _move_map(self, size: int) -> None:
+        """To another size, 0: the one that another process gave it. Whoever calls holds `_turn`."""
+        with self._mapping:
+            self._env.set_mapsize(size)
 
     def _get(self, txn: lmdb.Transaction, database: str, key: bytes) -> bytes | None:
         return txn.get(key, db=self._db[database])  # type: ignore[return-value]  # no buffers: bytes
 
     def _writing(self, write: Callable[[lmdb.Transaction], T]) -> T:
         """Runs `write` in one transaction, and again on a larger map where the present one is used up."""
-        while True:
-            try:
-                with self._env.begin(write=True) as txn:
-                    return write(txn)
-            except lmdb.MapResizedError:
-                with self._mapping:
-                    self._env.set_mapsize(0)
-            except lmdb.MapFullError:
-                with self._mapping:
-                    self._env.set_mapsize(2 * self._env.info()["map_size"])
-            except lmdb.Error as error:
-                raise StoreError(f"the sequence store {self._path} can't be written: {error}") from None
+        try:
+            with self._turn:
+                while True:
+                    try:
+                        with self._env.begin(write=True) as txn:
+                            return write(txn)
+                    except lmdb.MapResizedError:
+                        self._move_map(0)
+                    except lmdb.MapFullError:
+                        self._env.reader_check()
+                        self._move_map(2 * self._env.info()["map_size"])
+        except lmdb.Error as error:
+            raise StoreError(
+                f"the sequence store {self._path} can't be written, nothing of this was taken: {error}"
+            ) from None
 
     # ---- events ----------------------------------------------------------------------------------------------------
 
@@ -164,19 +194,22 @@ class LmdbStore:
         by_user: dict[str, list[int]] = {}
         for i, event in enumerate(events):
             by_user.setdefault(event.user_id, []).append(i)
+        last: dict[int, int] = {}
         for user_id, indices in by_user.items():
-            key = user_id.encode()
+            key, bucket = user_id.encode(), bucket_of(user_id, self.num_buckets)
             stored = before = self._get(txn, "sequences", key) or EMPTY
             erased = self._get(txn, "erased", key)
+            if outbox and bucket not in last:
+                last[bucket] = self._last(txn, bucket)
             for i in indices:
-                event, event_hash = events[i], hash64(events[i].event_id)
-                front = head(event, event_hash)
+                event = events[i]
+                front = head(event, hash64(event.event_id))
                 if erased is not None and front[:6] <= erased:
                     outcomes[i] = Outcome.ERASED
                     continue
                 item_id = event.item_id.encode()
                 behind = bytes((self._ids.get(event.action, UNKNOWN), len(item_id)))
-                commit_seq = self._next(txn, event.user_id) if outbox else 0
+                commit_seq = last[bucket] + 1 if outbox else 0
                 row = front + commit_seq.to_bytes(6, "big") + behind
                 after = insert(stored, row, item_id, self._takes_slot, self.cap)
                 if after is None:
@@ -184,63 +217,78 @@ class LmdbStore:
                     continue
                 stored = after
                 if outbox:
-                    self._commit(txn, user_id, commit_seq, Kind.EVENT, asdict(event))
+                    last[bucket] = commit_seq
+                    self._put_outbox(txn, bucket, commit_seq, Kind.EVENT, event_value(event))
             if stored is not before:
                 txn.put(key, stored, db=self._db["sequences"])
+        self._put_last(txn, last)
         return outcomes
 
     def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
-        def write(txn: lmdb.Transaction) -> None:
-            self._refuse_overflow(txn, len(requests))
-            for row in requests:
-                self._commit(txn, row["user_id"], self._next(txn, row["user_id"]), Kind.REQUEST, row)
+        self._writing(lambda txn: self._commit(txn, Kind.REQUEST, requests))
 
-        self._writing(write)
+    def _commit(self, txn: lmdb.Transaction, kind: Kind, values: Sequence[dict[str, Any]]) -> None:
+        self._refuse_overflow(txn, len(values))
+        last: dict[int, int] = {}
+        for value in values:
+            bucket = bucket_of(value["user_id"], self.num_buckets)
+            last[bucket] = (last[bucket] if bucket in last else self._last(txn, bucket)) + 1
+            self._put_outbox(txn, bucket, last[bucket], kind, value)
+        self._put_last(txn, last)
 
     def _refuse_overflow(self, txn: lmdb.Transaction, rows: int) -> None:
         if txn.stat(self._db["outbox"])["entries"] + rows > self.max_outbox:
             raise OutboxFull(f"the outbox holds {self.max_outbox} rows that nobody has exported; run `rayapp export`")
 
-    def _next(self, txn: lmdb.Transaction, user_id: str) -> int:
-        raw = self._get(txn, "counters", _NUMBER.pack(bucket_of(user_id, self.num_buckets)))
-        return (int(_NUMBER.unpack(raw)[0]) if raw else 0) + 1
+    def _last(self, txn: lmdb.Transaction, bucket: int) -> int:
+        raw = self._get(txn, "counters", _NUMBER.pack(bucket))
+        return int(_NUMBER.unpack(raw)[0]) if raw else 0
 
-    def _commit(self, txn: lmdb.Transaction, user_id: str, commit_seq: int, kind: Kind, value: dict[str, Any]) -> None:
-        bucket = bucket_of(user_id, self.num_buckets)
-        body = json.dumps([kind, {k: v for k, v in value.items() if v is not None}], ensure_ascii=False).encode()
+    def _put_last(self, txn: lmdb.Transaction, last: Mapping[int, int]) -> None:
+        for bucket, commit_seq in last.items():
+            txn.put(_NUMBER.pack(bucket), _NUMBER.pack(commit_seq), db=self._db["counters"])
+
+    def _put_outbox(
+        self, txn: lmdb.Transaction, bucket: int, commit_seq: int, kind: Kind, value: dict[str, Any]
+    ) -> None:
+        body = f'["{kind}",{encoded(value)}]'.encode()
         txn.put(_OUTBOX_KEY.pack(bucket, commit_seq), body, db=self._db["outbox"])
-        txn.put(_NUMBER.pack(bucket), _NUMBER.pack(commit_seq), db=self._db["counters"])
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
         with self._reading() as txn:
-            raw = self._get(txn, "counters", _NUMBER.pack(bucket_of(user_id, self.num_buckets)))
-            watermark = _NUMBER.unpack(raw)[0] if raw else 0
+            watermark = self._last(txn, bucket_of(user_id, self.num_buckets))
             stored = self._get(txn, "sequences", user_id.encode())
         return sequence_of(stored, watermark, before_ms, limit)
 
     def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
-        def acknowledge(txn: lmdb.Transaction) -> None:
-            rows = txn.cursor(db=self._db["outbox"])
-            found = rows.set_range(_OUTBOX_KEY.pack(bucket, 0))
-            while found and _OUTBOX_KEY.unpack(rows.key()) <= (bucket, cursor):
-                found = rows.delete() and bool(rows.key())
-
-        result: list[Committed] = []
+        while self._writing(lambda txn: self._acknowledge(txn, bucket, cursor)):
+            pass
         with self._reading() as txn:
-            rows = txn.cursor(db=self._db["outbox"])
-            found = rows.set_range(_OUTBOX_KEY.pack(bucket, 0))
-            old = found and _OUTBOX_KEY.unpack(rows.key()) <= (bucket, cursor)
-            found = rows.set_range(_OUTBOX_KEY.pack(bucket, cursor + 1))
-            while found and len(result) < limit:
-                at, commit_seq = _OUTBOX_KEY.unpack(rows.key())
-                if at != bucket:
-                    break
-                kind, value = json.loads(bytes(rows.value()))
-                result.append(Committed(commit_seq, Kind(kind), value))
-                found = rows.next()
-        if old:
-            self._writing(acknowledge)
-        return result
+            rows = [(seq, body) for seq, body in _outbox(txn.cursor(db=self._db["outbox"]), bucket, cursor, limit)]
+        return [Committed(seq, Kind(kind), value) for seq, body in rows for kind, value in [json.loads(body)]]
+
+    def _acknowledge(self, txn: lmdb.Transaction, bucket: int, cursor: int) -> bool:
+        """Removes rows up to `cursor`; whether some are left. A transaction that changes nothing costs no sync."""
+        rows = txn.cursor(db=self._db["outbox"])
+        found = rows.set_range(_OUTBOX_KEY.pack(bucket, 0))
+        for _ in range(_ACKNOWLEDGED_ROWS):
+            if not found or _OUTBOX_KEY.unpack(rows.key()) > (bucket, cursor):
+                return False
+            found = rows.delete() and bool(rows.key())
+        return True
+
+    def advance(self, bucket: int, commit_seq: int) -> None:
+        def write(txn: lmdb.Transaction) -> None:
+            if self._last(txn, bucket) >= commit_seq:
+                return
+            outbox, last = self._db["outbox"], commit_seq
+            for seq, body in list(_outbox(txn.cursor(db=outbox), bucket, 0, self.max_outbox)):
+                last += 1
+                txn.delete(_OUTBOX_KEY.pack(bucket, seq), db=outbox)
+                txn.put(_OUTBOX_KEY.pack(bucket, last), body, db=outbox)
+            self._put_last(txn, {bucket: last})
+
+        self._writing(write)
 
     # ---- users and items -------------------------------------------------------------------------------------------
 
@@ -250,7 +298,8 @@ class LmdbStore:
         def write(txn: lmdb.Transaction) -> None:
             for name in ("sequences", "users"):
                 txn.delete(key, db=self._db[name])
-            txn.put(key, packed_time(at_ms), db=self._db["erased"])
+            latest = max(packed_time(at_ms), self._get(txn, "erased", key) or b"")
+            txn.put(key, latest, db=self._db["erased"])
 
         self._writing(write)
 
@@ -258,11 +307,10 @@ class LmdbStore:
         key = user["user_id"].encode()
 
         def write(txn: lmdb.Transaction) -> None:
-            self._refuse_overflow(txn, 1)
             stored = self._get(txn, "users", key)
             if stored is None or json.loads(stored)["effective_at_ms"] <= user["effective_at_ms"]:
                 txn.put(key, json.dumps(user, ensure_ascii=False).encode(), db=self._db["users"])
-            self._commit(txn, user["user_id"], self._next(txn, user["user_id"]), Kind.USER, user)
+            self._commit(txn, Kind.USER, [user])
 
         self._writing(write)
 
@@ -311,8 +359,28 @@ class LmdbStore:
     def stats(self) -> StoreStats:
         with self._reading() as txn:
             outbox_rows = int(txn.stat(self._db["outbox"])["entries"])
-            used_bytes = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
+            found = [txn.stat(db) for db in self._db.values()]
+            pages = sum(db["branch_pages"] + db["leaf_pages"] + db["overflow_pages"] for db in found)
+            used_bytes = pages * found[0]["psize"]
         return StoreStats(outbox_rows, self.max_outbox, used_bytes, None)
+
+
+def _outbox(rows: lmdb.Cursor, bucket: int, cursor: int, limit: int) -> Iterator[tuple[int, bytes]]:
+    """`(commit_seq, body)` of the bucket's rows behind `cursor`."""
+    found = rows.set_range(_OUTBOX_KEY.pack(bucket, cursor + 1))
+    for _ in range(limit):
+        if not found or rows.key()[:2] != bucket.to_bytes(2, "big"):
+            return
+        yield _OUTBOX_KEY.unpack(rows.key())[1], bytes(rows.value())
+        found = rows.next()
+
+
+def _sync_directory(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def _size(path: Path) -> int:

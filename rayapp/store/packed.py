@@ -93,6 +93,8 @@ def _split(stored: bytes) -> tuple[bytes, bytes]:
     if version != FORMAT:
         raise StoreError(f"a stored sequence has format {version}, this version reads {FORMAT}")
     end = HEADER.size + n * ROW_BYTES
+    if len(stored) < end:
+        raise StoreError(f"a stored sequence is damaged: {len(stored)} bytes for {n} events")
     return stored[HEADER.size : end], stored[end:]
 
 

@@ -17,7 +17,6 @@ import importlib.resources
 import json
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict
 from typing import Any, Final, TypeVar
 
 import redis
@@ -37,8 +36,8 @@ from rayapp.store import (
     StoreStats,
     UserSequence,
 )
-from rayapp.store.contents import refuse_other, sequence_of
-from rayapp.store.packed import FORMAT, head, packed_time
+from rayapp.store.contents import description, encoded, event_value, refuse_other, sequence_of
+from rayapp.store.packed import head, packed_time
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -48,6 +47,7 @@ DEFAULT_MAX_OUTBOX: Final = 5_000_000
 RETRIES: Final = 3
 CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
+SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 META: Final = "{rayapp:store}"
 ITEMS: Final = "{rayapp:items}"
 _REBUILD_EVENTS: Final = 2_000
@@ -64,6 +64,23 @@ redis.call('XADD', KEYS[2], redis.call('INCR', KEYS[1]) .. '-0', ARGV[2], ARGV[3
 local old = redis.call('HGET', KEYS[3], ARGV[4])
 if not old or cjson.decode(old).effective_at_ms <= tonumber(ARGV[5]) then
   redis.call('HSET', KEYS[3], ARGV[4], ARGV[3])
+end
+"""
+_ADVANCE = """
+if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then return end
+local rows = redis.call('XRANGE', KEYS[2], '-', '+')
+redis.call('SET', KEYS[1], ARGV[1])
+for _, row in ipairs(rows) do
+  redis.call('XADD', KEYS[2], redis.call('INCR', KEYS[1]) .. '-0', row[2][1], row[2][2])
+end
+if #rows > 0 then redis.call('XTRIM', KEYS[2], 'MINID', ARGV[1] .. '-1') end
+"""
+_ERASE = """
+redis.call('DEL', KEYS[2])
+redis.call('HDEL', KEYS[3], ARGV[2])
+local old = redis.call('HGET', KEYS[1], KEYS[2])
+if not old or struct.unpack('>I6', old) < struct.unpack('>I6', ARGV[1]) then
+  redis.call('HSET', KEYS[1], KEYS[2], ARGV[1])
 end
 """
 _PUT_ITEM = """
@@ -90,7 +107,7 @@ class RedisStore:
         """Connects.
 
         Raises:
-            StoreError: Redis does not answer, is too old, or holds another bucket count or vocabulary.
+            StoreError: Redis does not answer, or holds another bucket count or vocabulary.
         """
         self.vocabulary, self.num_buckets, self.cap, self.max_outbox = vocabulary, num_buckets, cap, max_outbox
         self._takes_slot = "".join(str(int(flag)) for flag in vocabulary.flags(in_sequence=True)).ljust(256, "0")
@@ -105,41 +122,46 @@ class RedisStore:
             redis.RedisCluster.from_url(url, **settings) if cluster else redis.Redis.from_url(url, **settings)  # type: ignore[assignment]
         )
         self._append_script = importlib.resources.files("rayapp.store").joinpath("append.lua").read_text()
-        self._answered(self._check)
+        self.identity = self._answered(self._check)
 
-    def _check(self) -> None:
-        wanted: dict[str, Any] = {
-            "format": FORMAT,
-            "num_buckets": self.num_buckets,
-            "vocabulary": list(self.vocabulary.names),
-        }
-        raw = self._redis.get(META)
-        if raw is not None:
-            refuse_other("the sequence store in Redis", json.loads(raw), wanted)
-        self._redis.set(META, json.dumps(wanted))
+    def _check(self) -> str:
+        wanted = description(self.vocabulary, self.num_buckets)
+        self._redis.set(META, json.dumps(wanted), nx=True)  # two that start at once make one store
+        found = json.loads(self._redis.get(META) or "{}")
+        refuse_other("the sequence store in Redis", found, wanted)
+        wanted["id"] = found["id"]
+        if found != wanted:
+            self._redis.set(META, json.dumps(wanted))
         for problem in self._problems():
             log.warning("Redis: %s", problem)
+        return str(wanted["id"])
 
     def _problems(self) -> list[str]:
-        """What in the server's settings breaks the promise that nothing acknowledged is lost, in words."""
-        found: dict[str, str] = {}
-        for name in ("appendonly", "appendfsync", "maxmemory", "maxmemory-policy"):
+        """What in the settings of a primary breaks the promise that nothing acknowledged is lost, in words."""
+        problems: dict[str, None] = {}
+        for node in self._primaries():
             try:
-                answer = self._redis.config_get(name)
+                found = {name: _text(node.config_get(name).get(name)) for name in SETTINGS}
             except redis.exceptions.ResponseError:
                 return ["its settings can't be read; make sure that it syncs every write and evicts nothing"]
-            found |= {_text(key): _text(value) for key, value in answer.items()}
-        problems = []
-        if found.get("appendonly") != "yes":
-            problems.append("acknowledged events are lost when it ends: set `appendonly yes`, `appendfsync always`")
-        elif found.get("appendfsync") != "always":
-            problems.append("a crash loses the last second of acknowledged events: set `appendfsync always`")
-        if found.get("maxmemory") != "0" and found.get("maxmemory-policy") != "noeviction":
-            problems.append(
-                f"under pressure it throws users' events away ({found.get('maxmemory-policy')}): "
-                "set `maxmemory-policy noeviction`"
-            )
-        return problems
+            if found["appendonly"] != "yes":
+                problems["acknowledged events are lost when it ends: set `appendonly yes`, `appendfsync always`"] = None
+            elif found["appendfsync"] != "always":
+                problems["a crash loses the last second of acknowledged events: set `appendfsync always`"] = None
+            elif found["no-appendfsync-on-rewrite"] == "yes":
+                problems["it does not sync while it rewrites its file: set `no-appendfsync-on-rewrite no`"] = None
+            if found["maxmemory"] != "0" and found["maxmemory-policy"] != "noeviction":
+                problems[
+                    f"under pressure it throws users' events away ({found['maxmemory-policy']}): "
+                    "set `maxmemory-policy noeviction`"
+                ] = None
+        return list(problems)
+
+    def _primaries(self) -> list[redis.Redis]:
+        if not self._cluster:
+            return [self._redis]
+        cluster: Any = self._redis
+        return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
 
     def close(self) -> None:
         self._redis.close()
@@ -203,7 +225,7 @@ class RedisStore:
                 item_id = event.item_id.encode()
                 behind = bytes((self._ids.get(event.action, UNKNOWN), len(item_id)))
                 args += [place[event.user_id], head(event, hash64(event.event_id)), behind, item_id]
-                args.append(_json(asdict(event)) if outbox else "")
+                args.append(encoded(event_value(event)) if outbox else "")
             calls.append((self._append_script, keys, args))
         outcomes = [Outcome.ACCEPTED] * len(events)
         for indices, answer in zip(by_bucket.values(), self._eval(calls), strict=True):
@@ -219,7 +241,7 @@ class RedisStore:
         by_bucket: dict[int, list[Any]] = {}
         for row in requests:
             args = by_bucket.setdefault(bucket_of(row["user_id"], self.num_buckets), [self._max_outbox_of_bucket])
-            args += [Kind.REQUEST, _json(row)]
+            args += [Kind.REQUEST, encoded(row)]
         self._eval([(_COMMIT, [_key(b, "last"), _key(b, "outbox")], args) for b, args in by_bucket.items()])
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
@@ -243,21 +265,16 @@ class RedisStore:
 
     # ---- users and items -------------------------------------------------------------------------------------------
 
+    def advance(self, bucket: int, commit_seq: int) -> None:
+        self._eval([(_ADVANCE, [_key(bucket, "last"), _key(bucket, "outbox")], [commit_seq])])
+
     def erase(self, user_id: str, at_ms: int) -> None:
         bucket = bucket_of(user_id, self.num_buckets)
-        sequence = _key(bucket, f"seq:{user_id}")
-
-        def ask() -> None:
-            pipeline = self._redis.pipeline(transaction=True)
-            pipeline.hset(_key(bucket, "erased"), sequence, packed_time(at_ms))
-            pipeline.delete(sequence)
-            pipeline.hdel(_key(bucket, "users"), user_id)
-            pipeline.execute()
-
-        self._answered(ask)
+        keys = [_key(bucket, "erased"), _key(bucket, f"seq:{user_id}"), _key(bucket, "users")]
+        self._eval([(_ERASE, keys, [packed_time(at_ms), user_id])])
 
     def put_user(self, user: dict[str, Any]) -> None:
-        bucket, body = bucket_of(user["user_id"], self.num_buckets), _json(user)
+        bucket, body = bucket_of(user["user_id"], self.num_buckets), encoded(user)
         keys = [_key(bucket, "last"), _key(bucket, "outbox"), _key(bucket, "users")]
         args = [self._max_outbox_of_bucket, Kind.USER, body, user["user_id"], user["effective_at_ms"]]
         self._eval([(_PUT_USER, keys, args)])
@@ -276,7 +293,7 @@ class RedisStore:
 
     def put_item(self, item: dict[str, Any]) -> int:
         keys = [f"{ITEMS}:last", f"{ITEMS}:item", f"{ITEMS}:log"]
-        [number] = self._eval([(_PUT_ITEM, keys, [item["item_id"], _json(item)])])
+        [number] = self._eval([(_PUT_ITEM, keys, [item["item_id"], encoded(item)])])
         return int(number)
 
     def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
@@ -294,27 +311,16 @@ class RedisStore:
             for bucket in range(self.num_buckets):
                 lengths.xlen(_key(bucket, "outbox"))
             rows = sum(lengths.execute())
-            nodes = self._memory()
+            nodes = [node.info("memory") for node in self._primaries()]
             limits = [int(node["maxmemory"]) for node in nodes]
             used = sum(int(node["used_memory"]) for node in nodes)
             return StoreStats(rows, self.max_outbox, used, sum(limits) if all(limits) else None)
 
         return self._answered(ask)
 
-    def _memory(self) -> list[dict[str, Any]]:
-        """Of each primary."""
-        if not self._cluster:
-            return [dict(self._redis.info("memory"))]
-        answer: dict[str, Any] = self._redis.info("memory", target_nodes=redis.RedisCluster.PRIMARIES)
-        return [answer] if "used_memory" in answer else list(answer.values())  # one node's, or by node
-
 
 def _key(bucket: int, name: str) -> str:
     return f"{{rayapp:{bucket}}}:{name}"
-
-
-def _json(value: dict[str, Any]) -> str:
-    return json.dumps({k: v for k, v in value.items() if v is not None}, ensure_ascii=False)
 
 
 def _bytes(value: bytes | str | None) -> bytes | None:
