@@ -5,8 +5,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from rayapp.catalogue import USERS
 from rayapp.config import Domain, Encoder
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import History
@@ -16,13 +18,14 @@ from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
+from rayapp.pipeline.catalogue import merge
 from rayapp.presets import nano
 from rayapp.publish import PublishError, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.registry.models import list_models, load_model, publish_model
 from rayapp.root import make_root
-from rayapp.schema import Action, ActionKind, Vocabulary
+from rayapp.schema import Action, ActionKind, Vocabulary, user_schema
 from rayapp.serving.candidates import Query
 from rayapp.serving.items import check_item
 from rayapp.serving.shelf import ModelShelf
@@ -227,6 +230,22 @@ def test_an_item_taken_out_of_feeds_still_ranks(models: tuple[Path, LmdbStore], 
     nothing = np.zeros(1, np.uint8), np.zeros(1, np.uint64)
     _, known = model.scorer.score(make_request(*nothing, np.array([hash64("i3")], np.uint64), num_heads=2))
     assert known.all()
+
+
+def test_users_attributes_are_those_of_the_last_export(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, store = models
+    shelf = ModelShelf(root, domain, store)
+
+    def known() -> int:
+        model = shelf.get("a")
+        assert model is not None
+        return len(model.scorer.inputs.users.hash_U)
+
+    assert known() == 0
+    row = {"user_id": "ann", "effective_at_ms": 5}
+    merge(root, USERS, pa.Table.from_pylist([row], schema=user_schema(domain.user_attributes)), domain)
+    shelf.refresh()
+    assert known() == 1
 
 
 def test_a_root_without_a_champion_says_what_to_do(root: Path, domain: Domain) -> None:

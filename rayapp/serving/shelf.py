@@ -1,17 +1,21 @@
 """The models a replica holds: the champion, the one before it, and every other alias's; swapped while serving."""
 
+import dataclasses
 import logging
 import threading
 import time
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
+from rayapp.catalogue import USERS, read_users
 from rayapp.config import Domain
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
+from rayapp.model.inputs import UserTable
 from rayapp.model.item_table import ItemTable
-from rayapp.publish import PublishError
+from rayapp.publish import PublishError, log_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.schema import FIRST_ACTION_ID
@@ -36,6 +40,7 @@ class ModelShelf:
         self._root, self._domain, self._store = root, domain, store
         self._lock = threading.Lock()
         self._item_sequence, self._new_items = store.items_since(0)
+        self._users_number, _ = log_manifest(root / USERS)
         self._failed: dict[str, float] = {}
         self.refused: dict[str, str] = {}
         """Why a version that an alias names is not held."""
@@ -80,6 +85,7 @@ class ModelShelf:
         with self._lock:
             self._refresh_models()
             self._refresh_items()
+            self._refresh_users()
 
     def _refresh_models(self) -> None:
         aliases = read_aliases(self._root)
@@ -112,6 +118,15 @@ class ModelShelf:
         tables = {table.name: table.with_items(items) for table in self._tables(self._models).values()}
         self._hold({version: _over(model, tables[model.table.name]) for version, model in self._models.items()})
 
+    def _refresh_users(self) -> None:
+        """Users' attributes as the last export or import left them."""
+        number, _ = log_manifest(self._root / USERS)
+        if number == self._users_number:
+            return
+        users = read_users(self._root, self._domain)
+        self._hold({version: _told(model, users) for version, model in self._models.items()})
+        self._users_number = number
+
     def _hold(self, models: dict[str, LoadedModel]) -> None:
         if self._indexes:
             self._indexes = self._indexes_of(models)
@@ -143,6 +158,13 @@ def _over(model: LoadedModel, table: ItemTable) -> LoadedModel:
     if table is model.table:
         return model
     return LoadedModel(model.version, model.config, model.head_names, model.scorer.with_table(table), table)
+
+
+def _told(model: LoadedModel, users: pa.Table) -> LoadedModel:
+    """The model, told of these users' attributes."""
+    inputs = model.scorer.inputs
+    inputs = dataclasses.replace(inputs, users=UserTable.of(users, inputs.encoders.user))
+    return dataclasses.replace(model, scorer=dataclasses.replace(model.scorer, inputs=inputs))
 
 
 def _full_request(length: int, domain: Domain) -> Requests:
