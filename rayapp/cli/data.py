@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from rayapp.cli.options import moment, root_option
+from rayapp.cli.options import moment, root_option, store_option
 
 PATH = click.Path(path_type=Path, exists=True)
 QUARANTINED_EXIT = 3
@@ -159,19 +159,23 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
 
 @click.command("erase")
 @root_option
+@store_option
 @click.argument("user_ids", nargs=-1, required=True)
-def erase(root: Path, user_ids: tuple[str, ...]) -> None:
-    """Hide all that these users did so far from every window, rate and import to come.
+def erase(root: Path, store_url: str | None, user_ids: tuple[str, ...]) -> None:
+    """Forget what these users did so far: in the store at once, and in every window, rate and import to come.
 
-    `rayapp compact` then removes it from the disk. A running graph's store is not touched by this.
+    `rayapp compact` then removes it from the logs on disk. It may run beside a graph.
     """
     from rayapp.erasure import erase_user
-    from rayapp.root import read_root
+    from rayapp.store.opening import open_store
 
-    read_root(root)
+    store = open_store(root, store_url)
     for user_id in user_ids:
-        erase_user(root, user_id, int(time.time() * 1000))
-    click.echo(f"{len(user_ids)} users are hidden; `rayapp compact --root {root}` removes what is stored of them")
+        now_ms = time.time_ns() // 1_000_000
+        erase_user(root, user_id, now_ms)
+        store.erase(user_id, now_ms)
+    store.close()
+    click.echo(f"{len(user_ids)} users are forgotten; `rayapp compact --root {root}` removes what the logs hold of them")
 
 
 @click.command("compact")
