@@ -175,7 +175,7 @@ def erase(root: Path, store_url: str | None, user_ids: tuple[str, ...]) -> None:
         erase_user(root, user_id, now_ms)
         store.erase(user_id, now_ms)
     store.close()
-    click.echo(f"{len(user_ids)} users are forgotten; `rayapp compact --root {root}` removes what the logs hold of them")
+    click.echo(f"{len(user_ids)} users forgotten; `rayapp compact --root {root}` removes what the logs hold of them")
 
 
 @click.command("compact")
