@@ -223,7 +223,7 @@ def test_a_stop_gives_everybody_the_champion_again(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"there is no experiment 'x' in .*; known: longer"):
         stop(tmp_path, DOMAIN, "x", "", START_MS + 3)
     restarted = book_of(tmp_path, declared(treatment="0.05"), START_MS + 4)
-    assert restarted.problem is None, "the file of a stopped experiment binds nobody"
+    assert restarted.problem is None, "nobody is in an arm that could shrink"
     assert restarted.running(START_MS + 4) is None
 
 

@@ -266,8 +266,6 @@ def stop(root: Path, domain: Domain, name: str, why: str, now_ms: int) -> None:
 
 def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
     entry = state.setdefault(experiment.name, {"salt": experiment.salt, "steps": [], "stopped": None})
-    if entry["stopped"]:
-        return
     fixed = {
         "salt": experiment.salt,
         "starts_ms": experiment.starts_ms,
@@ -277,6 +275,8 @@ def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
     }
     arms = [_arm_json(arm) for arm in experiment.arms]
     if not entry["steps"]:
+        if entry["stopped"]:  # before it began
+            return
         entry.update(fixed=fixed, steps=[{"at_ms": now_ms, "arms": arms}])
         return
     said = f"{FILE}: experiment {experiment.name!r} has started:"
@@ -286,7 +286,7 @@ def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
                 f"{said} its {key.removesuffix('_ms')} can't change from {entry['fixed'][key]!r} to {value!r}; "
                 "declare another experiment, with another name and salt"
             )
-    if now_ms >= experiment.ends_ms:
+    if entry["stopped"] or now_ms >= experiment.ends_ms:
         return
     for old, new in zip(entry["steps"][-1]["arms"], arms, strict=True):
         if new["share"] < old["share"]:
