@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rayapp.config import DAY_MS
 from rayapp.domains import load_domain
 from rayapp.serving.experiment_file import NUM_SLOTS, ExperimentError, parse_experiments
-from rayapp.serving.experiments import FREE, STATE_FILE, ExperimentBook, assign, lay_out, read_state, slot_of, stop
+from rayapp.serving.experiments import FREE, STATE_FILE, ExperimentBook, lay_out, read_state, slot_of, stop
 
 DOMAIN = load_domain("synthetic").domain
 HEAD = DOMAIN.head_names[0]
@@ -126,10 +126,10 @@ def test_with_two_arms_the_order_of_growth_does_not_matter(control: int, data: s
     assert (grown.arm_S == at_once.arm_S).all()
 
 
-def test_arms_get_their_share_and_salts_are_independent() -> None:
-    (experiment,) = parse_experiments(declared(), DOMAIN)
-    arms = [assign(experiment, user) for user in USERS]
-    for arm in experiment.arms:
+def test_arms_get_their_share_and_salts_are_independent(tmp_path: Path) -> None:
+    book = book_of(tmp_path, declared())
+    arms = [getattr(book.arm_of(user, START_MS), "arm", None) for user in USERS]
+    for arm in ("control", "treatment"):
         assert abs(arms.count(arm) / len(USERS) - 0.1) < 0.025  # five standard deviations
     a, b = (np.array([slot_of(salt, user) for user in USERS]) < NUM_SLOTS // 2 for salt in ("a", "b"))
     assert abs(np.corrcoef(a, b)[0, 1]) < 0.08
@@ -223,8 +223,19 @@ def test_a_stop_gives_everybody_the_champion_again(tmp_path: Path) -> None:
     with pytest.raises(ExperimentError, match=r"there is no experiment 'x' in .*; known: longer"):
         stop(tmp_path, DOMAIN, "x", "", START_MS + 3)
     restarted = book_of(tmp_path, declared(treatment="0.05"), START_MS + 4)
-    assert restarted.problem is None, "the file of a stopped experiment binds nobody"
+    assert restarted.problem is None, "nobody is in an arm that could shrink"
     assert restarted.running(START_MS + 4) is None
+
+
+def test_a_stop_is_followed_while_the_file_is_broken(tmp_path: Path) -> None:
+    book = book_of(tmp_path, declared())
+    (tmp_path / "experiments.toml").write_text("[[experiments")
+    book.refresh(START_MS + 1)
+    assert any(book.arm_of(user, START_MS + 1) for user in USERS)
+    stop(tmp_path, DOMAIN, "longer", "now", START_MS + 2)
+    book.refresh(START_MS + 3)
+    assert not any(book.arm_of(user, START_MS + 3) for user in USERS)
+    assert "not valid TOML" in str(book.problem)
 
 
 def test_no_file_no_experiment_and_nothing_is_written(tmp_path: Path) -> None:

@@ -29,7 +29,17 @@ def render(report: Report) -> str:
     ]
     if not report.days:
         return lines[0] + "\nno day is complete yet: a day counts when the time to act on what it showed is over"
-    return "\n".join([*lines, *_verdict(report), "", *_arms(report), "", *_differences(report), *_rest(report)])
+    return "\n".join(
+        [
+            *lines,
+            *(f"- {said}" for said in _verdict(report)),
+            "",
+            *_arms(report),
+            "",
+            *_differences(report),
+            *_rest(report),
+        ]
+    )
 
 
 def _verdict(report: Report) -> list[str]:
@@ -64,7 +74,7 @@ def _arms(report: Report) -> list[str]:
         for unit, of_head in (("shown", row.per_item), ("requests", row.per_request)):
             lines.append(f"{facts} | {unit} | {' | '.join(told(of_head[head]) for head in heads)} |")
             facts = "| " + " | ".join([""] * 7)
-    lines += ["", *(f"{row.arm} was answered by {_versions(row.versions)}" for row in report.arms)]
+    lines += ["", *(f"- {row.arm} was answered by {_versions(row.versions)}" for row in report.arms)]
     return lines
 
 
@@ -84,7 +94,7 @@ def _differences(report: Report) -> list[str]:
 def _rest(report: Report) -> list[str]:
     lines = []
     if report.changes:
-        lines += ["", "changed while it was on:", *(f"- {change}" for change in report.changes)]
+        lines += ["", "changed while it was on:", "", *(f"- {change}" for change in report.changes)]
     for row in report.retrainings:
         lines += ["", *_retraining(row)]
     return lines
@@ -97,7 +107,7 @@ def _retraining(row: RetrainingRow) -> list[str]:
     lines = [f"retraining {when} UTC on {row.window}, of {moved}; the lists shown so far were of: {pooled}"]
     if not row.together:
         lines.append("CAREFUL: not every arm's model was trained anew; fresh against stale is not what is compared")
-    lines += [f"| per {PER} shown | head | difference before | after | change |", "|---|---|---|---|---|"]
+    lines += ["", f"| per {PER} shown | head | difference before | after | change |", "|---|---|---|---|---|"]
     lines += [
         f"| {a.arm} | {a.head} | {told(a.before, '+')} | {told(a.after, '+')} | {told(a.change, '+')} |"
         for a in row.around

@@ -10,6 +10,7 @@ exactly what the first leaves, and so must the third.
 """
 
 import contextlib
+import dataclasses
 import fcntl
 import itertools
 import logging
@@ -154,11 +155,6 @@ class Running:
         return None if arm == FREE else self.experiment.arms[arm]
 
 
-def assign(experiment: Experiment, user_id: str) -> Arm | None:
-    """The user's arm under the declared shares alone, as when they have never been other ones."""
-    return _running(experiment, {}).assign(user_id)
-
-
 class ExperimentBook:
     """The declared experiments and their state, as a server holds them. A broken file leaves everything as it was."""
 
@@ -180,12 +176,22 @@ class ExperimentBook:
             problem = None
         except (ExperimentError, PublishError, OSError) as error:
             problem = str(error)
+            self._follow_stops()
         if problem and problem != self.problem:
             log.error("experiments stay as they were: %s", problem)
         self.problem = problem
         starts = [r.experiment.starts_ms for r in self._experiments if r.experiment.starts_ms > now_ms]
         self._next_start_ms = min(starts, default=2**63)
         self._seen = None if problem else seen
+
+    def _follow_stops(self) -> None:
+        """A stop is followed whatever is wrong with the file."""
+        with contextlib.suppress(PublishError, OSError):
+            state = read_state(self._root)
+            self._experiments = tuple(
+                dataclasses.replace(running, stopped=state.get(running.experiment.name, {}).get("stopped"))
+                for running in self._experiments
+            )
 
     def running(self, now_ms: int) -> Running | None:
         """The experiment that is on at this moment."""
@@ -239,27 +245,27 @@ def record_steps(root: Path, domain: Domain, now_ms: int) -> tuple[Running, ...]
 def stop(root: Path, domain: Domain, name: str, why: str, now_ms: int) -> None:
     """Stops an experiment for good: from the next refresh on everybody gets the champion.
 
+    One that has started is stopped even while the experiments file is wrong.
+
     Raises:
         ExperimentError: no such experiment, or it is stopped already.
     """
-    experiments = {e.name: e for e in read_experiments(root, domain)}
     with _locked(root):
         state = read_state(root)
-        if name not in experiments and name not in state:
-            known = ", ".join(sorted({*experiments, *state})) or "none"
-            raise ExperimentError(f"there is no experiment {name!r} in {root / FILE}; known: {known}")
-        salt = experiments[name].salt if name in experiments else state[name]["salt"]
-        entry = state.setdefault(name, {"salt": salt, "steps": [], "stopped": None})
-        if entry["stopped"]:
-            raise ExperimentError(f"{name} is stopped already: {entry['stopped']['why']}")
-        entry["stopped"] = {"at_ms": now_ms, "why": why}
+        if name not in state:
+            declared = {experiment.name: experiment for experiment in read_experiments(root, domain)}
+            if name not in declared:
+                known = ", ".join(sorted({*declared, *state})) or "none"
+                raise ExperimentError(f"there is no experiment {name!r} in {root / FILE}; known: {known}")
+            state[name] = {"salt": declared[name].salt, "steps": [], "stopped": None}
+        if state[name]["stopped"]:
+            raise ExperimentError(f"{name} is stopped already: {state[name]['stopped']['why']}")
+        state[name]["stopped"] = {"at_ms": now_ms, "why": why}
         write_json(root / STATE_FILE, state)
 
 
 def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
     entry = state.setdefault(experiment.name, {"salt": experiment.salt, "steps": [], "stopped": None})
-    if entry["stopped"]:
-        return
     fixed = {
         "salt": experiment.salt,
         "starts_ms": experiment.starts_ms,
@@ -269,6 +275,8 @@ def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
     }
     arms = [_arm_json(arm) for arm in experiment.arms]
     if not entry["steps"]:
+        if entry["stopped"]:  # before it began
+            return
         entry.update(fixed=fixed, steps=[{"at_ms": now_ms, "arms": arms}])
         return
     said = f"{FILE}: experiment {experiment.name!r} has started:"
@@ -278,7 +286,7 @@ def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
                 f"{said} its {key.removesuffix('_ms')} can't change from {entry['fixed'][key]!r} to {value!r}; "
                 "declare another experiment, with another name and salt"
             )
-    if now_ms >= experiment.ends_ms:
+    if entry["stopped"] or now_ms >= experiment.ends_ms:
         return
     for old, new in zip(entry["steps"][-1]["arms"], arms, strict=True):
         if new["share"] < old["share"]:
