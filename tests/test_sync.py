@@ -36,6 +36,21 @@ for n in range(5):
     os.write(1, b"answer")
 """
 
+EXPORTER = """
+import json, sys
+from pathlib import Path
+from rayapp.config import Domain
+from rayapp.pipeline.export import export
+from rayapp.root import make_root
+from rayapp.store.opening import open_store
+from tests.conftest import make_event
+root = Path(sys.argv[1])
+make_root(root, Domain.from_json(json.loads(sys.argv[2])), 4)
+store = open_store(root)
+store.append([make_event(n, user=f"u{n}") for n in range(20)])
+export(root, store, 1_767_225_600_000)
+"""
+
 
 @pytest.fixture(autouse=True)
 def needs_strace() -> None:
@@ -78,6 +93,16 @@ def test_lmdb_syncs_before_the_answer(tmp_path: Path, domain: Domain, sync: str)
     bad, answers = unsynced_answers(trace, "data.mdb", "pipe:")
     assert answers == 5
     assert bad == (0 if sync == "sync" else 5)
+
+
+def test_an_export_syncs_its_files_before_a_manifest_names_them(tmp_path: Path, domain: Domain) -> None:
+    """The next round frees what this one has exported."""
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-y", "-e", f"trace={TRACED}", "-o", str(trace)]
+    command += [sys.executable, "-c", EXPORTER, str(tmp_path / "root"), json.dumps(domain.to_json())]
+    subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
+    bad, manifests = unsynced_answers(trace, "/bucket=", "/events/manifests/")
+    assert (bad, manifests) == (0, 1)
 
 
 @pytest.mark.parametrize("appendfsync", ["always", "everysec"])
