@@ -1,5 +1,6 @@
 """The way from the outbox into the logs: exactly once, whenever it is killed, and back again when the store is lost."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from rayapp.erasure import erase_user
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline import export as exporting
-from rayapp.pipeline.export import export
+from rayapp.pipeline.export import Exported, export
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
 from rayapp.publish import PublishError, commit_log
 from rayapp.registry.item_tables import load_table, publish_table
@@ -23,6 +24,7 @@ from rayapp.root import make_root
 from rayapp.schema import item_schema
 from rayapp.serving.items import check_item
 from rayapp.store import Kind, SequenceStore
+from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
 from rayapp.workflow import restore_store, seed_store
 from tests.conftest import T0, make_event
@@ -51,6 +53,13 @@ def fill(store: SequenceStore, first: int, number: int) -> list[str]:
     events = [make_event(n, user=f"u{n % 9}", at=T0 + n) for n in range(first, first + number)]
     store.append(events)
     return [e.event_id for e in events]
+
+
+def export_all(root: Path, store: SequenceStore) -> Exported:
+    total = Exported()
+    while done := export(root, store, NOW):
+        total.add(done)
+    return total
 
 
 def request(number: int, user: str) -> dict[str, object]:
@@ -165,6 +174,53 @@ def test_a_lost_store_comes_back_from_the_log(root: Path, store: SequenceStore) 
     assert {u: again.lookup(u).item_ids for u in before} == {**before, "u3": ()}
     assert again.drain(0, 0, 10) == []
     again.close()
+
+
+def test_what_a_new_store_takes_after_a_loss_is_exported(root: Path, store: SequenceStore) -> None:
+    """It counts from 1 again, or behind the log when it was rebuilt first: neither may look exported already."""
+    first = fill(store, 0, 40)
+    export_all(root, store)
+    store.close()
+    shutil.move(root / "store", root / "lost")
+    again = open_store(root)
+    early = fill(again, 100, 10)  # a graph that nobody told of the loss
+    again.close()
+    restore_store(root)
+    again = open_store(root)
+    late = fill(again, 200, 10)
+    again.put_item({"item_id": "after", "created_at_ms": T0})
+    assert export_all(root, again).items == 1
+    assert logged(root) == sorted(first + early + late)
+    again.close()
+
+
+def test_what_an_old_copy_of_a_store_takes_is_exported(root: Path, store: SequenceStore) -> None:
+    """A backup brought back has numbers that the log has seen already under the same identity."""
+    fill(store, 0, 20)
+    store.close()
+    shutil.copytree(root / "store", root / "backup")
+    newer = open_store(root)
+    fill(newer, 20, 20)
+    export_all(root, newer)
+    newer.close()
+    shutil.rmtree(root / "store")
+    (root / "backup").rename(root / "store")
+    old = open_store(root)
+    fill(old, 100, 3)
+    export_all(root, old)
+    old.close()
+    assert {f"e{n}" for n in (*range(40), 100, 101, 102)} == set(logged(root))
+
+
+def test_two_stores_of_one_root_have_cursors_of_their_own(root: Path, store: SequenceStore, domain: Domain) -> None:
+    other = LmdbStore(root / "other", domain.vocabulary, 4)
+    for n in range(3):
+        fill(store, 100 * n, 10)
+        fill(other, 100 * n + 50, 5)
+        export(root, store, NOW)
+        export(root, other, NOW)
+    assert len(logged(root)) == len(set(logged(root))) == 45
+    other.close()
 
 
 def test_exporting_from_a_store_that_is_whole_leaves_it_whole(root: Path, store: SequenceStore) -> None:

@@ -1,10 +1,5 @@
-"""What every back end of the sequence store promises: order, cap, idempotency, outbox; and what only LMDB does."""
+"""What every back end of the sequence store promises: order, cap, idempotency, outbox, numbers that go on."""
 
-import json
-import os
-import signal
-import subprocess
-import sys
 import uuid
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,7 +14,7 @@ from rayapp.config import Domain
 from rayapp.hashing import hash64
 from rayapp.schema import Action, ActionKind, Event, Vocabulary, bucket_of
 from rayapp.store import Kind, OutboxFull, Outcome, SequenceStore, StoreError
-from rayapp.store.lmdb import DATA, LmdbStore
+from rayapp.store.lmdb import LmdbStore
 from rayapp.store.packed import EMPTY, head, insert
 from rayapp.store.redis import RedisStore
 from tests.conftest import T0, make_event
@@ -191,6 +186,46 @@ def test_an_erased_user_is_gone_and_stays_gone(store: SequenceStore) -> None:
     assert len(store.lookup("u1").history) == 1
 
 
+def test_an_earlier_erasure_does_not_take_a_later_one_back(store: SequenceStore) -> None:
+    store.erase("u1", T0 + 10)
+    store.erase("u1", T0)
+    assert store.append([make_event(1, at=T0 + 5)]) == [Outcome.ERASED]
+
+
+def test_numbers_go_on_behind_those_that_a_log_has_seen(store: SequenceStore) -> None:
+    """Of a store that is new or an older copy; what stands in its outbox is numbered anew and stays in order."""
+    bucket = bucket_of("u1", 4)
+    store.append([make_event(n) for n in range(3)])
+    store.advance(bucket, 2)
+    assert [row.commit_seq for row in store.drain(bucket, 0, 10)] == [1, 2, 3]
+    store.advance(bucket, 100)
+    rows = store.drain(bucket, 100, 10)
+    assert [(row.commit_seq, row.value["event_id"]) for row in rows] == [(101, "e0"), (102, "e1"), (103, "e2")]
+    assert store.lookup("u1").watermark == 103
+    store.append([make_event(4)])
+    assert [row.commit_seq for row in store.drain(bucket, 103, 10)] == [104]
+    assert store.stats().outbox_rows == 1
+
+
+def test_a_store_keeps_its_identity_and_no_two_share_one(make_store: MakeStore, tmp_path: Path, domain: Domain) -> None:
+    first = make_store()
+    assert make_store().identity == first.identity
+    other = LmdbStore(tmp_path / "other", domain.vocabulary, 4, map_bytes=MAP)
+    assert other.identity != first.identity
+    other.close()
+
+
+def test_a_clock_that_goes_backwards_loses_nothing(store: SequenceStore) -> None:
+    """Order is by the events' times, what was seen is told by numbers; neither asks the server's clock."""
+    arrivals = [(T0 + 50, T0 + 50), (T0 + 20, T0 + 20), (T0 + 40, T0 + 21), (T0 + 10, T0 + 10)]
+    for n, (at, received) in enumerate(arrivals):
+        before = store.lookup("u1").watermark
+        store.append([make_event(n, item=f"i{n}", at=at, lag=received - at)])
+        assert store.lookup("u1").watermark == before + 1
+    assert ids(store) == ["i0", "i2", "i1", "i3"]
+    assert [row.commit_seq for row in store.drain(bucket_of("u1", 4), 0, 10)] == [1, 2, 3, 4]
+
+
 def test_requests_and_users_share_the_outbox_with_events(store: SequenceStore) -> None:
     """One count a bucket numbers them all, so a reader needs one cursor."""
     request = {"user_id": "u1", "request_id": "r", "timestamp_ms": T0, "item_ids": ["a"], "surface": None}
@@ -208,12 +243,6 @@ def test_requests_and_users_share_the_outbox_with_events(store: SequenceStore) -
     assert rows[1].value == {k: v for k, v in request.items() if v is not None}
     assert store.user("u1") == {"user_id": "u1", "effective_at_ms": T0, "country": "ch"}
     assert store.lookup("u1").watermark == 4
-
-
-def test_a_path_that_is_no_directory_is_refused_in_words(tmp_path: Path, domain: Domain) -> None:
-    (tmp_path / "file").write_text("")
-    with pytest.raises(StoreError, match="can't be opened"):
-        LmdbStore(tmp_path / "file", domain.vocabulary, 4, map_bytes=MAP)
 
 
 ROWS = st.lists(
@@ -268,70 +297,6 @@ def test_the_script_in_redis_writes_the_bytes_that_python_writes(
     assert (stored or EMPTY) == here
 
 
-WRITER = """
-import sys
-from pathlib import Path
-from rayapp.config import Domain
-from rayapp.publish import read_json
-from rayapp.store.lmdb import LmdbStore
-from tests.conftest import make_event
-store = LmdbStore(Path(sys.argv[1]), Domain.from_json(read_json(Path(sys.argv[2]))).vocabulary, 4, map_bytes=1 << 26)
-for n in range(100_000):
-    store.append([make_event(n, user=f"u{n % 7}", at=1_767_225_600_000 + n)])
-    print(n, flush=True)
-"""
-
-
-def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, domain: Domain) -> None:
-    """A real process is killed while it writes; every event it had acknowledged is there exactly once."""
-    from rayapp.publish import write_json
-
-    write_json(tmp_path / "domain.json", domain.to_json())
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "s"), str(tmp_path / "domain.json")]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
-    assert process.stdout is not None
-    acknowledged = [int(process.stdout.readline()) for _ in range(60)]
-    os.kill(process.pid, signal.SIGKILL)
-    acknowledged += [int(line) for line in process.stdout.read().splitlines()]
-    process.wait()
-    process.stdout.close()
-    store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
-    outbox = [row.value["event_id"] for bucket in range(4) for row in store.drain(bucket, 0, 100_000)]
-    assert len(outbox) == len(set(outbox))
-    assert {f"e{n}" for n in acknowledged} <= set(outbox)
-    stored = sum(len(store.lookup(f"u{n}").history) for n in range(7))
-    assert stored == len(outbox)
-    store.close()
-
-
-def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> None:
-    """A second process reads what the first wrote after both had opened it."""
-    store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
-    program = (
-        "import sys; from pathlib import Path; from rayapp.store.lmdb import LmdbStore\n"
-        "from rayapp.schema import Vocabulary; import json\n"
-        "v = Vocabulary.from_json(json.loads(sys.argv[2]))\n"
-        f"s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes={MAP}); print('open', flush=True); sys.stdin.readline()\n"
-        "print(len(s.lookup('u1').history), flush=True)\n"
-    )
-    vocabulary = json.dumps(domain.vocabulary.to_json())
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "s"), vocabulary],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "open\n"
-        store.append([make_event(1), make_event(2)])
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "2\n"
-    store.close()
-
-
 def test_events_keep_every_field_in_the_outbox(store: SequenceStore) -> None:
     event = Event(
         event_id="ü",
@@ -348,92 +313,3 @@ def test_events_keep_every_field_in_the_outbox(store: SequenceStore) -> None:
     store.append([event])
     assert [Event(**row.value) for row in store.drain(bucket_of("u✓", 4), 0, 10)] == [event]
     assert list(store.lookup("u✓").history.received_at_ms_E) == [T0 + 1]
-
-
-def test_a_store_that_is_cut_off_is_refused_in_words(tmp_path: Path, domain: Domain) -> None:
-    """Reading behind the end of the file would end the whole process with SIGBUS."""
-    store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
-    store.append([make_event(n, user=f"u{n}") for n in range(2_000)])
-    store.close()
-    data = tmp_path / "s" / DATA
-    os.truncate(data, data.stat().st_size // 2)
-    with pytest.raises(StoreError, match=r"cut off.*rayapp store rebuild"):
-        LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
-
-
-def test_a_store_that_is_overwritten_is_refused_in_words(tmp_path: Path, domain: Domain) -> None:
-    LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP).close()
-    data = tmp_path / "s" / DATA
-    data.write_bytes(b"\xff" * data.stat().st_size)
-    with pytest.raises(StoreError, match=r"can't be opened.*rayapp store rebuild"):
-        LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
-
-
-def test_the_map_grows_under_readers_and_other_processes_follow(tmp_path: Path, domain: Domain) -> None:
-    store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=1 << 18)
-    program = (
-        "import sys, json; from pathlib import Path; from rayapp.store.lmdb import LmdbStore\n"
-        "from rayapp.schema import Vocabulary; from tests.conftest import make_event\n"
-        "v = Vocabulary.from_json(json.loads(sys.argv[2]))\n"
-        "s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes=1 << 18); print('open', flush=True); sys.stdin.readline()\n"
-        "print(len(s.lookup('u1999').history), s.append([make_event(9999, user='u1999')])[0], flush=True)\n"
-    )
-    with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "s"), json.dumps(domain.vocabulary.to_json())],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        text=True,
-        cwd=Path(__file__).parents[1],
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdin is not None
-        assert process.stdout.readline() == "open\n"
-        store.append([make_event(n, user=f"u{n}") for n in range(2_000)])
-        assert (tmp_path / "s" / DATA).stat().st_size > 1 << 18
-        process.stdin.write("\n")
-        process.stdin.flush()
-        assert process.stdout.readline() == "1 accepted\n"
-    assert len(store.lookup("u1999").history) == 2
-    store.close()
-
-
-def test_redis_is_warned_about_in_words_where_it_may_lose_events(
-    tmp_path: Path, domain: Domain, caplog: pytest.LogCaptureFixture
-) -> None:
-    port = free_port()
-    server = start(tmp_path, port, "--appendonly", "no", "--maxmemory", "100mb", "--maxmemory-policy", "allkeys-lru")
-    RedisStore(f"redis://127.0.0.1:{port}/0", domain.vocabulary, 4).close()
-    stop(server)
-    assert "set `appendonly yes`" in caplog.text
-    assert "set `maxmemory-policy noeviction`" in caplog.text
-
-
-def test_redis_that_does_not_answer_is_told_in_words(domain: Domain) -> None:
-    with pytest.raises(StoreError, match="Redis does not answer"):
-        RedisStore(f"redis://:secret@127.0.0.1:{free_port()}/0", domain.vocabulary, 4)
-
-
-def test_redis_killed_while_written_loses_nothing_acknowledged(tmp_path: Path, domain: Domain) -> None:
-    """Its append-only file is synced before each answer; the client connects again by itself."""
-    port = free_port()
-    server = start(tmp_path, port)
-    store = RedisStore(f"redis://127.0.0.1:{port}/0", domain.vocabulary, 4)
-    acknowledged = set()
-    for n in range(300):
-        if n % 100 == 50:
-            server.send_signal(signal.SIGKILL)
-        event = make_event(n, user=f"u{n % 7}", at=T0 + n)
-        while True:
-            try:
-                store.append([event])
-                break
-            except StoreError:
-                server.wait()
-                server = start(tmp_path, port)
-        acknowledged.add(event.event_id)
-    drained = [row.value["event_id"] for bucket in range(4) for row in store.drain(bucket, 0, 1_000)]
-    assert len(drained) == len(set(drained)) == 300
-    assert set(drained) == acknowledged
-    assert sum(len(store.lookup(f"u{n}").history) for n in range(7)) == 300
-    store.close()
-    stop(server)

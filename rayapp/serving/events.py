@@ -85,10 +85,11 @@ def check_events(
     """`(index and event of each good one, rejections)`. `now_ms` is the server's clock."""
     good: list[tuple[int, Event]] = []
     rejections: list[Rejection] = []
+    actions = vocabulary.names
     for index, value in enumerate(values):
         if index in skip:
             continue
-        checked = _check(index, value, vocabulary, now_ms)
+        checked = _check(index, value, actions, now_ms)
         if isinstance(checked, Rejection):
             rejections.append(checked)
         else:
@@ -96,7 +97,7 @@ def check_events(
     return good, rejections
 
 
-def _check(index: int, value: Any, vocabulary: Vocabulary, now_ms: int) -> Event | Rejection:
+def _check(index: int, value: Any, actions: tuple[str, ...], now_ms: int) -> Event | Rejection:
     if not isinstance(value, dict):
         return Rejection(index, "wrong_type", None, "an event must be a JSON object")
     try:
@@ -110,12 +111,12 @@ def _check(index: int, value: Any, vocabulary: Vocabulary, now_ms: int) -> Event
         text = getattr(body, field)
         if text is not None and (problem := id_problem(text)):
             return Rejection(index, "bad_id", field, f"{field} {problem}")
-    if body.action not in vocabulary.names:
+    if body.action not in actions:
         return Rejection(
             index,
             "unknown_action",
             "action",
-            f"{body.action[:64]!r} is none of the configured actions {list(vocabulary.names)}",
+            f"{body.action[:64]!r} is none of the configured actions {list(actions)}",
         )
     if body.value is not None and not math.isfinite(body.value):
         return Rejection(index, "not_finite", "value", "value must be a finite number")
