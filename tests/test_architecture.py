@@ -14,6 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hashing": set(),
     "schema": {"hashing"},
     "publish": set(),
+    "revision": set(),
     "config": {"schema"},
     "features": {"hashing", "schema"},
     "presets": {"config"},
@@ -49,6 +50,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "publish",
         "registry",
         "root",
+        "revision",
     },
     "serving": {"hashing", "schema", "config", "features", "model", "publish", "rates", "registry", "store"},
     "experiments": {"hashing", "schema", "config", "pipeline", "publish", "registry", "root", "serving"},
@@ -87,6 +89,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 COMPOSITION_ROOTS = {"cli", "bench"}  # may import every room; nothing imports them but the command line its benches
 NO_RAY = {
+    "revision",
     "hashing",
     "schema",
     "publish",

@@ -77,9 +77,8 @@ def test_the_examples_of_schedules_run_commands_that_exist() -> None:
     assert rule["onExitCodes"]["containerName"] == container["name"]
     assert pod["restartPolicy"] == "Never", "a podFailurePolicy needs it"
     commands = [[*container["command"], *container["args"]]]
-    for line in (ROOT / "docs/examples/crontab").read_text().splitlines():
-        if not line.startswith("#"):
-            commands.append(shlex.split(line.split("&&")[1].split(">")[0]))
+    lines = [line for line in (ROOT / "docs/examples/crontab").read_text().splitlines() if not line.startswith("#")]
+    commands += [shlex.split(line.split("&&")[1].split(">")[0]) for line in lines]
     assert len(commands) == 3
     for program, name, *arguments in commands:
         assert Path(program).name == "rayapp"
