@@ -24,6 +24,7 @@ max_score_shift = 2.0
 max_prediction_ratio = 3.0
 min_calibration = 0.5
 max_calibration = 2.0
+item_table_days = 30
 """
 """A nano model on days of a hundred requests scatters, and this machine may be busy."""
 NEXT = WORLD.num_days
