@@ -18,6 +18,7 @@ DOMAIN = DOMAIN_FILE.domain
 OPTIONS = Options(first=nano(), train_window_days=3)
 LIMITS = """
 min_requests = 40
+min_auc = 0.5
 max_latency_ratio = 5.0
 max_score_psi = 2.0
 max_score_shift = 2.0
