@@ -1,4 +1,4 @@
-"""A small made-up world whose days arrive one after another, as files, for the tests of retraining."""
+"""Days that arrive one after another behind the made-up world of conftest, for the tests of retraining."""
 
 from pathlib import Path
 
@@ -11,42 +11,50 @@ from rayapp.domains import load_domain
 from rayapp.pipeline.importing import Inputs, import_files
 from rayapp.presets import nano
 from rayapp.retraining.stages import Options
-from rayapp.sources.synthetic import World
-from rayapp.workflow import make_world
+from tests.conftest import WORLD
 
-WORLD = World(num_users=120, num_items=150, num_days=11, sessions_per_day=0.8, cold_users=0.1)
 DOMAIN_FILE = load_domain("synthetic")
 DOMAIN = DOMAIN_FILE.domain
-OPTIONS = Options(first=nano(), train_window_days=5)
-LIMITS = "min_requests = 100\nmax_latency_ratio = 5.0\nmax_score_psi = 2.0\nmax_score_shift = 2.0\n"
-"""A nano model on a day of 400 requests scatters; and this machine may be busy."""
+OPTIONS = Options(first=nano(), train_window_days=3)
+LIMITS = """
+min_requests = 40
+min_auc = 0.5
+max_latency_ratio = 5.0
+max_score_psi = 2.0
+max_score_shift = 2.0
+max_prediction_ratio = 3.0
+min_calibration = 0.5
+max_calibration = 2.0
+item_table_days = 30
+"""
+"""A nano model on days of a hundred requests scatters, and this machine may be busy."""
+NEXT = WORLD.num_days
+"""The first day that the world does not have."""
+WEEK = 7
 
 
 def day_ms(number: int) -> int:
-    """The start of a day of the world."""
+    """The start of a day; day 0 is the world's first."""
     return WORLD.start_ms + number * DAY_MS
 
 
-def make_raw(directory: Path) -> Path:
-    """The files of all days; needs Ray."""
-    make_world(WORLD, directory)
-    return directory
-
-
-def import_days(root: Path, raw: Path, first: int, last: int, *, without: str | None = None) -> None:
-    """Imports days `first` to `last`, both included, as an operator's nightly import would; `without`: an action whose
-    events got lost on the way."""
-    parts = {}
+def import_day(root: Path, day: int, *, without: str | None = None) -> None:
+    """Imports a day as an operator's nightly import would: what people did a week before, once more. `without`: an
+    action whose events got lost on the way."""
+    files = {}
     for kind in ("events", "requests"):
-        table = pq.read_table(raw / kind, partitioning=None)
-        time = table["timestamp_ms"]
-        table = table.filter(pc.and_(pc.greater_equal(time, day_ms(first)), pc.less(time, day_ms(last + 1))))
+        table = pq.read_table(root / "raw" / kind, partitioning=None)
+        time, since_ms = table["timestamp_ms"], day_ms(day - WEEK)
+        table = table.filter(pc.and_(pc.greater_equal(time, since_ms), pc.less(time, since_ms + DAY_MS)))
         if kind == "events" and without is not None:
             table = table.filter(pc.not_equal(table["action"], without))
-        parts[kind] = raw / f"{kind}-{first}-{last}-{without}.parquet"
-        pq.write_table(pa.table(table), parts[kind])
-    new = not (root / "root.json").exists()
-    inputs = Inputs(
-        [parts["events"]], [parts["requests"]], [raw / "items.parquet"] if new else [], [raw / "users"] if new else []
-    )
-    import_files(root, DOMAIN_FILE, inputs, now_ms=day_ms(WORLD.num_days + 1), num_buckets=4)
+        for name in table.column_names:
+            column, at = table[name], table.column_names.index(name)
+            if name in ("timestamp_ms", "received_at_ms"):
+                table = table.set_column(at, name, pc.add(column, WEEK * DAY_MS))
+            elif name in ("request_id", "event_id"):
+                table = table.set_column(at, name, pc.binary_join_element_wise(column, pa.scalar(f"d{day}"), "-"))
+        files[kind] = root / "raw" / f"{kind}-{day}.parquet"
+        pq.write_table(table, files[kind])
+    inputs = Inputs([files["events"]], [files["requests"]])
+    import_files(root, DOMAIN_FILE, inputs, now_ms=day_ms(day + 2), num_buckets=16)

@@ -14,6 +14,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "hashing": set(),
     "schema": {"hashing"},
     "publish": set(),
+    "revision": set(),
     "config": {"schema"},
     "features": {"hashing", "schema"},
     "presets": {"config"},
@@ -51,6 +52,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "publish",
         "registry",
         "root",
+        "revision",
     },
     "serving": {
         "hashing",
@@ -101,6 +103,7 @@ MAY_IMPORT: dict[str, set[str]] = {
 }
 COMPOSITION_ROOTS = {"cli", "bench"}  # may import every room; nothing imports them but the command line its benches
 NO_RAY = {
+    "revision",
     "hashing",
     "schema",
     "publish",

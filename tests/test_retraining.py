@@ -76,7 +76,8 @@ def refusals(facts: DayFacts, usual: list[DayFacts] = BEFORE) -> set[str]:
         ({"labels": {"save": 200, "hide": 800}}, {"label save", "label hide"}),
         ({"labels": {"save": 0, "hide": 200}}, {"label save"}),
         ({"top_user_events": 1_000_000, "events": 1_003_000}, {"one user"}),
-        ({"top_user_events": 250}, set()),
+        ({"top_user_events": 5_000, "events": 1_000_000}, {"one user"}),
+        ({"top_user_events": 900}, set()),
         ({"hours": 11}, {"hours"}),
         (
             {"requests": 150, "shown": 1500, "actions": {"click": 300, "save": 120, "hide": 30}, "labels": {}},
@@ -88,7 +89,19 @@ def refusals(facts: DayFacts, usual: list[DayFacts] = BEFORE) -> set[str]:
         ),
         ({"labels": {"save": 1300, "hide": 200}}, set()),
     ],
-    ids=["usual", "vanished", "flipped", "label gone", "bot", "busy user", "half a day", "few", "a quarter", "drift"],
+    ids=[
+        "usual",
+        "vanished",
+        "flipped",
+        "label gone",
+        "bot",
+        "bot in a large feed",
+        "busy user",
+        "half a day",
+        "few",
+        "a quarter",
+        "drift",
+    ],
 )
 def test_a_day_that_must_not_be_trained_on_is_told_from_one_that_may(changed: dict, because: set[str]) -> None:
     assert refusals(day(5, **changed)) == because
@@ -238,7 +251,7 @@ def test_shift_latency_and_reload() -> None:
     assert not reload_gate(before, {"save": {"auc": None, "calibration": None}}, LIMITS).passed
 
 
-@settings(max_examples=50)
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=50))
 def test_the_stability_index_is_0_for_the_same_scores_and_never_below(values: list[float]) -> None:
     score = np.array(values, np.float32)

@@ -26,14 +26,12 @@ from rayapp.retraining.plan import day_window
 from rayapp.retraining.preview import preview
 from rayapp.retraining.run import retrain
 from rayapp.retraining.state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
-from rayapp.workflow import seed_store
-from tests.retraining_world import DOMAIN, LIMITS, OPTIONS, day_ms, import_days, make_raw
+from rayapp.workflow import Prepared
+from tests.retraining_world import DOMAIN, LIMITS, NEXT, OPTIONS, day_ms, import_day
 
 pytestmark = pytest.mark.cluster
-FIRST_DAYS = 6
-"""Days 0 to 5 make the first champion."""
-GOOD_DAYS = (6, 7)
-POISONED = 8
+GOOD_DAYS = (NEXT + 1, NEXT + 2)
+POISONED = NEXT + 3
 ARM = "treatment"
 EXPERIMENT = """
 [[experiments]]
@@ -75,17 +73,10 @@ class Load(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def raw(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_raw(tmp_path_factory.mktemp("raw"))
-
-
-@pytest.fixture(scope="module")
-def root(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Six days of log and no model. The tests of this module change it one after another."""
-    root = tmp_path_factory.mktemp("retraining") / "root"
-    import_days(root, raw, 0, FIRST_DAYS - 1)
-    (root / "retrain.toml").write_text(LIMITS)
-    return root
+def root(world: tuple[Path, Prepared]) -> Path:
+    """A root with a champion. The tests of this module change it one after another, with days behind the last ones."""
+    (world[0] / "retrain.toml").write_text(LIMITS)
+    return world[0]
 
 
 def seconds_until_live(client: httpx.Client, version: str) -> float:
@@ -101,36 +92,39 @@ def on_day(root: Path, day: int) -> RunState:
     return retrain(root, OPTIONS, as_of_ms=day_ms(day + 2))
 
 
-def test_a_run_that_is_killed_in_any_stage_goes_on_and_the_model_is_the_same(root: Path) -> None:
-    """SIGKILL in one stage after another of one run; the alias moves only when it is through."""
+def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_end(root: Path) -> None:
+    """SIGKILL in one stage after another of one run."""
+    before = read_aliases(root)
+    import_day(root, NEXT)
     command = [sys.executable, "-c", "from rayapp.cli.main import main; main()", "retrain", "--root", str(root)]
-    command += ["--preset", "nano", "--train-window-days", "5", "--as-of", day_name(day_ms(FIRST_DAYS + 1))]
+    command += ["--train-window-days", "3", "--as-of", day_name(day_ms(NEXT + 2))]
     killed_in = ["export", "windows", "judge", "item table of champion", "train champion", "gates of champion"]
     for stage in killed_in:
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert any(line.startswith(f"{stage} …") for line in process.stdout)
             os.kill(process.pid, signal.SIGKILL)
-        assert read_aliases(root) == {}
+        assert read_aliases(root) == before
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+    assert "train champion: done before" in done.stdout
     (run,) = read_runs(root)
     assert (run.outcome, run.resumed) == (PROMOTED, len(killed_in))
-    assert "train champion: done before" in done.stdout
-    assert read_aliases(root) == {CHAMPION: run.stages["train champion"]}
-    assert {p.name for p in (root / "windows").iterdir()} == {day_window(day_ms(d)) for d in range(FIRST_DAYS)}
+    assert read_aliases(root) == before | {CHAMPION: run.stages["train champion"]}
+    built = {path.name for path in (root / "windows").iterdir()}
+    assert built >= {day_window(day_ms(day)) for day in range(NEXT - 4, NEXT + 1)}
+    assert not [name for name in built if name.startswith(".")], "nothing half-built is left"
     assert (run.directory / "report.md").read_text().startswith(f"# Retraining {run.id}: promoted")
 
 
-def test_three_days_against_a_live_graph(root: Path, raw: Path) -> None:
+def test_three_days_against_a_live_graph(root: Path) -> None:
     """Two good days are promoted by the gates, a poisoned one is refused, a rollback answers; no request fails."""
     live = [read_aliases(root)[CHAMPION]]
-    seed_store(root)
     with running_graph(root, free_port()) as url:
         load = Load(url)
         load.start()
         for day in GOOD_DAYS:
-            import_days(root, raw, day, day)
+            import_day(root, day)
             if day == GOOD_DAYS[-1]:  # an arm of its own from here on
                 promote(root, ARM, live[0])
                 (root / "experiments.toml").write_text(EXPERIMENT.format(starts=time.strftime("%Y-%m-%d")))
@@ -144,7 +138,7 @@ def test_three_days_against_a_live_graph(root: Path, raw: Path) -> None:
             assert manifest["parent"] == live[-2], "a warm start"
         assert len(set(live)) == 3
 
-        import_days(root, raw, POISONED, POISONED, without="save")
+        import_day(root, POISONED, without="save")
         state = on_day(root, POISONED)
         assert state.outcome == REFUSED
         assert "'save' vanished" in state.why
@@ -199,9 +193,9 @@ def test_a_refused_day_is_read_once_an_operator_accepts_it(root: Path) -> None:
     assert [line[0] for line in found.lines] == [CHAMPION, ARM]
 
 
-def test_faults_end_in_words_and_the_live_model_stays(root: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_end_in_words_and_the_live_model_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     before = read_aliases(root)
-    import_days(root, raw, POISONED + 1, POISONED + 1)
+    import_day(root, POISONED + 1)
 
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))

@@ -2,29 +2,14 @@
 
 import os
 import platform
-import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rayapp.publish import PublishError
+from rayapp.revision import commit
 from rayapp.training.picture import svg
-
-
-def commit() -> str:
-    """The commit of the working tree this runs from, marked when it holds changes; "unknown" outside of git."""
-    try:
-        done = subprocess.run(
-            ["git", "describe", "--always", "--dirty"],
-            capture_output=True,
-            text=True,
-            check=False,
-            cwd=Path(__file__).parent,
-        )
-    except OSError:
-        return "unknown"
-    return done.stdout.strip() or "unknown"
 
 
 @dataclass(frozen=True, slots=True)

@@ -78,7 +78,7 @@ def retrain(
                4  a gate or a refused day kept the live model
                5  no new day, nothing to do
     """
-    from rayapp.publish import PublishError, exclusive
+    from rayapp.publish import exclusive
     from rayapp.root import read_root
 
     read_root(root)
@@ -97,10 +97,10 @@ def retrain(
         started = time.monotonic()
         try:
             code = _run(root, options, _as_of(as_of), store_url)
-        except PublishError as error:
+        except Exception as error:  # a full disk, a lock, a Ray that did not start: the next run may do better
             if pause_s is None:
                 raise
-            click.echo(f"rayapp: {error}", err=True)
+            click.echo(f"rayapp: {error}; trying again in {pause_s:g} s", err=True)
             code = 1
         if pause_s is None:
             sys.exit(code)

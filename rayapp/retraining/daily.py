@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.config import DAY_MS, Domain
+from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.parity import parity
-from rayapp.publish import read_manifest
+from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
-from rayapp.retraining.facts import count_days, days_with_requests
+from rayapp.retraining.facts import count_days
 from rayapp.retraining.limits import GateLimits, read_limits
 from rayapp.retraining.plan import day_window
 from rayapp.retraining.state import refused_windows
@@ -19,9 +20,8 @@ from rayapp.retraining.watch import USUAL_DAYS, DayFacts, usual_days, watch_gate
 def ended_days(root: Path, since_ms: int, now_ms: int) -> list[int]:
     """Every UTC day that has ended, from the first with a request (or `since_ms`) on; days without any are among them:
     a feed that stopped is what a watch must see."""
-    known = days_with_requests(root, now_ms)
-    today_ms = now_ms // DAY_MS * DAY_MS
-    return list(range(max(known[0], since_ms), today_ms, DAY_MS)) if known else []
+    first_ms = min((file["min_ms"] for file in log_manifest(root / REQUESTS)[1]["files"]), default=now_ms)
+    return list(range(max(first_ms // DAY_MS * DAY_MS, since_ms), now_ms // DAY_MS * DAY_MS, DAY_MS))
 
 
 def tested_until_ms(root: Path, version: str | None) -> int:

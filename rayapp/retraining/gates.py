@@ -50,7 +50,7 @@ def not_judged(name: str, limit: float, why: str) -> Gate:
 def absolute_gates(rows: Sequence[Row], labels: Mapping[tuple[str, str], int], limits: GateLimits) -> list[Gate]:
     """AUC and calibration of the challenger on everyone. `labels`: (head, segment) -> number of labels.
 
-    Calibration fails when its whole interval lies outside of the limits, so that a small day's chance does not count.
+    Each fails when its whole interval lies outside of the limits, so that a small day's chance does not count.
     """
     gates = []
     for row in rows:
@@ -61,7 +61,7 @@ def absolute_gates(rows: Sequence[Row], labels: Mapping[tuple[str, str], int], l
         if labels[row.head, "all"] < limits.min_labels or math.isnan(estimate.value):
             gates.append(not_judged(name, limit, f"{labels[row.head, 'all']} labels in the window"))
         elif row.metric == "auc":
-            passed = estimate.value >= limits.min_auc
+            passed = estimate.high >= limits.min_auc
             gates.append(Gate(name, passed, estimate.value, limit, f"{_told(estimate)}, at least {limit:g} is asked"))
         else:
             passed = estimate.high >= limits.min_calibration and estimate.low <= limits.max_calibration

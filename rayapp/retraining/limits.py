@@ -25,8 +25,11 @@ class GateLimits:
     max_label_ratio: float = 2.0
     """A head's label rate (per shown item) against the usual one."""
     max_user_share: float = 0.1
-    """One user's share of a day's events, where it is more than `bot_events`: a bot, or a broken client."""
+    """One user's share of a day's events: a bot, or a broken client."""
+    max_user_ratio: float = 20.0
+    """The most active user's events against the usual most active one's."""
     bot_events: int = 1_000
+    """A user with fewer events is nobody's concern."""
     max_champion_auc_drop: float = 0.15
     """The champion's AUC on the new day below its last test: the day's labels are doubted, not the champion."""
 

@@ -12,6 +12,7 @@ from rayapp.retraining.report import write_report
 from rayapp.retraining.stages import Ended, Options, Say, Stages
 from rayapp.retraining.state import RunState, new_run, read_runs
 from rayapp.root import read_root
+from rayapp.serving.experiment_file import ExperimentError
 from rayapp.store import StoreError
 from rayapp.training.errors import TrainingError
 
@@ -37,7 +38,7 @@ def retrain(
             outcome, why = stages.go()
         except Ended as end:
             outcome, why = end.outcome, end.why
-        except (PublishError, StoreError, TrainingError, OSError) as error:
+        except (ExperimentError, PublishError, StoreError, TrainingError, OSError) as error:
             outcome, why = states.FAILED, str(error)
         except Exception:  # a bug, or a fault nobody thought of: the loop goes on and the report tells it whole
             outcome, why = states.FAILED, traceback.format_exc()

@@ -160,39 +160,35 @@ class Stages:
         """Refuses days that may not be trained on: every day that no run has judged yet."""
         now_ms = self.state.as_of_ms
         before = {day for run in states.read_runs(self.root) for day in run.stages.get("judge", {}).get("judged", [])}
-        before |= {
-            day for day in days if day_window(day) in states.read_excluded(self.root)
-        }  # accepted, or killed here
+        excluded = states.read_excluded(self.root)  # an accepted day is not judged again
+        before |= {day for day in days if day_window(day) in excluded}
         facts = count_days(self.root, ended_days(self.root, days[0], now_ms), self.domain, now_ms=now_ms)
+        unusual = {one.day_ms for one in facts if day_window(one.day_ms) in states.refused_windows(self.root)}
         judged: list[int] = []
-        refused: dict[int, list[str]] = {}
         for one in facts:
             if one.day_ms not in days or one.day_ms in before:
                 continue
             window = day_window(one.day_ms)
-            gates = day_gates(one, usual_days(one, facts, refused), self.limits)
+            gates = day_gates(one, usual_days(one, facts, unusual), self.limits)
             if champion is not None and one.day_ms >= tested_until_ms(self.root, champion) and not failed(gates):
                 gates.append(champion_gate(self.root, self.domain, window, champion, self.limits))
             judged.append(one.day_ms)
             if reasons := [f"{gate.name}: {gate.words}" for gate in failed(gates)]:
-                refused[one.day_ms] = reasons
-        for day, reasons in refused.items():
-            states.exclude(self.root, day_window(day), self.state.id, reasons)
+                unusual.add(one.day_ms)
+                states.exclude(self.root, window, self.state.id, reasons)
         age_days = champion_age_days(self.root, champion, now_ms)
         mine = {w: e["reasons"] for w, e in states.read_excluded(self.root).items() if e["run"] == self.state.id}
         return {
             "judged": judged,
             "refused": mine,
-            "watch": watch_rows(self.root, facts, refused, self.limits, age_days, WATCHED_DAYS),
+            "watch": watch_rows(self.root, facts, unusual, self.limits, age_days, WATCHED_DAYS),
         }
 
     def plan(self, days: Sequence[int], judged: dict[str, Any], champion: str | None) -> dict[str, Any]:
         """What to train on, unless no day is new or usable."""
         refused = states.refused_windows(self.root)
         plan = make_plan([day for day in days if day_window(day) not in refused])
-        words = "; ".join(
-            f"{window} was refused: {', '.join(reasons)}" for window, reasons in judged["refused"].items()
-        )
+        words = "; ".join(f"{name} was refused: {', '.join(why)}" for name, why in judged["refused"].items())
         if plan is None:
             why = f"it takes three usable closed days to train, validate and test; there are {len(days)}"
             raise Ended(states.REFUSED if words else states.NO_NEW_DATA, "; ".join(filter(None, (why, words))))
@@ -217,11 +213,8 @@ class Stages:
 
     def training_run(self, line: Line, plan: Plan, table: str) -> TrainingRun:
         """Warm where that was asked for and the item vectors still mean what the champion's weights learnt."""
-        warm = (
-            self.options.init == "warm"
-            and line.item_table is not None
-            and same_space(self.root, table, line.item_table)
-        )
+        last, init = line.item_table, self.options.init
+        warm = init == "warm" and last is not None and same_space(self.root, table, last)
         width = int(read_manifest(self.root / "item_tables" / table)["width"])
         preset = line.preset.replace(item_dim=width)
         preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, scope=self.options.scope))

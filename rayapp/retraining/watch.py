@@ -72,7 +72,7 @@ def _usual(days: Sequence[DayFacts], value: Callable[[DayFacts], float]) -> floa
 
 def day_gates(facts: DayFacts, usual: Sequence[DayFacts], limits: GateLimits) -> list[Gate]:
     """Whether the day may be trained on."""
-    gates = [_requests(facts, usual, limits), _hours(facts, usual, limits), _one_user(facts, limits)]
+    gates = [_requests(facts, usual, limits), _hours(facts, usual, limits), _one_user(facts, usual, limits)]
     actions = sorted({name for d in usual for name in d.actions} | set(facts.actions))
     gates += [_rate("actions", name, facts, usual, limits.max_action_ratio) for name in actions]
     gates += [_rate("labels", head, facts, usual, limits.max_label_ratio) for head in facts.labels]
@@ -97,12 +97,18 @@ def _hours(facts: DayFacts, usual: Sequence[DayFacts], limits: GateLimits) -> Ga
     return Gate("hours", facts.hours >= limit, facts.hours, limit, words)
 
 
-def _one_user(facts: DayFacts, limits: GateLimits) -> Gate:
-    share = facts.top_user_events / max(facts.events, 1)
-    bot = facts.top_user_events > limits.bot_events and share > limits.max_user_share
-    words = f"the most active user made {facts.top_user_events:,} of {facts.events:,} events ({share:.1%})"
-    words += ": a bot or a broken client" if bot else ""
-    return Gate("one user", not bot, share, limits.max_user_share, words)
+def _one_user(facts: DayFacts, usual: Sequence[DayFacts], limits: GateLimits) -> Gate:
+    share, top = facts.top_user_events / max(facts.events, 1), facts.top_user_events
+    words = f"the most active user made {top:,} of {facts.events:,} events ({share:.1%})"
+    bot = share > limits.max_user_share
+    if len(usual) >= MIN_DAYS:
+        normal = _usual(usual, lambda d: d.top_user_events)
+        words += f", usually {normal:,.0f}"
+        bot |= top > limits.max_user_ratio * normal
+    bot &= top > limits.bot_events
+    return Gate(
+        "one user", not bot, share, limits.max_user_share, words + (": a bot or a broken client" if bot else "")
+    )
 
 
 def _rate(counts: str, key: str, facts: DayFacts, usual: Sequence[DayFacts], limit: float) -> Gate:

@@ -24,6 +24,7 @@ from rayapp.model.scorer import Scorer
 from rayapp.pipeline.reader import WindowReader
 from rayapp.presets import Preset
 from rayapp.registry.models import publish_model
+from rayapp.revision import commit
 from rayapp.root import read_root
 from rayapp.schema import fingerprint
 from rayapp.training.errors import TrainingError
@@ -147,6 +148,7 @@ def evaluate_and_publish(
     lineage = {
         "created_at_ms": time.time_ns() // 1_000_000,
         "rayapp": __version__,
+        "commit": commit(),
         "preset": to_json(run.preset),
         "train_windows": list(run.train_windows),
         "validation_window": run.validation_window,
