@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
-from rayapp.cli.bench_decay import bench_decay
+from rayapp.cli.bench_decay import BENCHES as DECAY_BENCHES
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
@@ -148,7 +148,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in (*LEARN_BENCHES, bench_decay):
+for benchmark in (*LEARN_BENCHES, *DECAY_BENCHES):
     bench.add_command(benchmark)
 
 
