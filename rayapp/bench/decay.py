@@ -56,6 +56,8 @@ class Policy:
         return day * self.per_week // 7 > (day - 1) * self.per_week // 7
 
 
+NUM_EPOCHS: Final = 4
+"""At the most: days are little data, and the early stop decides."""
 POLICIES: Final = {
     "none": Policy(0),
     "twice-weekly": Policy(2),
@@ -138,7 +140,7 @@ def run_decay(
         measure, days, text = Measure(windows, study.domain, root / "bench" / "decay"), list[Day](), ""
         for seed in range(seeds):
             for name in variants:
-                preset = variant(PRESETS[preset_name]().seeded(seed), name)
+                preset = variant(sized(PRESETS[preset_name](), windows).seeded(seed), name)
                 for policy in policies:
                     if POLICIES[policy].scope == "sequence" and preset.model.encoder == "none":
                         continue
@@ -149,6 +151,15 @@ def run_decay(
             # After each seed: whoever stops a long study has a result of fewer.
             text = tell(Ages(days), study.domain, title, command, _notes(study, windows), as_json, write)
     click.echo(text)
+
+
+def sized(preset: Preset, windows: Mapping[int, Window]) -> Preset:
+    """A step of the presets is sized for lists of one item. Where lists are longer it takes fewer requests, or a few
+    days would make no more than a few dozen steps."""
+    items = sum(int(w.valid_RC.sum()) for w in windows.values()) / sum(len(w.user_hash_R) for w in windows.values())
+    batch_requests = max(round(preset.train.batch_requests / items), 8)
+    train = dataclasses.replace(preset.train, batch_requests=batch_requests, num_epochs=NUM_EPOCHS)
+    return dataclasses.replace(preset, train=train)
 
 
 def _notes(study: Study, windows: Mapping[int, Window]) -> list[str]:
