@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from rayapp.bench.decay import train_here
+from rayapp.bench.decay import sized, train_here
 from rayapp.bench.decay_report import Floats, Measure, estimate
 from rayapp.bench.record import Bars, record
 from rayapp.config import Domain
@@ -73,13 +73,14 @@ def run_feedback(
         with local_ray():
             made = {share: _prepare(roots[share], world, share, preset_name) for share in shares}
         test, everyone = made[1.0][0].test_window, roots[1.0]
-        measure = Measure({0: read_window(everyone, test, domain)}, domain, root / "bench")
+        windows = {0: read_window(everyone, test, domain)}
+        measure, base = Measure(windows, domain, root / "bench"), sized(PRESETS[preset_name](), windows)
         auc: dict[tuple[float, str], list[Floats]] = {}
         for seed in range(seeds):
             for share in shares:
                 prepared, table = made[share]
                 for each in (name, NO_SEQUENCE):
-                    preset = variant(PRESETS[preset_name]().seeded(seed), each)
+                    preset = variant(base.seeded(seed), each)
                     run = training_run(roots[share], prepared, preset, table)
                     train_here(run, domain)
 
