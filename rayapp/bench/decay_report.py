@@ -120,7 +120,7 @@ class Ages:
         return sum(d.cost.examples for d in self.trainings(variant, policy) if d.cost) / len(self.seeds)
 
     def parts(self) -> list[tuple[str, NDArray[np.int64]]]:
-        """Stretches of days, named as days behind window 0."""
+        """Stretches of days, counted from the first scored one."""
         split = np.array_split(np.arange(len(self.numbers)), min(PARTS, len(self.numbers)))
         return [(f"day {p[0] + 1}" if len(p) == 1 else f"days {p[0] + 1}–{p[-1] + 1}", p) for p in split]
 
@@ -287,7 +287,7 @@ def draw_curves(path: Path, title: str, ages: Ages) -> None:
                 low_D, high_D = np.quantile(gap_DK[:, 1:], [0.025, 0.975], axis=1)
                 axes.fill_between(x, low_D, high_D, color=color, alpha=0.15 if style == "-" else 0.08, linewidth=0)
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set_xlabel("day after window 0")
+        axes.set_xlabel("scored day")
         axes.set_ylabel(f"AUC less {ages.reference}")
         axes.set_title(title)
 

@@ -36,6 +36,7 @@ from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
 from rayapp.presets import NO_SEQUENCE, PRESETS, variant
 from rayapp.publish import PublishError, exclusive
 from rayapp.registry.models import load_model
+from rayapp.root import ROOT_FILE
 from rayapp.sources import Files
 from rayapp.sources.synthetic import World, files_in, make_chunk, make_items, write_items
 from rayapp.training.compare import DRAWS, Estimate, over_seeds
@@ -64,6 +65,8 @@ def run_feedback(
 ) -> None:  # fmt: skip
     if not all(0 <= share <= 1 for share in shares):
         raise PublishError("a share of traffic is between 0 and 1")
+    if (root / ROOT_FILE).exists():
+        raise PublishError(f"{root} holds a data set; the worlds of this study want a --root of their own")
     root.mkdir(parents=True, exist_ok=True)
     domain = load_domain("synthetic").domain
     torch.set_num_threads(1)
