@@ -8,7 +8,10 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayapp.sources.synthetic import ACTIONS, World, make_chunk, make_items, write_chunk
+from rayapp.config import DAY_MS
+from rayapp.sources.synthetic import ACTIONS, World, drifting, make_chunk, make_items, write_chunk
+from rayapp.sources.synthetic_people import Fashion, People
+from rayapp.sources.synthetic_world import TOPICS
 
 SMALL = World(num_users=300, num_items=150, num_days=6)
 
@@ -53,3 +56,35 @@ def test_the_world_has_what_a_feed_has() -> None:
     looked = pc.list_element(chunk["truth"]["p_click"], 0).to_numpy().mean()
     long = chunk["truth"].filter(pc.greater_equal(pc.list_value_length(chunk["truth"]["p_click"]), 6))
     assert looked > 1.2 * pc.list_element(long["p_click"], 5).to_numpy().mean(), "the first places are seen most"
+
+
+def test_without_drift_no_day_differs_from_another() -> None:
+    still = Fashion(SMALL)
+    assert (still.companion_DT == still.companion_DT[0]).all()
+    assert not still.appeal_DT.any()
+    people = People(SMALL, 50, 0, np.random.default_rng(0))
+    users = np.arange(50)
+    assert np.array_equal(people.interest(users, np.full(50, 0)), people.interest(users, np.full(50, 5)))
+
+
+def test_a_drifting_world_changes_as_fast_as_it_says() -> None:
+    world = drifting(dataclasses.replace(SMALL, num_days=400))
+    fashion = Fashion(world)
+    changes = (np.diff(fashion.companion_DT, axis=0) != 0).mean()
+    assert abs(changes - world.companion_changes_per_day * 14 / 15) < 0.015, "a redraw may draw the same again"
+    assert not (fashion.companion_DT == np.arange(len(TOPICS))).any(), "nothing is its own companion"
+    assert abs(np.diff(fashion.appeal_DT, axis=0).std() - world.topic_drift_per_day) < 0.005
+    assert fashion.day(np.array([world.start_ms, world.start_ms + 3 * DAY_MS - 1])).tolist() == [0, 2]
+    people = People(world, 50, 0, np.random.default_rng(0))
+    moved = people.interest(np.arange(50), np.full(50, 50))
+    assert np.allclose(moved.sum(axis=1), 1.0)
+    assert np.array_equal(moved, people.interest(np.arange(50), np.full(50, 300))), "after 50 days all has moved"
+
+
+def test_who_wants_a_topic_saves_what_goes_with_it_today() -> None:
+    world = drifting(SMALL)
+    items = make_items(world)
+    chunk = make_chunk(world, items, 0)
+    plain = make_chunk(dataclasses.replace(world, likes_companion=0.0), items, 0)
+    p, q = (pc.mean(pc.list_flatten(c["truth"]["p_save"])).as_py() for c in (chunk, plain))
+    assert p > 1.05 * q

@@ -11,7 +11,7 @@ here, and CPU seconds are then those of the training alone.
 
 import dataclasses
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -25,16 +25,17 @@ from rayapp.bench.decay_report import Ages, Cost, Day, Measure, costs_told, tell
 from rayapp.config import DAY_MS, Domain, Scope, day_name, to_json
 from rayapp.domains import load_domain
 from rayapp.graph import local_ray
+from rayapp.pipeline import windows as windowing
+from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.rates import build_rates
-from rayapp.pipeline.windows import Window, build, window_name
 from rayapp.presets import PRESETS, Preset, variant
-from rayapp.publish import PublishError, exclusive, read_json, read_manifest
+from rayapp.publish import PublishError, exclusive, log_manifest, read_json, read_manifest
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
 from rayapp.schema import fingerprint
 from rayapp.sources.synthetic import World, drifting
 from rayapp.training.compare import Logits
-from rayapp.training.evaluate import read_window, score_window
+from rayapp.training.evaluate import Window, read_window, score_window
 from rayapp.training.items import build_item_table
 from rayapp.training.run import TrainingRun, evaluate_and_publish, make_loop
 from rayapp.training.start import Start
@@ -55,6 +56,8 @@ class Policy:
         return day * self.per_week // 7 > (day - 1) * self.per_week // 7
 
 
+NUM_EPOCHS: Final = 4
+"""At the most: days are little data, and the early stop decides."""
 POLICIES: Final = {
     "none": Policy(0),
     "twice-weekly": Policy(2),
@@ -82,13 +85,17 @@ class Study:
     def scored(self) -> range:
         return range(self.window_days + self.lag_days, len(self.windows))
 
+    def seen(self, day: int, *, warm: bool) -> range:
+        """Days that the training of the model that first scores `day` sees, the last of them for validation. A warm
+        start trains on the one day that its parent only validated on."""
+        until = day - self.lag_days
+        return range(until - (2 if warm else self.window_days), until)
+
     def run(self, preset: Preset, day: int, parent: str | None) -> TrainingRun:
-        """The training of the model that first scores `day`; with a parent, on the one day that it has not seen."""
-        until = day - self.lag_days  # the first day that it must not see
-        since = until - (2 if parent else self.window_days)
+        """The training of the model that first scores `day`."""
         width = int(read_manifest(self.root / "item_tables" / self.item_table)["width"])
         preset = preset.replace(item_dim=width)
-        used = self.windows[since:until]
+        used = tuple(self.windows[n] for n in self.seen(day, warm=parent is not None))
         decides = (to_json(preset), self.domain.to_json(), used, self.windows[day], self.item_table, parent)
         return TrainingRun(
             root=self.root,
@@ -114,39 +121,58 @@ def run_decay(
     as_json: bool,
     write: Path | None,
 ) -> None:
-    """`world`: is made, with its drift, and imported first, unless the root holds a log already."""
+    """`world`: is made, with its drift, and imported first, unless the root holds a log already.
+
+    Raises:
+        PublishError: there is no such policy, or there are too few days.
+    """
     if unknown := set(policies) - set(POLICIES):
         raise PublishError(f"there is no policy {sorted(unknown)[0]!r}; known: {', '.join(POLICIES)}")
     if window_days < 3:
         raise PublishError("a window of 3 days or more is needed: the last one validates")
-    if world is not None:
+    if world is not None and not log_manifest(root / REQUESTS)[0]:
         with local_ray():
             import_once(root, load_domain("synthetic"), lambda: make_world(drifting(world), root / "raw"))
     with exclusive(root, "a study"):
         torch.set_num_threads(1)
         study = prepare(root, PRESETS[preset_name](), window_days, moments)
         windows = {day: read_window(root, study.windows[day], study.domain) for day in study.scored}
-        measure, days = Measure(windows, study.domain), list[Day]()
+        measure, days, text = Measure(windows, study.domain, root / "bench" / "decay"), list[Day](), ""
         for seed in range(seeds):
             for name in variants:
-                preset = variant(PRESETS[preset_name]().seeded(seed), name)
+                preset = variant(sized(PRESETS[preset_name](), windows).seeded(seed), name)
                 for policy in policies:
                     if POLICIES[policy].scope == "sequence" and preset.model.encoder == "none":
                         continue
                     days += (followed := follow(study, preset, policy, measure))
                     click.echo(f"  seed {seed} {name} {policy}: {costs_told(followed)}", err=True)
-    requests, users = (
-        sum(len(w.user_hash_R) for w in windows.values()),
-        np.concatenate([w.user_hash_R for w in windows.values()]),
+            command = f"rayapp bench decay --preset {preset_name} --variants {','.join(variants)} --seeds {seed + 1}"
+            title = f"Ageing on {study.domain.name}"
+            # After each seed: whoever stops a long study has a result of fewer.
+            text = tell(Ages(days), study.domain, title, command, _notes(study, windows), as_json, write)
+    click.echo(text)
+
+
+def sized(preset: Preset, windows: Mapping[int, Window]) -> Preset:
+    """A step of the presets is sized for lists of one item. Where lists are longer it takes fewer requests, or a few
+    days would make no more than a few dozen steps."""
+    items = sum(int(w.valid_RC.sum()) for w in windows.values()) / sum(len(w.user_hash_R) for w in windows.values())
+    batch_requests = max(round(preset.train.batch_requests / items), 8)
+    train = dataclasses.replace(preset.train, batch_requests=batch_requests, num_epochs=NUM_EPOCHS)
+    return dataclasses.replace(preset, train=train)
+
+
+def _notes(study: Study, windows: Mapping[int, Window]) -> list[str]:
+    first, scored = (study.windows[day].split("_")[0] for day in (0, study.scored[0]))
+    users = len(np.unique(np.concatenate([w.user_hash_R for w in windows.values()])))
+    requests, items = (
+        sum(int(n) for n in each)
+        for each in zip(*((len(w.user_hash_R), w.valid_RC.sum()) for w in windows.values()), strict=True)
     )
-    notes = [
-        f"Preset `{preset_name}`, {seeds} seeds. Window 0: {window_days} days from {study.windows[0].split('_')[0]}; "
-        f"{len(windows)} days are scored, {study.windows[study.scored[0]].split('_')[0]} the first: {requests:,} "
-        f"requests of {len(np.unique(users)):,} users, {sum(int(w.valid_RC.sum()) for w in windows.values()):,} shown "
-        "items."
+    return [
+        f"Window 0: {study.window_days} days from {first}. {len(windows)} days are scored, from {scored} on: "
+        f"{requests:,} requests of {users:,} users, {items:,} shown items."
     ]
-    command = f"rayapp bench decay --preset {preset_name} --variants {','.join(variants)} --seeds {seeds}"
-    click.echo(tell(Ages(days), study.domain, f"Ageing on {study.domain.name}", command, notes, as_json, write))
 
 
 def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | None, int | None]) -> Study:
@@ -164,14 +190,14 @@ def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | N
             f"{len(starts)} days are too few: window 0 takes {window_days}, its labels {lag_days} more, and two are "
             "needed to see any ageing"
         )
-    names = tuple(window_name(start, start + DAY_MS) for start in starts)
+    names = tuple(windowing.window_name(start, start + DAY_MS) for start in starts)
     if not all((root / "windows" / name).exists() for name in names):
         with local_ray():
             build_rates(root, starts[0], starts[-1] + DAY_MS, domain)
             for name, start in zip(names, starts, strict=True):
                 if not (root / "windows" / name).exists():
                     click.echo(f"  window {name}", err=True)
-                    build(root, name, Window(start, start + DAY_MS, HISTORY_LENGTH), domain)
+                    windowing.build(root, name, windowing.Window(start, start + DAY_MS, HISTORY_LENGTH), domain)
     until_ms = starts[window_days - 1]
     table = f"{day_name(until_ms)}-{preset.model.item_dim}d"
     if not (root / "item_tables" / table).exists():

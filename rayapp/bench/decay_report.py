@@ -3,7 +3,7 @@
 Every difference is paired: on the same days, users and seeds. The draws of the bootstrap draw users once for all days,
 and seeds, like `training.compare`.
 
-Shapes: D days, S seeds, K draws, the first of which is the value itself, R requests.
+Shapes: D days, S seeds, M metrics, K draws, the first of which is the value itself, R requests.
 """
 
 import itertools
@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rayapp.bench.record import write_result
 from rayapp.config import Domain
 from rayapp.presets import NO_SEQUENCE
+from rayapp.schema import fingerprint
 from rayapp.training.compare import DRAWS, Estimate, Logits, over_seeds
 from rayapp.training.evaluate import Window, measures
 from rayapp.training.picture import svg
@@ -53,22 +54,29 @@ class Day:
 
 
 class Measure:
-    """Measures a model on a day once, however many policies have it there."""
+    """Measures a model on a day once, however many policies have it there and however often the study is continued:
+    what was measured is kept in `directory`, one file for a model and a day."""
 
-    def __init__(self, windows: Mapping[int, Window], domain: Domain) -> None:
+    def __init__(self, windows: Mapping[int, Window], domain: Domain, directory: Path) -> None:
         self._windows, self._domain = windows, domain
+        self._directory = directory / fingerprint((METRICS, DRAWS, sorted(windows), domain.positive_head))[:8]
+        self._directory.mkdir(parents=True, exist_ok=True)
         users = np.unique(np.concatenate([w.user_hash_R for w in windows.values()]))
         weight_KU = np.random.default_rng(0).poisson(1.0, (DRAWS, len(users))).astype(np.float64)
         weight_KU = np.concatenate([np.ones((1, len(users))), weight_KU])
         self._weight_KR = {d: weight_KU[:, np.searchsorted(users, w.user_hash_R)] for d, w in windows.items()}
         self._head = domain.head_names.index(domain.positive_head)
-        self._known: dict[tuple[str, int], dict[str, Floats]] = {}
 
     def __call__(self, version: str, day: int, score: Callable[[], Logits]) -> dict[str, Floats]:
-        if (version, day) not in self._known:
+        path = self._directory / f"{version}_{day}.npy"
+        if not path.exists():
             of_metric = measures(self._windows[day], score(), self._domain, self._head)
-            self._known[version, day] = {name: of_metric[name](self._weight_KR[day]) for name in METRICS}
-        return self._known[version, day]
+            value_MK = np.stack([of_metric[name](self._weight_KR[day]) for name in METRICS])
+            temporary = path.with_suffix(".tmp")
+            with temporary.open("wb") as file:
+                np.save(file, value_MK)
+            temporary.replace(path)
+        return dict(zip(METRICS, np.load(path), strict=True))
 
 
 class Ages:
@@ -112,7 +120,7 @@ class Ages:
         return sum(d.cost.examples for d in self.trainings(variant, policy) if d.cost) / len(self.seeds)
 
     def parts(self) -> list[tuple[str, NDArray[np.int64]]]:
-        """Stretches of days, named as days behind window 0."""
+        """Stretches of days, counted from the first scored one."""
         split = np.array_split(np.arange(len(self.numbers)), min(PARTS, len(self.numbers)))
         return [(f"day {p[0] + 1}" if len(p) == 1 else f"days {p[0] + 1}–{p[-1] + 1}", p) for p in split]
 
@@ -279,7 +287,7 @@ def draw_curves(path: Path, title: str, ages: Ages) -> None:
                 low_D, high_D = np.quantile(gap_DK[:, 1:], [0.025, 0.975], axis=1)
                 axes.fill_between(x, low_D, high_D, color=color, alpha=0.15 if style == "-" else 0.08, linewidth=0)
         axes.axhline(0, color="grey", linewidth=0.8)
-        axes.set_xlabel("day after window 0")
+        axes.set_xlabel("scored day")
         axes.set_ylabel(f"AUC less {ages.reference}")
         axes.set_title(title)
 

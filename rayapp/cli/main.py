@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
-from rayapp.cli.bench_decay import bench_decay
+from rayapp.cli.bench_decay import BENCHES as DECAY_BENCHES
 from rayapp.cli.bench_score import bench_score
 from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
@@ -120,7 +120,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, bench_decay, bench_score):
+for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, *DECAY_BENCHES, bench_score):
     bench.add_command(benchmark)
 
 
