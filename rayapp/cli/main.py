@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
+from rayapp.cli.batch import batch_score, bench_batch
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
@@ -62,7 +63,7 @@ def serve(root: Path, store_url: str | None, port: int) -> None:
     run_serve(root, store_url, port)
 
 
-for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *STORE_COMMANDS):
+for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *STORE_COMMANDS, batch_score):
     cli.add_command(command)
 
 
@@ -147,7 +148,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in LEARN_BENCHES:
+for benchmark in (*LEARN_BENCHES, bench_batch):
     bench.add_command(benchmark)
 
 

@@ -1,0 +1,250 @@
+"""A whole job: stage the input by user bucket, score the parts with a pool of actors, publish.
+
+Through Ray flow numbers of parts and a few counts of each; rows go from files to files.
+"""
+
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import ray
+import ray.data
+import ray.exceptions
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+
+from rayapp.batch.inputs import num_partitions, plan_files, quarantine_text, stage_files
+from rayapp.batch.job import Job, Kind, Workspace, file_stamp, finished_output, once, publish, workspace
+from rayapp.batch.output import total
+from rayapp.batch.part import PartScorer
+from rayapp.catalogue import read_catalogue, read_users
+from rayapp.pipeline.erasure import erased_rows, hide, tombstones
+from rayapp.pipeline.files import expand
+from rayapp.pipeline.logs import EVENTS, REQUESTS, coded, read_bucket
+from rayapp.pipeline.stage import Staging
+from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
+from rayapp.publish import Manifest, PublishError, log_manifest
+from rayapp.root import read_root
+from rayapp.schema import EVENT_SCHEMA, bucket_of
+
+ALL_USERS: Final = "all users"
+ITEMS_PER_REQUEST: Final = 20
+"""For a guess at how many parts a request log is worth."""
+
+
+_NOTHING: Final = {
+    Kind.REQUESTS: "the request log holds no request of that time with a model's name (imported lists have none; "
+    "--model scores them too)",
+    Kind.USERS: "no user has a candidate",
+    Kind.PAIRS: "the files are empty",
+}
+
+
+class QuarantinedError(PublishError):
+    """With `strict`: something of the input can't be used, so nothing was scored."""
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """The actors that score."""
+
+    size: int
+    gpus_each: float = 0.0
+    """0: on the CPU, one thread each."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """Who is told of the two stages."""
+
+    staging: Callable[[str], Told] = lambda _title: quiet
+    parts: Callable[[int, int, int], None] = lambda _done, _count, _rows: None
+    """Called with (parts done by this run, parts it has to do, rows scored by it)."""
+
+
+def run_job(
+    job: Job,
+    files: Sequence[Path],
+    out: Path,
+    pool: Pool,
+    *,
+    now_ms: int,
+    overwrite: bool = False,
+    strict: bool = False,
+    progress: Progress | None = None,
+) -> tuple[Manifest, bool]:
+    """Scores what is not scored yet and publishes `out`; its manifest, and whether there was anything to do.
+
+    `files` are those that `job.inputs` names.
+
+    Raises:
+        PublishError: another job's output or workspace is in the way; nothing to score; something can't be read or
+            written, in which case the finished parts are kept for the next run.
+    """
+    told = progress or Progress()
+    manifest = finished_output(out, job, overwrite=overwrite)
+    if manifest is not None:
+        return manifest, False
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with workspace(out, job, overwrite=overwrite) as work:
+        staged = once(work.directory / "staged.json", lambda: _stage(work, files, now_ms, told.staging))
+        if strict and staged["quarantined"]:
+            raise QuarantinedError(
+                f"{staged['quarantined']} files or rows can't be used, so --strict scored nothing; see "
+                f"{work.staging}/rejected-*.ndjson"
+            )
+        parts = _parts(work, staged)
+        before = work.finished()
+        _score([part for part in parts if part not in before], work, pool, told)
+        records = work.finished()
+        manifest = _manifest(work, staged, [records[part] for part in parts])
+        if not manifest["rows"]:
+            shutil.rmtree(work.directory)
+            raise PublishError("there is nothing to score: " + _NOTHING[job.kind])
+        if text := quarantine_text(work.staging):
+            (work.result / "quarantine.ndjson").write_text(text)
+        publish(work, out, manifest)
+    return manifest, True
+
+
+def job_of_files(files: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
+    """`(every file of paths that may be directories, their stamps)`: what `Job.inputs` holds."""
+    found = expand(files)
+    return found, tuple(file_stamp(path) for path in found)
+
+
+# ---- staging ---------------------------------------------------------------------------------------------------------
+
+
+def _stage(work: Workspace, files: Sequence[Path], now_ms: int, stage: Callable[[str], Told]) -> dict[str, Any]:
+    """Once a job: the input by part, and a copy of the catalogue."""
+    domain, num_buckets = read_root(work.root)
+    job = work.job
+    pq.write_table(read_catalogue(work.root), work.directory / "catalogue.parquet")
+    if job.kind is Kind.REQUESTS:
+        _, manifest = log_manifest(work.root / REQUESTS, work.state.requests)
+        num_rows = sum(file["rows"] for file in manifest["files"]) * ITEMS_PER_REQUEST
+        partitions = num_partitions(num_rows, num_buckets, job.rows_per_part)
+        return {"partitions": partitions, "rows": num_rows, "rejected_rows": 0, "quarantined": 0, "reasons": {}}
+    if not files:
+        files = _all_users(work, stage("list the users"))
+    planned = plan_files(files, job.kind, domain)
+    rows = planned.num_rows * max(job.num_candidates, 1)
+    staging = Staging(work.staging, num_partitions(rows, num_buckets, job.rows_per_part))
+    told = stage("read and sort the input")
+    return stage_files(staging, planned, domain, as_of_ms=job.as_of_ms, now_ms=now_ms, told=told)
+
+
+def _all_users(work: Workspace, told: Told) -> list[Path]:
+    """Writes a file a bucket of everyone who had done something by then, or had attributes."""
+    root, job = work.root, work.job
+    domain, num_buckets = read_root(root)
+    _, manifest = log_manifest(root / EVENTS, work.state.events)
+    erased = tombstones(root)
+    as_of_ms = job.as_of_ms
+    assert as_of_ms is not None
+    columns = ("user_id", "timestamp_ms", "received_at_ms")
+    schema = coded(pa.schema([EVENT_SCHEMA.field(name) for name in columns]), ["user_id"])
+
+    def task(bucket: int) -> dict[str, Any]:
+        users: set[str] = set()
+        for table in read_bucket(root, EVENTS, bucket, manifest, schema):
+            rows = hide(table, erased)
+            seen = pc.and_(pc.less(rows["timestamp_ms"], as_of_ms), pc.less_equal(rows["received_at_ms"], as_of_ms))
+            users |= set(pc.unique(rows["user_id"].filter(seen)).to_pylist())
+        path = work.staging / f"users-{bucket:04d}.parquet"
+        pq.write_table(pa.table({"user_id": pa.array(sorted(users), pa.string())}), path)
+        return {"users": len(users)}
+
+    run_tasks(num_buckets, task, told)
+    _add_quiet_users(work, read_users(root, domain), as_of_ms, num_buckets)
+    return sorted(work.staging.glob("users-*.parquet"))
+
+
+def _add_quiet_users(work: Workspace, users: pa.Table, as_of_ms: int, num_buckets: int) -> None:
+    """Users of the table of attributes who have not done anything yet."""
+    moments = users.select(["user_id", "effective_at_ms"]).rename_columns(["user_id", "timestamp_ms"])
+    there = (moments["timestamp_ms"].to_numpy() <= as_of_ms) & ~erased_rows(moments, tombstones(work.root))
+    by_bucket: dict[int, set[str]] = {}
+    for user in pc.unique(moments["user_id"].filter(pa.array(there))).to_pylist():
+        by_bucket.setdefault(bucket_of(user, num_buckets), set()).add(user)
+    for bucket, more in by_bucket.items():
+        path = work.staging / f"users-{bucket:04d}.parquet"
+        known = set(pq.read_table(path, partitioning=None)["user_id"].to_pylist())
+        pq.write_table(pa.table({"user_id": pa.array(sorted(known | more), pa.string())}), path)
+
+
+# ---- scoring ---------------------------------------------------------------------------------------------------------
+
+
+def _parts(work: Workspace, staged: dict[str, Any]) -> list[int]:
+    """All parts, those of one bucket behind one another, so that an actor finds its histories in memory."""
+    _, num_buckets = read_root(work.root)
+    splits = staged["partitions"] // num_buckets
+    return [split * num_buckets + bucket for bucket in range(num_buckets) for split in range(splits)]
+
+
+class _Actor:
+    """An actor of the pool: a PartScorer that is made once."""
+
+    def __init__(self, directory: str, gpu: bool) -> None:
+        if not gpu:
+            torch.set_num_threads(1)
+        self._scorer = PartScorer(Workspace.read(Path(directory)), torch.device("cuda" if gpu else "cpu"))
+
+    def __call__(self, batch: dict[str, Any]) -> Iterator[dict[str, Any]]:
+        for part in batch["item"].tolist():
+            record = self._scorer.score(part)
+            yield {"part": np.array([part]), "scored": np.array([record["scored"]])}
+
+
+def _score(parts: list[int], work: Workspace, pool: Pool, told: Progress) -> None:
+    """Scores `parts`; each leaves its record in `work.done`. A killed actor's part is scored again by another."""
+    if not parts:
+        return
+    context = DataContext.get_current()
+    context.set_config(BACK_PRESSURE, [])  # numbers flow, not data (pipeline.tasks)
+    numbers = ray.data.from_items(parts, override_num_blocks=len(parts))
+    scored = numbers.map_batches(
+        _Actor,
+        fn_constructor_args=(str(work.directory), pool.gpus_each > 0),
+        batch_size=1,
+        batch_format="numpy",
+        compute=ActorPoolStrategy(size=min(pool.size, len(parts)), max_tasks_in_flight_per_actor=2),
+        num_cpus=1,
+        num_gpus=pool.gpus_each or None,
+    )
+    done = rows = 0
+    try:
+        for row in scored.iter_rows():
+            done, rows = done + 1, rows + int(row["scored"])
+            told.parts(done, len(parts), rows)
+    except ray.exceptions.RayTaskError as error:
+        if isinstance(error.cause, OSError | PublishError):
+            raise PublishError(
+                f"{error.cause}; {done} of {len(parts)} parts were finished and are kept: run the command again"
+            ) from None
+        raise
+    finally:
+        context.remove_config(BACK_PRESSURE)
+
+
+def _manifest(work: Workspace, staged: dict[str, Any], records: list[dict[str, Any]]) -> Manifest:
+    counts = total(records)
+    counts.pop("seconds", None)
+    return {
+        "created_at_ms": time.time_ns() // 1_000_000,
+        "state": {"events": work.state.events, "requests": work.state.requests},
+        "rejected_rows": staged["rejected_rows"],
+        "quarantined": staged["quarantined"],
+        "reasons": staged["reasons"],
+        **counts,
+        "files": [{"path": r["path"], "rows": r["rows"]} for r in records if r["path"]],
+    }
