@@ -78,6 +78,8 @@ def plan_files(paths: Sequence[Path], kind: Kind, domain: Domain) -> Plan:
             num_rows += pq.read_metadata(path).num_rows
         elif of_file:
             num_rows += path.stat().st_size // TEXT_ROW_BYTES + 1
+    first = [schema.field(name) for name in KNOWN if name in schema.names]
+    schema = pa.schema([*first, *(field for field in schema if field.name not in KNOWN)])
     return Plan(pieces, schema, rejected, num_rows)
 
 

@@ -94,13 +94,13 @@ def run_job(
         return manifest, False
     out.parent.mkdir(parents=True, exist_ok=True)
     with workspace(out, job, overwrite=overwrite) as work:
-        staged = once(work.directory / "staged.json", lambda: _stage(work, files, now_ms, told.staging))
+        staged = once(work.directory / "staged.json", lambda: stage_input(work, files, now_ms, told.staging))
         if strict and staged["quarantined"]:
             raise QuarantinedError(
                 f"{staged['quarantined']} files or rows can't be used, so --strict scored nothing; see "
                 f"{work.staging}/rejected-*.ndjson"
             )
-        parts = _parts(work, staged)
+        parts = parts_of(work, staged)
         before = work.finished()
         _score([part for part in parts if part not in before], work, pool, told)
         records = work.finished()
@@ -123,7 +123,7 @@ def job_of_files(files: Sequence[Path]) -> tuple[list[Path], tuple[str, ...]]:
 # ---- staging ---------------------------------------------------------------------------------------------------------
 
 
-def _stage(work: Workspace, files: Sequence[Path], now_ms: int, stage: Callable[[str], Told]) -> dict[str, Any]:
+def stage_input(work: Workspace, files: Sequence[Path], now_ms: int, stage: Callable[[str], Told]) -> dict[str, Any]:
     """Once a job: the input by part, and a copy of the catalogue."""
     domain, num_buckets = read_root(work.root)
     job = work.job
@@ -184,7 +184,7 @@ def _add_quiet_users(work: Workspace, users: pa.Table, as_of_ms: int, num_bucket
 # ---- scoring ---------------------------------------------------------------------------------------------------------
 
 
-def _parts(work: Workspace, staged: dict[str, Any]) -> list[int]:
+def parts_of(work: Workspace, staged: dict[str, Any]) -> list[int]:
     """All parts, those of one bucket behind one another, so that an actor finds its histories in memory."""
     _, num_buckets = read_root(work.root)
     splits = staged["partitions"] // num_buckets
