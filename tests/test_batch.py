@@ -224,19 +224,19 @@ def test_a_job_is_continued_by_itself_alone(root: Path, tmp_path: Path) -> None:
     out, mine, other = tmp_path / "scores", job(root), job(root, as_of_ms=T0 + 1)
     assert finished_output(out, mine, overwrite=False) is None
     with workspace(out, mine, overwrite=False) as work:
-        assert work.finished() == {}
-        write_json(work.done / "000003.json", {"rows": 1})
+        assert work.finished() == set()
+        write_json(work.record_path(3), {"rows": 1})
         with pytest.raises(PublishError, match="another process holds"), workspace(out, mine, overwrite=False):
             pass
     with workspace(out, mine, overwrite=False) as work:
-        assert work.finished() == {3: {"rows": 1}}
+        assert work.finished() == {3}
     with (
         pytest.raises(PublishError, match=f"unfinished other job .as_of_ms: {T0} there, {T0 + 1} here"),
         workspace(out, other, overwrite=False),
     ):
         pass
     with workspace(out, other, overwrite=True) as work:
-        assert work.finished() == {}
+        assert work.finished() == set()
         publish(work, out, {"rows": 5})
     assert [p.name for p in tmp_path.glob(".scores*")] == []
     found = finished_output(out, other, overwrite=False)
@@ -248,6 +248,12 @@ def test_a_job_is_continued_by_itself_alone(root: Path, tmp_path: Path) -> None:
     with workspace(out, mine, overwrite=True) as work:
         publish(work, out, {"rows": 6})
     assert read_json(out / "manifest.json")["rows"] == 6
+
+
+def test_a_job_that_fails_before_its_first_part_is_done_leaves_nothing(root: Path, tmp_path: Path) -> None:
+    with pytest.raises(PublishError, match="nothing"), workspace(tmp_path / "out", job(root), overwrite=False):
+        raise PublishError("nothing to score")
+    assert list(tmp_path.glob(".out*")) == []
 
 
 def test_a_directory_of_somebody_else_is_never_replaced(root: Path, tmp_path: Path) -> None:
@@ -327,10 +333,8 @@ def live(
     }
 
 
-@pytest.fixture
-def served(models: tuple[Path, LmdbStore], domain: Domain) -> Path:  # noqa: F811
-    """A root whose log holds 200 requests, served while events arrived, many late, and while the champion changed."""
-    root, store = models
+def serve(root: Path, store: LmdbStore, domain: Domain, num_requests: int) -> Path:
+    """The root, its log holding requests served while events arrived, many late, and while the champion changed."""
     loaded = {version: load_model(root, version, domain) for version in ("a", "b")}
     arriving = sorted(events_of_test(), key=lambda e: int(e["at"]) + int(e["lag"]))  # type: ignore[call-overload]
     rng, requests = np.random.default_rng(2), 0
@@ -339,16 +343,21 @@ def served(models: tuple[Path, LmdbStore], domain: Domain) -> Path:  # noqa: F81
         store.append([make_event(**event) for event in group])  # type: ignore[arg-type]
         now = int(group[-1]["at"]) + int(group[-1]["lag"])  # type: ignore[call-overload]
         rows = []
-        for user in [*(f"u{k}" for k in range(7)), "u0", "u1", "u2"]:
+        for user in (f"u{k % 7}" for k in range(num_requests // 20)):
             items = [f"i{i}" for i in rng.choice(32, 1 + requests % 40, replace=requests % 40 > 30)]
             row = live(store, domain, loaded["a" if round < 10 else "b"], user, now, items)
             rows.append({"request_id": f"r{requests}", **row})
             requests += 1
         store.log_requests(rows)
-    assert requests == 200
+    assert requests == num_requests
     while export(root, store, NOW):
         pass
     return root
+
+
+@pytest.fixture
+def served(models: tuple[Path, LmdbStore], domain: Domain) -> Path:  # noqa: F811
+    return serve(*models, domain, 100)
 
 
 def score_all(root: Path, out: Path, given: Job) -> tuple[list[dict], pa.Table]:
@@ -361,11 +370,16 @@ def score_all(root: Path, out: Path, given: Job) -> tuple[list[dict], pa.Table]:
         return records, pq.read_table(work.result / "scores", partitioning=None)
 
 
-def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(served: Path, tmp_path: Path) -> None:
+def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(
+    models: tuple[Path, LmdbStore],  # noqa: F811
+    domain: Domain,
+    tmp_path: Path,
+) -> None:
+    served = serve(*models, domain, 1_000)
     asked = job(served, kind=Kind.REQUESTS, model_version=None, as_of_ms=None)
     records, table = score_all(served, tmp_path / "out", asked)
-    assert sum(r["compared"] for r in records if "compared" in r) == 200
-    assert sum(r["equal_hashes"] for r in records if "equal_hashes" in r) == 200
+    assert sum(r["compared"] for r in records if "compared" in r) == 1_000
+    assert sum(r["equal_hashes"] for r in records if "equal_hashes" in r) == 1_000
     assert max(r["max_difference"] for r in records) < 1e-5
     assert set(table["model_version"].to_pylist()) == {"a", "b"}
     assert table["logged_difference"].null_count == 0
@@ -373,13 +387,13 @@ def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(served
     assert by_time["watermark"].null_count == 0
     # Another model is another answer: the comparison can fail.
     records, _ = score_all(served, tmp_path / "other", dataclasses.replace(asked, model_version="b"))
-    assert sum(r["different"] for r in records if "different" in r) > 50
+    assert sum(r["different"] for r in records if "different" in r) > 250
 
 
-def test_histories_are_what_the_store_holds(served: Path, domain: Domain) -> None:
+def test_histories_are_what_the_store_holds(served: Path, domain: Domain, tmp_path: Path) -> None:
     from rayapp.publish import log_manifest
 
-    store = LmdbStore(served / "again", domain.vocabulary, 4, map_bytes=1 << 24)
+    store = LmdbStore(tmp_path / "again", domain.vocabulary, 4, map_bytes=1 << 24)
     store.append([make_event(**event) for event in events_of_test()])  # type: ignore[arg-type]
     for user in [f"u{k}" for k in range(7)]:
         histories = read_histories(served, bucket_of(user, 4), log_manifest(served / "events")[1], domain, {})

@@ -9,7 +9,7 @@ another directory, and what a dying worker still writes meets nobody.
 import dataclasses
 import enum
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -122,9 +122,13 @@ class Workspace:
     def result(self) -> Path:
         return self.directory / "result"
 
-    def finished(self) -> dict[int, dict[str, Any]]:
-        """Part -> its counts, for every part that need not be scored again."""
-        return {int(path.stem): read_json(path) for path in sorted(self.done.glob("[!.]*.json"))}
+    def finished(self) -> set[int]:
+        """The parts that need not be scored again."""
+        return {int(path.stem) for path in self.done.glob("[!.]*.json")}
+
+    def record_path(self, part: int) -> Path:
+        """Where a finished part's counts are."""
+        return self.done / f"{part:06d}.json"
 
     @staticmethod
     def read(directory: Path) -> "Workspace":
@@ -172,7 +176,8 @@ def _shown(value: Any) -> str:
 
 @contextmanager
 def workspace(out: Path, job: Job, *, overwrite: bool) -> Iterator[Workspace]:
-    """The job's own directory, made or found, and nobody else in it.
+    """The job's own directory, made or found, and nobody else in it. A job that fails before its first part is done
+    leaves nothing behind.
 
     Raises:
         PublishError: an unfinished other job stands in the way, or this one runs already.
@@ -192,7 +197,12 @@ def workspace(out: Path, job: Job, *, overwrite: bool) -> Iterator[Workspace]:
         work = Workspace.read(mine)
         for path in (work.staging, work.done, work.result / "scores"):
             path.mkdir(parents=True, exist_ok=True)
-        yield work
+        try:
+            yield work
+        except Exception:
+            if not work.finished():
+                shutil.rmtree(mine)
+            raise
 
 
 def publish(work: Workspace, out: Path, manifest: Manifest) -> None:
@@ -211,8 +221,3 @@ def once(marker: Path, make: Callable[[], Any]) -> Any:
     if not marker.exists():
         write_json(marker, make())
     return read_json(marker)
-
-
-def stamps(paths: Sequence[Path]) -> tuple[str, ...]:
-    """`file_stamp` of files, in a stable order."""
-    return tuple(file_stamp(path) for path in sorted(paths))

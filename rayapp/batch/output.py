@@ -4,6 +4,7 @@ Shapes: R requests, N candidates of all of them, H heads.
 """
 
 from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -165,15 +166,18 @@ class PartFile:
             self._temporary.unlink(missing_ok=True)
 
 
-def total(records: list[dict[str, Any]]) -> dict[str, Any]:
-    """Counts of all parts together, and their metrics."""
-    counts: dict[str, Any] = {}
+def total(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of all parts together, their metrics and their files."""
+    counts: dict[str, Any] = {MAX_DIFFERENCE: 0.0}
+    files: list[dict[str, Any]] = []
     metrics = Accumulators()
     for record in records:
         metrics.merge(Accumulators.from_json(record["metrics"]))
+        if record["path"]:
+            files.append({"path": record["path"], "rows": record["rows"]})
         for name, value in record.items():
             if name == MAX_DIFFERENCE:
-                counts[name] = max(counts.get(name, 0.0), value)
-            elif name not in ("metrics", "path"):
+                counts[name] = max(counts[name], value)
+            elif name not in ("metrics", "path", "seconds"):
                 counts[name] = counts.get(name, 0) + value
-    return counts | {"metrics": metrics.result()}
+    return counts | {"metrics": metrics.result(), "files": files}

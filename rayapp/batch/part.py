@@ -79,7 +79,7 @@ class PartScorer:
             "skipped": skipped,
             "seconds": time.monotonic() - started,
         }
-        write_json(self._work.done / f"{part:06d}.json", record)
+        write_json(self._work.record_path(part), record)
         return record
 
     def _asked(self, part: int, bucket: int) -> Iterator[tuple[Asked, str, int]]:

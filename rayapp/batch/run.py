@@ -30,7 +30,7 @@ from rayapp.pipeline.files import expand
 from rayapp.pipeline.logs import EVENTS, REQUESTS, coded, read_bucket
 from rayapp.pipeline.stage import Staging
 from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
-from rayapp.publish import Manifest, PublishError, log_manifest
+from rayapp.publish import Manifest, PublishError, log_manifest, read_json
 from rayapp.root import read_root
 from rayapp.schema import EVENT_SCHEMA, bucket_of
 
@@ -60,13 +60,20 @@ class Pool:
     """0: on the CPU, one thread each."""
 
 
+PartsTold = Callable[[int, int, int], None]
+"""Called with (parts done by this run, parts it has to do, rows scored by it)."""
+
+
+def to_nobody(_done: int, _count: int, _rows: int) -> None:
+    """Tells nobody."""
+
+
 @dataclass(frozen=True, slots=True)
 class Progress:
     """Who is told of the two stages."""
 
     staging: Callable[[str], Told] = lambda _title: quiet
-    parts: Callable[[int, int, int], None] = lambda _done, _count, _rows: None
-    """Called with (parts done by this run, parts it has to do, rows scored by it)."""
+    parts: PartsTold = to_nobody
 
 
 def run_job(
@@ -96,17 +103,17 @@ def run_job(
     with workspace(out, job, overwrite=overwrite) as work:
         staged = once(work.directory / "staged.json", lambda: stage_input(work, files, now_ms, told.staging))
         if strict and staged["quarantined"]:
+            reasons = "; ".join(f"{n} × {reason}" for reason, n in list(staged["reasons"].items())[:5])
+            first = quarantine_text(work.staging).splitlines()[0]
             raise QuarantinedError(
-                f"{staged['quarantined']} files or rows can't be used, so --strict scored nothing; see "
-                f"{work.staging}/rejected-*.ndjson"
+                f"--strict scored nothing, because something can't be used: {reasons}; first {first}"
             )
         parts = parts_of(work, staged)
-        before = work.finished()
-        _score([part for part in parts if part not in before], work, pool, told)
-        records = work.finished()
-        manifest = _manifest(work, staged, [records[part] for part in parts])
+        finished = work.finished()
+        score_parts([part for part in parts if part not in finished], work, pool, told.parts)
+        manifest = _manifest(work, staged, parts)
         if not manifest["rows"]:
-            shutil.rmtree(work.directory)
+            shutil.rmtree(work.done)
             raise PublishError("there is nothing to score: " + _NOTHING[job.kind])
         if text := quarantine_text(work.staging):
             (work.result / "quarantine.ndjson").write_text(text)
@@ -205,13 +212,13 @@ class _Actor:
             yield {"part": np.array([part]), "scored": np.array([record["scored"]])}
 
 
-def _score(parts: list[int], work: Workspace, pool: Pool, told: Progress) -> None:
+def score_parts(parts: Sequence[int], work: Workspace, pool: Pool, told: PartsTold = to_nobody) -> None:
     """Scores `parts`; each leaves its record in `work.done`. A killed actor's part is scored again by another."""
     if not parts:
         return
     context = DataContext.get_current()
     context.set_config(BACK_PRESSURE, [])  # numbers flow, not data (pipeline.tasks)
-    numbers = ray.data.from_items(parts, override_num_blocks=len(parts))
+    numbers = ray.data.from_items(list(parts), override_num_blocks=len(parts))
     scored = numbers.map_batches(
         _Actor,
         fn_constructor_args=(str(work.directory), pool.gpus_each > 0),
@@ -225,7 +232,7 @@ def _score(parts: list[int], work: Workspace, pool: Pool, told: Progress) -> Non
     try:
         for row in scored.iter_rows():
             done, rows = done + 1, rows + int(row["scored"])
-            told.parts(done, len(parts), rows)
+            told(done, len(parts), rows)
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, OSError | PublishError):
             raise PublishError(
@@ -236,15 +243,8 @@ def _score(parts: list[int], work: Workspace, pool: Pool, told: Progress) -> Non
         context.remove_config(BACK_PRESSURE)
 
 
-def _manifest(work: Workspace, staged: dict[str, Any], records: list[dict[str, Any]]) -> Manifest:
-    counts = total(records)
-    counts.pop("seconds", None)
-    return {
-        "created_at_ms": time.time_ns() // 1_000_000,
-        "state": {"events": work.state.events, "requests": work.state.requests},
-        "rejected_rows": staged["rejected_rows"],
-        "quarantined": staged["quarantined"],
-        "reasons": staged["reasons"],
-        **counts,
-        "files": [{"path": r["path"], "rows": r["rows"]} for r in records if r["path"]],
-    }
+def _manifest(work: Workspace, staged: dict[str, Any], parts: Sequence[int]) -> Manifest:
+    counts = total(read_json(work.record_path(part)) for part in parts)
+    quarantine = {name: staged[name] for name in ("rejected_rows", "quarantined", "reasons")}
+    state = {"events": work.state.events, "requests": work.state.requests}
+    return {"created_at_ms": time.time_ns() // 1_000_000, "state": state, **quarantine, **counts}

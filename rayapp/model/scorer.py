@@ -55,5 +55,5 @@ class Scorer:
             for at in range(0, batch.candidate_BCE.shape[1], BLOCK):
                 block = batch.candidates(slice(at, at + BLOCK))
                 logits.append(self.calibration.apply(self.ranker.eval()(block))[0])
-        probability = torch.sigmoid(torch.cat(logits)).numpy() if logits else np.zeros((0, 0), np.float32)
+        probability = torch.sigmoid(torch.cat(logits)).cpu().numpy() if logits else np.zeros((0, 0), np.float32)
         return probability, self.inputs.table.rows_of(request.candidate_hash_BC[0]) != ABSENT
