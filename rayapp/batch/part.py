@@ -92,14 +92,14 @@ class PartScorer:
                 yield asked_of(rows, self._domain, job.as_of_ms), job.model_version, 0
             return
         requests = self._requests(part, bucket)
-        skipped = 0
-        if job.model_version is None:
-            served = requests.filter(pc.is_valid(requests["model_version"]))
-            skipped, requests = requests.num_rows - served.num_rows, served
-        for version in pc.unique(requests["model_version"]).to_pylist() if job.model_version is None else [None]:
-            some = requests if version is None else requests.filter(pc.equal(requests["model_version"], version))
-            yield asked_in(some, self._domain), version or str(job.model_version), skipped
-            skipped = 0
+        if job.model_version is not None:
+            yield asked_in(requests, self._domain), job.model_version, 0
+            return
+        served = requests["model_version"].fill_null("")
+        for version in pc.unique(served).to_pylist():
+            some = requests.filter(pc.equal(served, version))
+            there = bool(version) and (self._work.root / "models" / version).is_dir()
+            yield asked_in(some if there else some.slice(0, 0), self._domain), version, 0 if there else some.num_rows
 
     def _requests(self, part: int, bucket: int) -> pa.Table:
         job, work = self._work.job, self._work

@@ -25,14 +25,16 @@ from rayapp.batch.job import Job, Kind, Workspace, file_stamp, finished_output, 
 from rayapp.batch.output import total
 from rayapp.batch.part import PartScorer
 from rayapp.catalogue import read_catalogue, read_users
-from rayapp.pipeline.erasure import erased_rows, hide, tombstones
+from rayapp.config import Domain
+from rayapp.hashing import hash64_column
+from rayapp.pipeline.erasure import Tombstones, hide, tombstones
 from rayapp.pipeline.files import expand
 from rayapp.pipeline.logs import EVENTS, REQUESTS, coded, read_bucket
 from rayapp.pipeline.stage import Staging
 from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
 from rayapp.publish import Manifest, PublishError, log_manifest, read_json
 from rayapp.root import read_root
-from rayapp.schema import EVENT_SCHEMA, bucket_of
+from rayapp.schema import EVENT_SCHEMA
 
 ALL_USERS: Final = "all users"
 ITEMS_PER_REQUEST: Final = 20
@@ -151,12 +153,11 @@ def stage_input(work: Workspace, files: Sequence[Path], now_ms: int, stage: Call
 
 def _all_users(work: Workspace, told: Told) -> list[Path]:
     """Writes a file a bucket of everyone who had done something by then, or had attributes."""
-    root, job = work.root, work.job
+    root, as_of_ms = work.root, work.job.as_of_ms
+    assert as_of_ms is not None
     domain, num_buckets = read_root(root)
     _, manifest = log_manifest(root / EVENTS, work.state.events)
     erased = tombstones(root)
-    as_of_ms = job.as_of_ms
-    assert as_of_ms is not None
     columns = ("user_id", "timestamp_ms", "received_at_ms")
     schema = coded(pa.schema([EVENT_SCHEMA.field(name) for name in columns]), ["user_id"])
 
@@ -166,26 +167,24 @@ def _all_users(work: Workspace, told: Told) -> list[Path]:
             rows = hide(table, erased)
             seen = pc.and_(pc.less(rows["timestamp_ms"], as_of_ms), pc.less_equal(rows["received_at_ms"], as_of_ms))
             users |= set(pc.unique(rows["user_id"].filter(seen)).to_pylist())
+        users |= set(_with_attributes(root, domain, bucket, num_buckets, as_of_ms, erased))
         path = work.staging / f"users-{bucket:04d}.parquet"
         pq.write_table(pa.table({"user_id": pa.array(sorted(users), pa.string())}), path)
-        return {"users": len(users)}
+        return {}
 
     run_tasks(num_buckets, task, told)
-    _add_quiet_users(work, read_users(root, domain), as_of_ms, num_buckets)
     return sorted(work.staging.glob("users-*.parquet"))
 
 
-def _add_quiet_users(work: Workspace, users: pa.Table, as_of_ms: int, num_buckets: int) -> None:
-    """Users of the table of attributes who have not done anything yet."""
-    moments = users.select(["user_id", "effective_at_ms"]).rename_columns(["user_id", "timestamp_ms"])
-    there = (moments["timestamp_ms"].to_numpy() <= as_of_ms) & ~erased_rows(moments, tombstones(work.root))
-    by_bucket: dict[int, set[str]] = {}
-    for user in pc.unique(moments["user_id"].filter(pa.array(there))).to_pylist():
-        by_bucket.setdefault(bucket_of(user, num_buckets), set()).add(user)
-    for bucket, more in by_bucket.items():
-        path = work.staging / f"users-{bucket:04d}.parquet"
-        known = set(pq.read_table(path, partitioning=None)["user_id"].to_pylist())
-        pq.write_table(pa.table({"user_id": pa.array(sorted(known | more), pa.string())}), path)
+def _with_attributes(
+    root: Path, domain: Domain, bucket: int, num_buckets: int, as_of_ms: int, erased: Tombstones
+) -> list[str]:
+    """A bucket's users whose attributes held by then; they need not have done anything."""
+    table = read_users(root, domain).select(["user_id", "effective_at_ms"]).rename_columns(["user_id", "timestamp_ms"])
+    mine = hash64_column(table["user_id"]) % np.uint64(num_buckets) == bucket
+    there = hide(table.filter(pa.array(mine & (table["timestamp_ms"].to_numpy() <= as_of_ms))), erased)
+    users: list[str] = pc.unique(there["user_id"]).to_pylist()
+    return users
 
 
 # ---- scoring ---------------------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def _summary(manifest: dict[str, Any], out: Path, scored: bool) -> None:
         "requests of users without any action": "cold_requests",
         "scored items that the model does not know": "unknown_items",
         "duplicated rows, scored once": "duplicates",
-        "requests that no model was named for, passed over": "skipped",
+        "requests whose model is not known or not there any more, passed over": "skipped",
     }
     for said, name in counted.items():
         if manifest[name]:
