@@ -27,22 +27,9 @@ def local_ray(spare_cpus: int = 2) -> Iterator[None]:
     With Serve a few logical CPUs more than there are cores: replicas wait more than they compute. A job that only
     computes is quicker and smaller with none to spare.
     """
-    settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
-    }
-    for name, value in settings.items():
-        os.environ.setdefault(name, value)
+    _quieten()
     import ray
-    import ray.data
 
-    ray.data.DataContext.get_current().print_on_execution_start = False
-    for quiet in ("ray.data", "ray.train"):
-        logging.getLogger(quiet).setLevel(logging.WARNING)
-    for noisy in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
-        logging.getLogger(noisy).addFilter(_only_errors)  # a filter, because Ray sets these levels anew
     ray.init(
         address="local",
         num_cpus=(os.cpu_count() or 1) + spare_cpus,
@@ -58,12 +45,13 @@ def local_ray(spare_cpus: int = 2) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def ray_of_job_or_local() -> Iterator[None]:
-    """The cluster that this process is a job of (`ray job submit` sets RAY_ADDRESS), else a Ray of our own."""
-    if "RAY_ADDRESS" not in os.environ:
+def job_ray() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names, as it does for a job of `ray job submit`; else a Ray of our own."""
+    if not os.environ.get("RAY_ADDRESS"):
         with local_ray(spare_cpus=0):
             yield
         return
+    _quieten()
     import ray
 
     ray.init(log_to_driver=False, logging_level=logging.WARNING)
@@ -71,6 +59,25 @@ def ray_of_job_or_local() -> Iterator[None]:
         yield
     finally:
         ray.shutdown()
+
+
+def _quieten() -> None:
+    """Ray says what matters and no more."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+        "RAY_TRAIN_ENABLE_V2_MIGRATION_WARNINGS": "0",
+    }
+    for name, value in settings.items():
+        os.environ.setdefault(name, value)
+    import ray.data
+
+    ray.data.DataContext.get_current().print_on_execution_start = False
+    for quiet in ("ray.data", "ray.train"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
+    for noisy in ("ray.serve", "ray._private.authentication.authentication_token_setup"):
+        logging.getLogger(noisy).addFilter(_only_errors)  # a filter, because Ray sets these levels anew
 
 
 def _only_errors(line: logging.LogRecord) -> bool:

@@ -69,15 +69,20 @@ def publish_directory(final: Path, write: Callable[[Path], Manifest]) -> Manifes
     temporary.mkdir()
     try:
         manifest = write(temporary)
-        write_json(temporary / MANIFEST, manifest)
-        for path in temporary.rglob("*"):
-            sync_file(path)
-        temporary.rename(final)
+        publish_prepared(temporary, final, manifest)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
-    _sync_directory(final.parent)
     return manifest
+
+
+def publish_prepared(prepared: Path, final: Path, manifest: Manifest) -> None:
+    """Adds its manifest to a finished directory on the same disk and gives it its final name, where nothing may be."""
+    write_json(prepared / MANIFEST, manifest)
+    for path in prepared.rglob("*"):
+        sync_file(path)
+    prepared.rename(final)
+    _sync_directory(final.parent)
 
 
 def read_manifest(directory: Path) -> Manifest:
@@ -86,12 +91,12 @@ def read_manifest(directory: Path) -> Manifest:
     return manifest
 
 
-def log_manifest(log: Path) -> tuple[int, Manifest]:
-    """The newest manifest of a log and its number; `(0, {"files": []})` for a log that holds nothing yet."""
-    numbers = [int(p.stem) for p in (log / "manifests").glob("*.json")]
-    if not numbers:
-        return 0, {"files": []}
-    return max(numbers), read_json(log / "manifests" / f"{max(numbers):08d}.json")
+def log_manifest(log: Path, number: int | None = None) -> tuple[int, Manifest]:
+    """A log's manifest of that number, or the newest, and its number; `(0, {"files": []})` for a log that holds
+    nothing yet."""
+    if number is None:
+        number = max((int(p.stem) for p in (log / "manifests").glob("*.json")), default=0)
+    return number, read_json(log / "manifests" / f"{number:08d}.json") if number else {"files": []}
 
 
 def commit_log(log: Path, number: int, manifest: Manifest) -> None:

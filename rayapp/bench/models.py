@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from rayapp.bench.record import Bars, record
 from rayapp.config import Domain
+from rayapp.features.segments import SEGMENTS
 from rayapp.graph import local_ray
 from rayapp.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.publish import PublishError, exclusive, read_json, read_manifest
@@ -23,7 +24,7 @@ from rayapp.registry.models import load_model
 from rayapp.root import read_root
 from rayapp.training.compare import Logits, Row, compare, difference_table, table
 from rayapp.training.diversity import candidate_categories, categories_in_top
-from rayapp.training.evaluate import METRICS, SEGMENTS, Window, read_window, score_popularity, score_window
+from rayapp.training.evaluate import METRICS, Window, read_window, score_popularity, score_window
 from rayapp.workflow import build_windows, item_table, split_of, train_model, training_run
 
 POPULARITY = "popularity"

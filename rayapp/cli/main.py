@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
+from rayapp.cli.batch import batch_score, bench_batch
 from rayapp.cli.bench_decay import BENCHES as DECAY_BENCHES
 from rayapp.cli.bench_score import bench_score
 from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
@@ -78,6 +79,7 @@ COMMANDS = (
     *STORE_COMMANDS,
     *EXPERIMENT_COMMANDS,
     *KEY_COMMANDS,
+    batch_score,
 )
 for command in COMMANDS:
     cli.add_command(command)
@@ -120,7 +122,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, *DECAY_BENCHES, bench_score):
+for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, *DECAY_BENCHES, bench_batch, bench_score):
     bench.add_command(benchmark)
 
 

@@ -108,11 +108,11 @@ def retrain(
 
 
 def _run(root: Path, options: "Options", as_of_ms: int, store_url: str | None) -> int:
-    from rayapp.graph import ray_of_job_or_local
+    from rayapp.graph import job_ray
     from rayapp.retraining import state as states
     from rayapp.retraining.run import retrain as run_once
 
-    with ray_of_job_or_local():
+    with job_ray():
         state = run_once(root, options, as_of_ms=as_of_ms, store_url=store_url, say=_say)
     codes = {states.PROMOTED: 0, states.REFUSED: NOT_PROMOTED_EXIT, states.NO_NEW_DATA: NO_NEW_DATA_EXIT}
     return codes.get(str(state.outcome), 1)
@@ -165,10 +165,10 @@ def _seconds(text: str) -> float:
 
 def _dry_run(root: Path, options: "Options", as_of_ms: int) -> None:
     from rayapp.config import day_name
-    from rayapp.graph import ray_of_job_or_local
+    from rayapp.graph import job_ray
     from rayapp.retraining.preview import preview
 
-    with ray_of_job_or_local():
+    with job_ray():
         found = preview(root, options, as_of_ms)
     for alias, version, name in found.lines:
         click.echo(f"{alias}: {version or 'nothing yet'}, next model {name}")
@@ -201,7 +201,7 @@ def watch(root: Path, days: int, as_json: bool, prometheus: Path | None, as_of: 
     Each day that has ended is held against the days before it; what left its threshold (ROOT/retrain.toml) is told,
     and makes the exit code 4.
     """
-    from rayapp.graph import ray_of_job_or_local
+    from rayapp.graph import job_ray
     from rayapp.retraining.daily import watch_days
     from rayapp.retraining.prometheus import exposition, write_exposition
     from rayapp.retraining.report import watch_table
@@ -209,7 +209,7 @@ def watch(root: Path, days: int, as_json: bool, prometheus: Path | None, as_of: 
     from rayapp.root import read_root
 
     domain, _ = read_root(root)
-    with ray_of_job_or_local():
+    with job_ray():
         rows: list[dict[str, Any]] = watch_days(root, domain, days, _as_of(as_of))
     if prometheus is not None:
         write_exposition(prometheus, exposition(rows, read_runs(root)))

@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
-from rayapp.training.evaluate import METRICS, SEGMENTS, Window, measures
+from rayapp.features.segments import SEGMENTS
+from rayapp.training.evaluate import METRICS, Window, measures
 
 DRAWS: Final = 200
 LEVEL: Final = 0.95

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
+from rayapp.features.segments import CORE_ACTIONS, SEGMENTS
 from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
 from rayapp.pipeline.reader import RequestBatch, WindowReader
@@ -22,9 +23,6 @@ from rayapp.training import metrics
 BATCH_REQUESTS: Final = 512
 CHUNK_REQUESTS: Final = 2_000
 """Requests compared at a time: comparing candidates with each other takes R x C x C."""
-CORE_ACTIONS: Final = 50
-SEGMENTS: Final = {"cold": (0, 5), "casual": (5, CORE_ACTIONS), "core": (CORE_ACTIONS, 1 << 30)}
-"""Actions in the user's sequence at the request."""
 METRICS: Final = ("auc", "request_auc", "hit3", "normalised_entropy", "calibration")
 Report = dict[str, dict[str, float]]
 

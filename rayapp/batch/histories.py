@@ -1,0 +1,83 @@
+"""The histories of one bucket's users, read once, and where each request's share of them lies.
+
+Shapes: E events of a bucket, U users of a bucket, R requests.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.config import Domain
+from rayapp.erasure import Tombstones
+from rayapp.features.sequence import NO_WATERMARK, History
+from rayapp.hashing import hash64_column
+from rayapp.pipeline.histories import EVENT_COLUMNS, read_events
+from rayapp.pipeline.search import group_starts, search_in_groups
+from rayapp.publish import Manifest
+from rayapp.schema import Vocabulary
+from rayapp.store import DEFAULT_CAP
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True, slots=True)
+class BucketHistories:
+    """All events of a bucket, sorted by (user, timestamp, event hash)."""
+
+    history: History
+    user_E: Ints
+    """Number of the user, in the order of the rows."""
+    user_hash_U: NDArray[np.uint64]
+    """Sorted; `number_U` are the users' numbers."""
+    number_U: Ints
+    start_U: Ints
+    """First row of user number u, and one more for the end."""
+
+    def ranges(self, user_hash_R: NDArray[np.uint64], timestamp_ms_R: Ints) -> tuple[Ints, Ints]:
+        """Rows `[start, end)` of each request's user that happened before the request."""
+        num_users = len(self.user_hash_U)
+        if not num_users:
+            return np.zeros(len(user_hash_R), np.int64), np.zeros(len(user_hash_R), np.int64)
+        place_R = np.searchsorted(self.user_hash_U, user_hash_R).clip(max=num_users - 1)
+        known_R = self.user_hash_U[place_R] == user_hash_R
+        user_R = np.where(known_R, self.number_U[place_R], num_users)
+        end_R = search_in_groups(self.user_E, self.history.timestamp_ms_E, user_R, timestamp_ms_R, "left")
+        return self.start_U[user_R], end_R
+
+    def as_stored(self, start: int, end: int, timestamp_ms: int, watermark: int, vocabulary: Vocabulary) -> History:
+        """What the sequence store would have held of rows `[start, end)`: those that had arrived, newest first, at
+        most DEFAULT_CAP that take a place of the sequence and as many that do not."""
+        rows = np.arange(end - 1, start - 1, -1)
+        if watermark == NO_WATERMARK:
+            rows = rows[self.history.received_at_ms_E[rows] <= timestamp_ms]
+        else:
+            rows = rows[self.history.commit_seq_E[rows] <= watermark]
+        takes_place = vocabulary.flags(in_sequence=True)[self.history.action_E[rows]]
+        kept = np.where(takes_place, np.cumsum(takes_place), np.cumsum(~takes_place)) <= DEFAULT_CAP
+        return self.history.take(rows[kept])
+
+
+def read_histories(root: Path, bucket: int, manifest: Manifest, domain: Domain, erased: Tombstones) -> BucketHistories:
+    """Raises:
+    PublishError: a file of the log is damaged or gone.
+    """
+    read = read_events(root, bucket, manifest, EVENT_COLUMNS, erased)
+    events = read.events
+    history = History(
+        events["timestamp_ms"].to_numpy(),
+        events["received_at_ms"].to_numpy(),
+        events["commit_seq"].to_numpy(),
+        events["event_hash"].to_numpy(),
+        hash64_column(events["item_id"]),
+        domain.vocabulary.ids_of(events["action"]),
+    )
+    starts = group_starts(events["user_id"])
+    user_hash_U = hash64_column(events["user_id"].combine_chunks().take(starts)) if len(starts) else _none()
+    order = np.argsort(user_hash_U)
+    return BucketHistories(history, read.user_E, user_hash_U[order], order, np.r_[starts, events.num_rows])
+
+
+def _none() -> NDArray[np.uint64]:
+    return np.zeros(0, np.uint64)

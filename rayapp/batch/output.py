@@ -1,0 +1,183 @@
+"""From scores to the rows of the output: a part's Parquet file, its counts, and its comparison with what was logged.
+
+Shapes: R requests, N candidates of all of them, H heads.
+"""
+
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayapp.batch.accumulators import Accumulators
+from rayapp.batch.asked import Asked
+from rayapp.config import Domain
+from rayapp.features.sequence import Sequences
+
+TOLERANCE: Final = 1e-5
+"""Probabilities that differ by less were computed from the same by the same."""
+MAX_DIFFERENCE: Final = "max_difference"
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """Requests with their answers."""
+
+    asked: Asked
+    model_version: str
+    rate_snapshot_R: NDArray[np.object_]
+    probability_NH: NDArray[np.float32]
+    known_item_N: NDArray[np.bool_]
+    sequences: Sequences
+    """What the model read."""
+    activity_R: NDArray[np.int64]
+    """Actions known of the user, up to CORE_ACTIONS or the model's length."""
+
+    def requests(self) -> NDArray[np.int64]:
+        """The request of each candidate `[N]`."""
+        return np.repeat(np.arange(len(self.asked)), np.diff(self.asked.offset_R))
+
+    def logged_difference(self) -> NDArray[np.float32] | None:
+        """Largest difference to the logged probabilities over the heads; NaN where none were logged, None where there
+        is nothing to compare with."""
+        logged = self.asked.logged
+        if logged is None:
+            return None
+        lists = logged["probabilities"].combine_chunks()
+        size_R = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+        num_heads = self.probability_NH.shape[1]
+        told_R = size_R == np.diff(self.asked.offset_R) * num_heads
+        told_N = told_R[self.requests()]
+        flat = pc.list_flatten(lists.filter(pa.array(told_R))).to_numpy().reshape(-1, num_heads)
+        difference_N = np.full(len(told_N), np.nan, np.float32)
+        difference_N[told_N] = np.abs(self.probability_NH[told_N] - flat).max(axis=1, initial=0.0)
+        return difference_N
+
+    def equal_hashes(self) -> tuple[int, int]:
+        """`(requests whose sequence has the hash that was logged, requests with a logged hash)`."""
+        if self.asked.logged is None:
+            return 0, 0
+        logged = self.asked.logged["sequence_hash"].to_pylist()
+        told = [r for r, value in enumerate(logged) if value is not None]
+        return sum(self.sequences.hash_of(r) == logged[r] for r in told), len(told)
+
+
+def as_table(scored: Scored, domain: Domain, top_k: int, difference_N: NDArray[np.float32] | None) -> pa.Table:
+    """The caller's columns and ours; each request's rows by rank, at most `top_k` of them unless that is 0."""
+    asked, request_N, probability_NH = scored.asked, scored.requests(), scored.probability_NH
+    utility_N = probability_NH @ np.asarray(domain.utilities, np.float32)
+    order = np.lexsort((np.arange(len(utility_N)), -utility_N, request_N))  # ties keep the order of the candidates
+    rank = np.arange(len(order)) - asked.offset_R[request_N[order]] + 1
+    if top_k:
+        order, rank = order[rank <= top_k], rank[rank <= top_k]
+    request = request_N[order]
+    table = asked.rows.take(pa.array(order))
+    source = table["source"] if "source" in table.column_names else None
+    if source is not None:
+        table = table.drop_columns(["source"])
+    added = {
+        "as_of_ms": pa.array(asked.timestamp_ms_R[request]),
+        "model_version": pa.repeat(pa.scalar(scored.model_version), len(order)),
+        "rate_snapshot": pa.array(scored.rate_snapshot_R[request], pa.string()),
+        **{f"probability_{head}": pa.array(probability_NH[order, h]) for h, head in enumerate(domain.head_names)},
+        "utility": pa.array(utility_N[order]),
+        "rank": pa.array(rank.astype(np.int32)),
+        "known_user": pa.array(scored.activity_R[request] > 0),
+        "known_item": pa.array(scored.known_item_N[order]),
+    }
+    if source is not None:
+        added["source"] = source
+    if difference_N is not None:
+        added["logged_difference"] = pa.array(difference_N[order], from_pandas=True)
+    for name, column in added.items():
+        if name not in table.column_names:  # a rate snapshot that the caller named stays in its place
+            table = table.append_column(name, column)
+    return table
+
+
+class PartFile:
+    """Writes one part beside its name and gives it the name at the end; an empty part has no file."""
+
+    def __init__(self, path: Path, domain: Domain, top_k: int) -> None:
+        self._path, self._temporary = path, path.with_name(f".{path.name}.tmp")
+        self._domain, self._top_k = domain, top_k
+        self._writer: pq.ParquetWriter | None = None
+        self.metrics = Accumulators()
+        self.counts: Counter[str] = Counter(rows=0, scored=0, requests=0, cold_requests=0, unknown_items=0)
+        """Of what was scored; of the comparison with the log the requests `compared`, `different`, with `hashes`, with
+        `equal_hashes`."""
+        self.max_difference = 0.0
+
+    def record(self) -> dict[str, Any]:
+        """What is kept of the part, for `total`."""
+        return {**self.counts, MAX_DIFFERENCE: self.max_difference, "metrics": self.metrics.to_json()}
+
+    def __enter__(self) -> "PartFile":
+        return self
+
+    def add(self, scored: Scored) -> None:
+        difference_N = scored.logged_difference()
+        table = as_table(scored, self._domain, self._top_k, difference_N)
+        if self._writer is None:
+            self._temporary.parent.mkdir(parents=True, exist_ok=True)
+            self._writer = pq.ParquetWriter(self._temporary, table.schema, compression="zstd")
+        self._writer.write_table(table)
+        self.counts["rows"] += table.num_rows
+        self.counts["scored"] += len(scored.known_item_N)
+        self.counts["requests"] += len(scored.asked)
+        self.counts["cold_requests"] += int((scored.activity_R == 0).sum())
+        self.counts["unknown_items"] += int((~scored.known_item_N).sum())
+        self._compare(scored, difference_N)
+        for h, head in enumerate(self._domain.head_names):
+            if head in scored.asked.rows.column_names:
+                label_N = scored.asked.rows[head].to_numpy(zero_copy_only=False).astype(np.float32)
+                activity_N = scored.activity_R[scored.requests()]
+                self.metrics.add(head, scored.probability_NH[:, h], label_N, activity_N)
+
+    def _compare(self, scored: Scored, difference_N: NDArray[np.float32] | None) -> None:
+        if difference_N is None or not len(difference_N):
+            return
+        filled_N = np.nan_to_num(difference_N)
+        worst_R = np.maximum.reduceat(filled_N, scored.asked.offset_R[:-1])
+        told_R = ~np.isnan(difference_N[scored.asked.offset_R[:-1]])
+        equal, hashed = scored.equal_hashes()
+        self.counts["compared"] += int(told_R.sum())
+        self.counts["different"] += int((worst_R > TOLERANCE).sum())
+        self.counts["hashes"] += hashed
+        self.counts["equal_hashes"] += equal
+        self.max_difference = max(self.max_difference, float(filled_N.max()))
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._writer is not None:
+                self._writer.close()
+            if self._writer is not None and error is None:
+                self._temporary.replace(self._path)
+        finally:
+            self._temporary.unlink(missing_ok=True)
+
+
+def total(records: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Counts of all parts together, their metrics and their files."""
+    counts: dict[str, Any] = {MAX_DIFFERENCE: 0.0}
+    files: list[dict[str, Any]] = []
+    metrics = Accumulators()
+    for record in records:
+        metrics.merge(Accumulators.from_json(record["metrics"]))
+        if record["path"]:
+            files.append({"path": record["path"], "rows": record["rows"]})
+        for name, value in record.items():
+            if name == MAX_DIFFERENCE:
+                counts[name] = max(counts[name], value)
+            elif name not in ("metrics", "path", "seconds"):
+                counts[name] = counts.get(name, 0) + value
+    return counts | {"metrics": metrics.result(), "files": files}
