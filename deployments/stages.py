@@ -6,13 +6,15 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
+import ray
 import torch
 from ray import serve
 
+from rayapp.model.batched import LARGEST_BATCH
 from rayapp.root import read_root
 from rayapp.serving.candidates import Candidates as CandidateList
 from rayapp.serving.candidates import Query
-from rayapp.serving.ranking import rank
+from rayapp.serving.ranking import rank, rank_many
 from rayapp.serving.rates import LiveRates
 from rayapp.serving.shelf import ModelShelf
 from rayapp.serving.stages import RankCall, Ranking
@@ -24,15 +26,17 @@ POLL_S = 0.5
 """How often replicas look for a moved alias or a new item."""
 TRENDS_EVERY_S = 5.0
 NUM_POPULAR = 500
+BATCH_WAIT_S = 0.002
+"""How long a GPU waits for calls of other users to be scored at once."""
 
 
 class _HoldsModels:
     """A replica that keeps a ModelShelf fresh in the background."""
 
-    def __init__(self, root: str, store: str | None) -> None:
+    def __init__(self, root: str, store: str | None, device: torch.device | None = None) -> None:
         torch.set_num_threads(1)  # replicas share the cores; two threads of two processes each would fight for them
         self._domain, self._num_buckets = read_root(Path(root))
-        self._shelf = ModelShelf(Path(root), self._domain, open_store(Path(root), store))
+        self._shelf = ModelShelf(Path(root), self._domain, open_store(Path(root), store), device)
         self._tasks = [keep(lambda: asyncio.to_thread(self._shelf.refresh), POLL_S)]
 
     async def check_health(self) -> None:
@@ -97,14 +101,31 @@ class Candidates(_HoldsModels):
 
 @serve.deployment
 class Ranker(_HoldsModels):
-    """Scores candidates with the asked model version."""
+    """Scores candidates with the asked model version: each call alone on a CPU, several at once on a GPU."""
 
     async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
-        super().__init__(root, store)
+        self._gpu = own_gpu()
+        super().__init__(root, store, self._gpu)
         self._rates = LiveRates(Path(root), self._domain, self._num_buckets)
         self._tasks.append(keep(lambda: asyncio.to_thread(self._rates.refresh), POLL_S))
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         """None when this replica does not hold `version`."""
-        model = self._shelf.get(version)
-        return None if model is None else await asyncio.to_thread(rank, model, self._rates, self._domain, call)
+        if self._gpu is None:
+            model = self._shelf.get(version)
+            return None if model is None else await asyncio.to_thread(rank, model, self._rates, self._domain, call)
+        answer = await self._rank_together((version, call))
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+    @serve.batch(max_batch_size=LARGEST_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+    async def _rank_together(self, calls: list[tuple[str, RankCall]]) -> list[Ranking | Exception | None]:
+        return await asyncio.to_thread(rank_many, self._shelf.get, self._rates, self._domain, calls)
+
+
+def own_gpu() -> torch.device | None:
+    """The GPU that Ray reserved for this replica (`num_gpus` in its `ray_actor_options`): without one, none is used,
+    even if the machine has some."""
+    mine = torch.cuda.is_available() and ray.is_initialized() and ray.get_gpu_ids()
+    return torch.device("cuda") if mine else None

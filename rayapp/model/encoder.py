@@ -81,7 +81,10 @@ class SequenceEncoder(nn.Module, ABC):
                 count = self.config.history_length
             if missing := max(count - encoded_NLD.shape[1], 0):
                 kept_NLD = nn.functional.pad(encoded_NLD, (0, 0, 0, missing))
-            kept_NLD = kept_NLD[:, self.random_K] if part == "random" else kept_NLD[:, :count]
+            if part == "random":  # not by one list of indexes: a CUDA graph can't hold its copy to the device
+                kept_NLD = torch.stack([kept_NLD[:, k] for k in self.random_K], dim=1)
+            else:
+                kept_NLD = kept_NLD[:, :count]
             parts.append(kept_NLD.flatten(1))
         return torch.cat(parts, dim=-1)
 

@@ -102,28 +102,57 @@ class Inputs:
 
     def batch(self, requests: Requests) -> Batch:
         """Looks everything up. The history is cut to the longest one present: padding costs nothing."""
-        device = self.vector_NE.device
         longest = max(int(requests.sequences.length_R.max(initial=1)), 1)
-        action_BL = known_to(self.vocabulary_size, requests.sequences.action_RL[:, :longest])
-        history_BL = np.where(action_BL == PAD, 0, self.table.rows_of(requests.sequences.item_hash_RL[:, :longest]))
-        candidate_BC = torch.from_numpy(self.table.rows_of(requests.candidate_hash_BC)).to(device)
+        device, rows = self.vector_NE.device, self.look_up(requests, longest)
+        return self.gather(Rows(*(tensor.to(device) for tensor in rows.tensors())))
+
+    def look_up(self, requests: Requests, length: int) -> "Rows":
+        """From hashes to rows, on the host; of each history the newest `length` places."""
+        action_BL = known_to(self.vocabulary_size, requests.sequences.action_RL[:, :length])
+        history_BL = np.where(action_BL == PAD, 0, self.table.rows_of(requests.sequences.item_hash_RL[:, :length]))
         user_B = self.users.rows_of(requests.user_hash_B, requests.timestamp_ms_B)
         context_category_BW, context_number_BM = self.encoders.context.encode(requests.context)
-
-        def tensor(array: NDArray[np.generic]) -> Tensor:
-            return torch.from_numpy(array).to(device)
-
-        return Batch(
-            tensor(action_BL.astype(np.int64)),
-            self.vector_NE[tensor(history_BL)],
-            self.vector_NE[candidate_BC],
-            self.category_NW[candidate_BC],
-            torch.cat([self.number_NM[candidate_BC], tensor(requests.item_rate_BCR)], dim=-1),
-            tensor(self.users.category_UW[user_B]),
-            torch.cat([tensor(self.users.number_UM[user_B]), tensor(requests.user_rate_BR)], dim=-1),
-            tensor(context_category_BW),
-            tensor(context_number_BM),
+        return Rows(
+            torch.from_numpy(action_BL.astype(np.int64)),
+            torch.from_numpy(history_BL),
+            torch.from_numpy(self.table.rows_of(requests.candidate_hash_BC)),
+            torch.from_numpy(requests.item_rate_BCR),
+            torch.from_numpy(self.users.category_UW[user_B]),
+            torch.from_numpy(np.concatenate([self.users.number_UM[user_B], requests.user_rate_BR], axis=1)),
+            torch.from_numpy(context_category_BW),
+            torch.from_numpy(context_number_BM),
         )
+
+    def gather(self, rows: "Rows") -> Batch:
+        """What the rows name, on the device that holds both."""
+        return Batch(
+            rows.action_BL,
+            self.vector_NE[rows.history_BL],
+            self.vector_NE[rows.candidate_BC],
+            self.category_NW[rows.candidate_BC],
+            torch.cat([self.number_NM[rows.candidate_BC], rows.item_rate_BCR], dim=-1),
+            rows.user_category_BW,
+            rows.user_number_BM,
+            rows.context_category_BW,
+            rows.context_number_BM,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A batch before the item table is read: row numbers and what belongs to the request, a few bytes a candidate."""
+
+    action_BL: Tensor
+    history_BL: Tensor
+    candidate_BC: Tensor
+    item_rate_BCR: Tensor
+    user_category_BW: Tensor
+    user_number_BM: Tensor
+    context_category_BW: Tensor
+    context_number_BM: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        return [getattr(self, field.name) for field in dataclasses.fields(self)]
 
 
 def _with_rows(old_NX: Tensor, num_rows: int, row_R: NDArray[np.int64], new_RX: NDArray[np.generic]) -> Tensor:

@@ -4,15 +4,15 @@ Shapes: B requests, C candidates, H heads.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests
+from rayapp.model.batched import BatchedScorer, Scores
 from rayapp.model.calibration import Calibration
 from rayapp.model.fast import FastRanker
 from rayapp.model.inputs import Inputs
@@ -30,6 +30,8 @@ class Scorer:
     calibration: Calibration
     fast: FastRanker | None = None
     """Made from `ranker`, and kept when the table is extended."""
+    batched: BatchedScorer | None = None
+    """On a GPU, where there is one."""
 
     def __post_init__(self) -> None:
         self.ranker.eval()
@@ -43,14 +45,19 @@ class Scorer:
 
     def with_table(self, table: ItemTable) -> "Scorer":
         """The same weights over an extended item table."""
-        return dataclasses.replace(self, inputs=self.inputs.extended(table))
+        batched = None if self.batched is None else self.batched.with_table(table)
+        return dataclasses.replace(self, inputs=self.inputs.extended(table), batched=batched)
+
+    def on(self, device: torch.device) -> "Scorer":
+        """The same with `score_many` on a GPU."""
+        return dataclasses.replace(self, batched=BatchedScorer.of(self.ranker, self.inputs, self.calibration, device))
 
     def logits(self, requests: Requests) -> Tensor:
         """Calibrated logits `[B, C, H]`."""
         with torch.inference_mode():
             return self.calibration.apply(self.ranker(self.inputs.batch(requests)))
 
-    def score(self, request: Requests) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
+    def score(self, request: Requests) -> Scores:
         """`(probabilities [C, H], known [C])` of one request; a candidate the table does not hold is scored cold and
         not known."""
         assert self.fast is not None
@@ -58,3 +65,7 @@ class Scorer:
             logits_CH = self.fast(self.inputs.batch(request))
             probability_CH = torch.sigmoid(self.calibration.apply(logits_CH)).cpu().numpy()
         return probability_CH, self.inputs.table.rows_of(request.candidate_hash_BC[0]) != ABSENT
+
+    def score_many(self, requests: Sequence[Requests]) -> list[Scores]:
+        """`score` of each, which holds one request: at once on a GPU, one after the other on a CPU."""
+        return [self.score(one) for one in requests] if self.batched is None else self.batched.score_many(requests)

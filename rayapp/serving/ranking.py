@@ -1,7 +1,9 @@
-"""One ranking call, as every replica answers it: cut the sequence, look up the rates, score.
+"""Ranking calls, as every replica answers them: cut the sequence, look up the rates, score; alone or several at once.
 
 Shapes: C candidates.
 """
+
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -9,6 +11,7 @@ from rayapp.config import Domain
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import at_request
 from rayapp.hashing import hash64
+from rayapp.model.batched import Scores
 from rayapp.registry.models import LoadedModel
 from rayapp.serving.rates import LiveRates
 from rayapp.serving.stages import RankCall, Ranking
@@ -16,6 +19,43 @@ from rayapp.serving.stages import RankCall, Ranking
 
 def rank(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankCall) -> Ranking:
     """Scores the call's items with `model`, over what its user had done before the call's time."""
+    request, day = request_of(model, rates, domain, call)
+    return _ranking(model, request, day, model.scorer.score(request))
+
+
+def rank_many(
+    held: Callable[[str], LoadedModel | None],
+    rates: LiveRates,
+    domain: Domain,
+    calls: Sequence[tuple[str, RankCall]],
+) -> list[Ranking | Exception | None]:
+    """`rank` of calls of several users, each with the model version it asks for; those of one version are scored at
+    once. None where that version is not held. A call that can't be read fails alone, by its exception."""
+    answers: list[Ranking | Exception | None] = [None] * len(calls)
+    for version in dict.fromkeys(version for version, _ in calls):
+        model = held(version)
+        if model is None:
+            continue
+        made: dict[int, tuple[Requests, str | None]] = {}
+        for n, (asked, call) in enumerate(calls):
+            if asked != version:
+                continue
+            try:
+                made[n] = request_of(model, rates, domain, call)
+            except Exception as error:
+                answers[n] = error
+        try:
+            scores = model.scorer.score_many([request for request, _ in made.values()])
+        except Exception as error:
+            scores = []
+            answers = [error if n in made else answer for n, answer in enumerate(answers)]
+        for (n, (request, day)), one in zip(made.items(), scores, strict=False):
+            answers[n] = _ranking(model, request, day, one)
+    return answers
+
+
+def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankCall) -> tuple[Requests, str | None]:
+    """What the model reads of a call, and the day of the rates in it."""
     sequences = at_request(
         call.user.history,
         timestamp_ms=call.timestamp_ms,
@@ -34,14 +74,18 @@ def rank(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankCall) -
         user_rate_R[None],
         item_rate_CR[None],
     )
-    probability_CH, known_C = model.scorer.score(request)
+    return request, day
+
+
+def _ranking(model: LoadedModel, request: Requests, day: str | None, scores: Scores) -> Ranking:
+    probability_CH, known_C = scores
     return Ranking(
         model.version,
         probability_CH,
         known_C,
-        model.table.vectors_NE[model.table.rows_of(candidate_hash_C)].astype(np.float16),
-        int(sequences.length_R[0]),
-        sequences.hash_of(0),
+        model.table.vectors_NE[model.table.rows_of(request.candidate_hash_BC[0])].astype(np.float16),
+        int(request.sequences.length_R[0]),
+        request.sequences.hash_of(0),
         model.table.name,
         day,
     )

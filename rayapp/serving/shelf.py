@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import torch
 
 from rayapp.catalogue import USERS, read_users
 from rayapp.config import Domain
@@ -31,13 +32,13 @@ WARM_UP_CANDIDATES = 100
 class ModelShelf:
     """Keeps loaded models in step with the alias files and with the item log. Readers never wait for a load."""
 
-    def __init__(self, root: Path, domain: Domain, store: SequenceStore) -> None:
-        """Loads what the aliases name.
+    def __init__(self, root: Path, domain: Domain, store: SequenceStore, device: torch.device | None = None) -> None:
+        """Loads what the aliases name; with a `device`, a GPU, for `score_many` on it.
 
         Raises:
             PublishError: there is no champion, or it does not load.
         """
-        self._root, self._domain, self._store = root, domain, store
+        self._root, self._domain, self._store, self._device = root, domain, store, device
         self._lock = threading.Lock()
         self._item_sequence, self._new_items = store.items_since(0)
         self._users_number, _ = log_manifest(root / USERS)
@@ -142,7 +143,10 @@ class ModelShelf:
     def _load(self, version: str, held: dict[str, LoadedModel]) -> LoadedModel:
         model = load_model(self._root, version, self._domain)
         # A first call costs half a second of set-up inside PyTorch; nobody's request should pay it.
-        model.scorer.score(_full_request(model.config.history_length, self._domain))
+        request = _full_request(model.config.history_length, self._domain)
+        model.scorer.score(request)
+        if self._device is not None:
+            model = _on(self._device, model, request)
         table = self._tables(held).get(model.table.name)
         if table is None:
             table = model.table.with_items(self._new_items) if self._new_items else model.table
@@ -165,6 +169,17 @@ def _told(model: LoadedModel, users: pa.Table) -> LoadedModel:
     inputs = model.scorer.inputs
     inputs = dataclasses.replace(inputs, users=UserTable.of(users, inputs.encoders.user))
     return dataclasses.replace(model, scorer=dataclasses.replace(model.scorer, inputs=inputs))
+
+
+def _on(device: torch.device, model: LoadedModel, request: Requests) -> LoadedModel:
+    """The model, ready on a GPU."""
+    try:
+        scorer = model.scorer.on(device)
+        assert scorer.batched is not None
+        scorer.batched.warm_up(request)
+    except torch.OutOfMemoryError as error:
+        raise PublishError(f"model {model.version} does not fit the GPU beside those it holds ({error})") from None
+    return dataclasses.replace(model, scorer=scorer)
 
 
 def _full_request(length: int, domain: Domain) -> Requests:

@@ -1,0 +1,213 @@
+"""What a GPU would run says what the scorer says; everything but CUDA itself runs here on a CPU."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayapp.features.requests import Requests, join
+from rayapp.hashing import hash64
+from rayapp.model.batched import (
+    FEWEST_CANDIDATES,
+    LARGEST_BATCH,
+    LARGEST_BF16_ERROR,
+    MOST_EXAMPLES,
+    bucket,
+    groups,
+)
+from rayapp.model.packing import ALIGNMENT, Layout, OneCopy
+from rayapp.presets import VARIANTS, nano, variant
+from rayapp.schema import FIRST_ACTION_ID, PAD
+from tests.test_fast import LENGTH, scorer_of, some_request
+from tests.test_model import CONFIG, hashes, request
+
+CPU = torch.device("cpu")
+needs_cuda = pytest.mark.skipif(
+    not torch.cuda.is_available(), reason="needs a CUDA GPU: graphs, bf16 and pinned copies"
+)
+
+
+def asked_of(sizes: list[tuple[int, int]]) -> list[Requests]:
+    """A request for each (actions, candidates), each of another user at another time."""
+    asked = [some_request(real, candidates, seed) for seed, (real, candidates) in enumerate(sizes)]
+    return [
+        dataclasses.replace(
+            one,
+            user_hash_B=np.array([hash64(f"x{n % 12}")], np.uint64),
+            item_rate_BCR=np.random.default_rng(n).normal(size=one.item_rate_BCR.shape).astype(np.float32),
+            user_rate_BR=np.full_like(one.user_rate_BR, n / 10),
+        )
+        for n, one in enumerate(asked)
+    ]
+
+
+SIZES = st.lists(st.tuples(st.integers(0, LENGTH), st.sampled_from([0, 1, 7, 33])), min_size=1, max_size=4)
+
+
+@settings(deadline=None, max_examples=8)
+@given(sizes=SIZES)
+def test_a_request_among_others_scores_as_alone(sizes: list[tuple[int, int]]) -> None:
+    scorer = scorer_of(CONFIG)
+    asked = asked_of(sizes)
+    together = scorer.on(CPU).score_many(asked)
+    assert len(together) == len(asked)
+    for one, (probability_CH, known_C) in zip(asked, together, strict=True):
+        alone_CH, alone_C = scorer.score(one)
+        np.testing.assert_allclose(probability_CH, alone_CH, atol=1e-5)
+        assert known_C.tolist() == alone_C.tolist()
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "double-length"])
+def test_so_does_every_variant(name: str) -> None:
+    scorer = scorer_of(variant(nano(), name).model)
+    asked = asked_of([(0, 3), (3, 40), (scorer.history_length, 5)])
+    if scorer.history_length < LENGTH:  # a request holds no more actions than the model reads
+        asked = [join([one], 1, one.candidate_hash_BC.shape[1], scorer.history_length) for one in asked]
+    for one, (probability_CH, _) in zip(asked, scorer.on(CPU).score_many(asked), strict=True):
+        np.testing.assert_allclose(probability_CH, scorer.score(one)[0], atol=1e-5)
+
+
+@settings(deadline=None, max_examples=4)
+@given(mates=SIZES, place=st.integers(0, 4))
+def test_batch_mates_never_matter(mates: list[tuple[int, int]], place: int) -> None:
+    batched = scorer_of(CONFIG).on(CPU)
+    mine, *others = asked_of([(5, 9), *mates])
+    (alone_CH, _), place = batched.score_many([mine])[0], min(place, len(others))
+    among_CH, _ = batched.score_many([*others[:place], mine, *others[place:]])[place]
+    np.testing.assert_allclose(among_CH, alone_CH, atol=2e-6)
+
+
+def test_joined_requests_are_the_same_and_then_padding() -> None:
+    asked = asked_of([(3, 4), (0, 6)])
+    wide = request(np.array([FIRST_ACTION_ID, PAD, PAD], np.uint8), hashes("i1", "i2", "i3"), hashes("i4"))
+    joined = join([*asked, wide], 4, 8, LENGTH)
+    assert len(joined) == joined.context.num_rows == 4
+    assert joined.candidate_hash_BC.shape == (4, 8)
+    assert joined.sequences.action_RL.shape == (4, LENGTH)
+    for b, one in enumerate([*asked, wide, wide]):
+        count, length = one.candidate_hash_BC.shape[1], min(one.sequences.action_RL.shape[1], LENGTH)
+        assert joined.context.slice(b, 1).equals(one.context)
+        assert joined.user_hash_B[b] == one.user_hash_B[0]
+        assert joined.sequences.hash_of(b) == one.sequences.hash_of(0)
+        assert (joined.sequences.action_RL[b, length:] == PAD).all()
+        for name in ("candidate_hash_BC", "item_rate_BCR"):
+            ours, theirs = getattr(joined, name), getattr(one, name)
+            assert (ours[b, :count] == theirs[0]).all()
+            assert not ours[b, count:].any()
+
+
+def test_a_longer_history_is_cut_to_its_newest_actions() -> None:
+    action = np.full(LENGTH + 3, FIRST_ACTION_ID, np.uint8)
+    joined = join([request(action, hashes(*(f"i{n}" for n in range(LENGTH + 3))), hashes("i1"))], 1, 1, LENGTH)
+    assert joined.sequences.length_R.tolist() == [LENGTH]
+    assert joined.sequences.item_hash_RL[0].tolist() == hashes(*(f"i{n}" for n in range(LENGTH))).tolist()
+
+
+DTYPES = [torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool, torch.bfloat16, torch.float64]
+
+
+@settings(deadline=None)
+@given(
+    shapes=st.lists(st.lists(st.integers(0, 5), max_size=3), max_size=6),
+    dtypes=st.lists(st.sampled_from(DTYPES), min_size=6, max_size=6),
+)
+def test_packed_tensors_arrive_as_they_were(shapes: list[list[int]], dtypes: list[torch.dtype]) -> None:
+    generator = torch.Generator().manual_seed(0)
+    bring, whole = OneCopy(CPU), []
+    for _ in range(2):  # the second time into buffers that hold something
+        tensors = [
+            torch.randint(0, 2**7, shape, generator=generator).to(dtype)
+            for shape, dtype in zip(shapes, dtypes, strict=False)
+        ]
+        arrived = bring(tensors)
+        assert all(a.dtype == t.dtype and torch.equal(a, t) for a, t in zip(arrived, tensors, strict=True))
+        whole.append([a.data_ptr() for a in arrived if a.numel()])
+    assert whole[0] == whole[1]
+    layout = Layout.of(tensors)
+    assert all(at % ALIGNMENT == 0 for at, *_ in layout.parts)
+    ends = [at + size for at, size, *_ in layout.parts]
+    assert all(end <= start for end, (start, *_) in zip(ends, layout.parts[1:], strict=False))
+
+
+def test_few_shapes_hold_every_request() -> None:
+    buckets = {bucket(size, FEWEST_CANDIDATES) for size in range(1_001)}
+    assert buckets == {32, 64, 128, 256, 512, 1_024}
+    assert [bucket(size) for size in (1, 2, 3, 16)] == [1, 2, 4, 16]
+    assert all(bucket(size) >= size for size in range(3_000))
+
+
+@given(counts=st.lists(st.integers(0, 3_000), max_size=60))
+def test_groups_hold_each_request_once_and_are_small_enough(counts: list[int]) -> None:
+    found = list(groups(counts))
+    assert sorted(n for group in found for n in group) == list(range(len(counts)))
+    for group in found:
+        examples = bucket(len(group)) * bucket(max(counts[n] for n in group), FEWEST_CANDIDATES)
+        assert len(group) <= LARGEST_BATCH
+        assert len(group) == 1 or examples <= MOST_EXAMPLES
+
+
+def test_an_item_put_a_second_ago_is_known_with_the_same_graphs() -> None:
+    scorer = scorer_of(CONFIG).on(CPU)
+    item = {"item_id": "i44", "created_at_ms": 5, "title": "film new", "genres": ["g1"]}
+    extended = scorer.with_table(scorer.inputs.table.with_items([item]))
+    assert scorer.batched is not None
+    assert extended.batched is not None
+    assert extended.batched.graphs is scorer.batched.graphs
+    asked = request(np.full(3, FIRST_ACTION_ID, np.uint8), hashes("i1", "i44", "i2"), hashes("i44", "i3"))
+    [(before_CH, before_C)], [(after_CH, after_C)] = scorer.score_many([asked]), extended.score_many([asked])
+    assert (before_C.tolist(), after_C.tolist()) == ([False, True], [True, True])
+    np.testing.assert_allclose(after_CH, extended.score(asked)[0], atol=1e-5)
+    assert np.abs(after_CH - before_CH)[0].max() > 1e-6
+
+
+def test_bf16_is_judged_by_the_probabilities_it_moves() -> None:
+    """The check itself, with a CPU's bf16. Weights with large logits lose too much."""
+    errors = {}
+    for scale in (1.0, 30.0):
+        batched = scorer_of(CONFIG, scale).on(CPU).batched
+        assert batched is not None
+        assert not batched.probabilities.bf16
+        errors[scale] = batched.error_of_bf16()
+        assert not batched.probabilities.bf16
+    assert 0 < errors[1.0] < errors[30.0]
+    assert errors[30.0] > LARGEST_BF16_ERROR
+
+
+@needs_cuda
+def test_a_replayed_graph_says_what_the_module_says() -> None:
+    scorer, device = scorer_of(CONFIG), torch.device("cuda")
+    batched = scorer.on(device).batched
+    assert batched is not None
+    batched.probabilities.bf16 = False
+    with torch.inference_mode():
+        for _ in range(2):  # captured, then replayed with other numbers
+            for sizes in ([(3, 5)], [(0, 40), (5, 3), (LENGTH, 33)]):
+                asked = asked_of(sizes)
+                for one, (probability_CH, _) in zip(asked, batched.score_many(asked), strict=True):
+                    np.testing.assert_allclose(probability_CH, scorer.score(one)[0], atol=1e-5)
+    assert None not in batched.graphs._captured.values()
+    assert len(batched.graphs._captured) == 2
+
+
+@needs_cuda
+@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "double-length"])
+def test_every_variant_can_be_captured(name: str) -> None:
+    scorer = scorer_of(variant(nano(), name).model)
+    batched = scorer.on(torch.device("cuda")).batched
+    assert batched is not None
+    asked = [join([some_request(3, 5)], 1, 5, scorer.history_length)]
+    [(probability_CH, _)] = batched.score_many(asked)
+    bound = LARGEST_BF16_ERROR if batched.probabilities.bf16 else 1e-5
+    np.testing.assert_allclose(probability_CH, scorer.score(asked[0])[0], atol=2 * bound)
+    assert None not in batched.graphs._captured.values()
+
+
+@needs_cuda
+def test_bf16_is_used_where_it_moves_no_probability_far() -> None:
+    for scale in (1.0, 30.0):
+        batched = scorer_of(CONFIG, scale).on(torch.device("cuda")).batched
+        assert batched is not None
+        assert batched.probabilities.bf16 == (batched.error_of_bf16() <= LARGEST_BF16_ERROR)
