@@ -6,6 +6,7 @@ alone, and the store is Redis, which can die too.
 """
 
 import asyncio
+import contextlib
 import itertools
 import json
 import os
@@ -15,7 +16,6 @@ import tempfile
 import time
 import uuid
 from collections.abc import Awaitable, Callable
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -146,17 +146,23 @@ class Bench:
 
     async def kill(self, kind: str) -> None:
         """SIGKILL to one replica."""
-        pids = await asyncio.to_thread(replica_pids, self.host, kind)
-        os.kill(pids[0], signal.SIGKILL)
+        os.kill(await self._replica(kind), signal.SIGKILL)
 
     async def hang(self, kind: str, seconds: float) -> None:
         """One replica stands still for a while."""
-        pids = await asyncio.to_thread(replica_pids, self.host, kind)
-        os.kill(pids[0], signal.SIGSTOP)
+        pid = await self._replica(kind)
+        os.kill(pid, signal.SIGSTOP)
         try:
             await asyncio.sleep(seconds)
         finally:
-            os.kill(pids[0], signal.SIGCONT)
+            with contextlib.suppress(ProcessLookupError):  # Ray may have replaced it by now
+                os.kill(pid, signal.SIGCONT)
+
+    async def _replica(self, kind: str) -> int:
+        """The oldest replica; one may still be on its way back from what broke before."""
+        while not (pids := await asyncio.to_thread(replica_pids, self.host, kind)):
+            await asyncio.sleep(0.1)
+        return pids[0]
 
     async def swap(self, version: str) -> None:
         await asyncio.to_thread(promote, self.root, CHAMPION, version)
@@ -209,7 +215,7 @@ async def _at_rate(start: Callable[[], Awaitable[None]], per_s: float, seconds: 
 def run_faults(root: Path, preset: str, seconds: float, as_json: bool, write: Path | None) -> None:
     make_served_root(root, preset)
     _make_corrupt(root)
-    with tempfile.TemporaryDirectory(prefix="rayapp-faults-") as place, ExitStack() as servers:
+    with tempfile.TemporaryDirectory(prefix="rayapp-faults-") as place, contextlib.ExitStack() as servers:
         redis = RedisProcess(Path(place))
         servers.callback(redis.kill)
         redis.start()
