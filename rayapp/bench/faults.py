@@ -35,7 +35,7 @@ from rayapp.bench.http_load import (
     quantile_ms,
     session,
 )
-from rayapp.bench.live import RedisProcess
+from rayapp.bench.live import RedisProcess, wait_until
 from rayapp.bench.record import Bars, record
 from rayapp.bench.replicas import replica_pids
 from rayapp.bench.served import MODELS, USERS, WORLD, fill_store, make_served_root
@@ -160,9 +160,12 @@ class Bench:
 
     async def _replica(self, kind: str) -> int:
         """The oldest replica; one may still be on its way back from what broke before."""
-        while not (pids := await asyncio.to_thread(replica_pids, self.host, kind)):
-            await asyncio.sleep(0.1)
-        return pids[0]
+
+        def found() -> bool:
+            return bool(replica_pids(self.host, kind))
+
+        await asyncio.to_thread(wait_until, found, f"a process of {kind}")
+        return replica_pids(self.host, kind)[0]
 
     async def swap(self, version: str) -> None:
         await asyncio.to_thread(promote, self.root, CHAMPION, version)
