@@ -1,6 +1,7 @@
 """`rayapp serve` as a user starts it, with HAProxy: who can reach what, clients that go away, an end without leftovers;
 and a short run of the faults."""
 
+import asyncio
 import contextlib
 import json
 import os
@@ -17,6 +18,7 @@ import httpx
 import pytest
 
 from rayapp.bench.host import wait_until_ready
+from rayapp.bench.http_load import FEED, Answer, ask, session
 from rayapp.bench.memory import tree
 from rayapp.bench.replicas import replica_pids
 from rayapp.graph import free_port
@@ -110,6 +112,17 @@ def test_a_client_that_goes_away_or_sends_half_a_body_harms_nobody(served: Serve
         answer = httpx.post(f"{served.url}/v1/recommendations", json={"user_id": "u1"}, timeout=30)
         assert answer.status_code == 200
         assert answer.json()["degraded"] is False
+
+
+def test_what_comes_beyond_the_queue_is_told_to_come_again(served: Served) -> None:
+    async def burst() -> list[Answer]:
+        async with session(served.url) as client:
+            body = {"user_id": "u1", "num_candidates": 200}
+            return [answer for answer, _ in await asyncio.gather(*(ask(client, FEED, body) for _ in range(300)))]
+
+    answers = asyncio.run(burst())
+    assert {a.status for a in answers} == {200, 429}
+    assert all(a.retry_after for a in answers if a.status == 429)
 
 
 def test_a_killed_ranker_costs_no_answer(served: Served) -> None:
