@@ -34,7 +34,7 @@ LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "0000000000000000000
 class Served:
     url: str
     port: int
-    process: subprocess.Popen[str]
+    process: subprocess.Popen[bytes]
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def served(world: tuple[Path, Prepared]) -> Iterator[Served]:
     """The default profile."""
     port = free_port()
     command = [RAYAPP, "serve", "--root", str(world[0]), "--port", str(port)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+    log = world[0].parent / "serve.log"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
             wait_until_ready(f"http://127.0.0.1:{port}/health/ready")
             yield Served(f"http://127.0.0.1:{port}", port, process)
