@@ -36,6 +36,9 @@ bench-docs: $(VENV)/.installed
 	$(PIP) install -c constraints.txt -e ".[bench]"
 	$(BIN)/rayapp bench sequences --write docs/benchmarks/sequences.md
 	$(BIN)/rayapp bench train --write docs/benchmarks/train.md
+	$(BIN)/rayapp bench serve --write docs/benchmarks/serve.md
+	$(BIN)/rayapp bench faults --write docs/benchmarks/faults.md
+	$(BIN)/rayapp bench autoscale --write docs/benchmarks/autoscale.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

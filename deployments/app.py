@@ -1,9 +1,12 @@
 """Builds the Serve application; `deployments/serve.yaml` names this function and sizes the deployments."""
 
-from pydantic import BaseModel, ConfigDict, Field
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
 from deployments.ingress import Ingress
+from deployments.local import Stage, bound
 from deployments.sequences import Sequences
 from deployments.stages import Candidates, Ranker
 
@@ -20,16 +23,27 @@ class AppArgs(BaseModel):
     """Whether callers need an API key (`rayapp keys add`). Off only where the port is on loopback."""
     random_share: float = Field(0.0, ge=0, le=0.2)
     """Share of feeds in random order, logged as such: for evaluation that no model has a hand in."""
+    inline: list[Stage] = []
+    """Stages that run inside the ingress's process instead of as deployments of their own."""
+    apart: dict[Stage, dict[str, Any]] = {}
+    """Deployment options of these stages, where they are not inline."""
+
+    @model_validator(mode="after")
+    def _candidates_reach_sequences(self) -> "AppArgs":
+        if self.inline == ["sequences"]:
+            raise ValueError("candidates asks sequences for trends: put both inline, or candidates alone, or neither")
+        return self
 
 
 def build(args: AppArgs) -> Application:
     """The graph: one ingress, three stages."""
-    sequences = Sequences.bind(args.root, args.store)  # type: ignore[attr-defined]
+    where = args.root, args.store
+    sequences = bound("sequences", Sequences, args.inline, args.apart, *where)
     return Ingress.bind(  # type: ignore[attr-defined]
         args.root,
         sequences,
-        Candidates.bind(args.root, args.store, sequences),  # type: ignore[attr-defined]
-        Ranker.bind(args.root, args.store),  # type: ignore[attr-defined]
+        bound("candidates", Candidates, args.inline, args.apart, *where, sequences),
+        Ranker.bind(*where),  # type: ignore[attr-defined]
         args.keys,
         args.random_share,
     )

@@ -4,16 +4,32 @@ import contextlib
 import importlib.resources
 import logging
 import os
+import shutil
 import socket
+import sys
+import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import yaml
 
 APPLICATION: Final = "rayapp"
 START_TIMEOUT_S: Final = 180
+Profile = Literal["throughput", "plain"]
+THROUGHPUT: Final = {
+    "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+    "RAY_SERVE_ENABLE_HA_PROXY": "1",
+    # An ingress that died or hangs gets no more requests after two seconds; Ray's own setting takes ten.
+    "RAY_SERVE_HAPROXY_HEALTH_CHECK_INTER": "1s",
+    # Replicas are asked for as the load rises and not ten seconds later.
+    "RAY_SERVE_HANDLE_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+    "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
+}
+"""Environment of all Ray processes under the profile `throughput`, the same on every node (see `cluster.yaml`)."""
+HAPROXY: Final = "rayapp-haproxy"
+"""Installed with rayapp: the HAProxy of Ray, its own pages on loopback."""
 
 
 class GraphError(RuntimeError):
@@ -21,27 +37,79 @@ class GraphError(RuntimeError):
 
 
 @contextlib.contextmanager
-def local_ray(spare_cpus: int = 2) -> Iterator[None]:
+def local_ray(spare_cpus: int = 2, profile: Profile = "plain") -> Iterator[None]:
     """A Ray of our own, whatever else runs on this machine; stopped at the end, with everything on it.
 
     With Serve a few logical CPUs more than there are cores: replicas wait more than they compute. A job that only
-    computes is quicker and smaller with none to spare.
+    computes is quicker and smaller with none to spare. `profile` matters to Serve alone.
     """
     _quieten()
     import ray
 
-    ray.init(
-        address="local",
-        num_cpus=(os.cpu_count() or 1) + spare_cpus,
-        include_dashboard=False,
-        log_to_driver=False,
-        logging_level=logging.WARNING,
-        namespace="serve",
-    )
+    # Sockets are below it, whose paths may have 97 characters, and Ray alone adds 68; hence not the user's TMPDIR.
+    with tempfile.TemporaryDirectory(prefix="rayapp-", dir="/tmp", ignore_cleanup_errors=True) as haproxy:
+        # Ray's processes inherit the profile from this one when they start; this one itself goes on without it.
+        with _environment(_flags(haproxy) if profile == "throughput" else {}):
+            ray.init(
+                address="local",
+                num_cpus=(os.cpu_count() or 1) + spare_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                namespace="serve",
+            )
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _flags(haproxy: str) -> dict[str, str]:
+    """The environment of the profile `throughput` on one machine, where another graph may run beside this one:
+    HAProxy gets free ports, and a directory of its own for its files."""
+    files = {
+        "CONFIG_FILE_LOC": "haproxy.cfg",
+        "SOCKET_PATH": "admin.sock",
+        "SERVER_STATE_BASE": "",
+        "SERVER_STATE_FILE": "server-state",
+        "METRICS_SOCKET_PATH": "metrics.sock",
+    }
+    return {
+        **THROUGHPUT,
+        **{f"RAY_SERVE_HAPROXY_{name}": str(Path(haproxy, file)) for name, file in files.items()},
+        "RAY_SERVE_HAPROXY_BINARY_PATH": haproxy_path(),
+        "RAY_SERVE_HAPROXY_METRICS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_STATS_PORT": str(free_port()),
+        "RAY_SERVE_HAPROXY_NBTHREAD": "1",
+        # HAProxy is on the same machine and follows within a second, so a stopped replica need not wait longer.
+        "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "2",
+        "RAY_SERVE_HAPROXY_HARD_STOP_AFTER_S": "10",
+    }
+
+
+def haproxy_path() -> str:
+    """Where `rayapp-haproxy` is installed.
+
+    Raises:
+        GraphError: it is not.
+    """
+    beside = Path(sys.executable).with_name(HAPROXY)
+    found = str(beside) if beside.exists() else shutil.which(HAPROXY)
+    if found is None:
+        raise GraphError(f"{HAPROXY} is not installed; install rayapp again, or serve with --profile plain")
+    return found
+
+
+@contextlib.contextmanager
+def _environment(values: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for a while; one that the user has set already stays as it is."""
+    fresh = {name: value for name, value in values.items() if name not in os.environ}
+    os.environ.update(fresh)
     try:
         yield
     finally:
-        ray.shutdown()
+        for name in fresh:
+            del os.environ[name]
 
 
 @contextlib.contextmanager
@@ -107,47 +175,56 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def serve_config(root: Path, port: int, store_url: str | None = None) -> dict[str, Any]:
-    """`deployments/serve.yaml` with the root, the port and the store filled in."""
+def serve_config(root: Path, port: int, store_url: str | None = None, **args: Any) -> dict[str, Any]:
+    """`deployments/serve.yaml` with the root, the port and the store filled in, and other arguments changed."""
     text = importlib.resources.files("deployments").joinpath("serve.yaml").read_text()
     config: dict[str, Any] = yaml.safe_load(text)
     config["http_options"]["port"] = port
-    config["applications"][0]["args"]["root"] = str(root.resolve())
-    config["applications"][0]["args"]["store"] = store_url
+    config["applications"][0]["args"] |= {"root": str(root.resolve()), "store": store_url, **args}
     return config
 
 
 @contextlib.contextmanager
-def running_graph(root: Path, port: int, store_url: str | None = None) -> Iterator[str]:
+def running_graph(root: Path, port: int, store_url: str | None = None, **args: Any) -> Iterator[str]:
     """The graph on the current Ray; yields its URL once it is ready and takes the application down at the end.
 
     Raises:
         GraphError: a deployment failed, in its own words, or nothing was ready in time.
     """
+    with deployed(serve_config(root, port, store_url, **args)) as url:
+        yield url
+
+
+@contextlib.contextmanager
+def deployed(settings: dict[str, Any]) -> Iterator[str]:
+    """`running_graph` for a whole Serve configuration."""
     from ray import serve
     from ray.serve._private.api import serve_start
     from ray.serve.schema import ServeDeploySchema
 
+    port, names = settings["http_options"]["port"], [a["name"] for a in settings["applications"]]
     check_port(port)
-    config = ServeDeploySchema.model_validate(serve_config(root, port, store_url))
+    config = ServeDeploySchema.model_validate(settings)
     # What `serve run FILE` does, without its own Ray and its endless wait.
     client = serve_start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
     try:
         client.deploy_apps(config)
-        _wait_until_running()
+        for name in names:
+            _wait_until_running(name)
         yield f"http://127.0.0.1:{port}"
     finally:
         # Drains and stops the replicas. The controller and the proxy go with Ray, which is stopped next: stopping
         # them here too makes Ray print an error about its own shutdown.
-        serve.delete(APPLICATION)
+        for name in names:
+            serve.delete(name)
 
 
-def _wait_until_running() -> None:
+def _wait_until_running(name: str) -> None:
     from ray import serve
 
     deadline = time.monotonic() + START_TIMEOUT_S
     while time.monotonic() < deadline:
-        application = serve.status().applications.get(APPLICATION)
+        application = serve.status().applications.get(name)
         if application is not None:
             if application.status == "RUNNING":
                 return

@@ -1,48 +1,89 @@
-"""What operators run: cluster.yaml and serve.yaml are valid, and say what they should."""
+"""What operators run: cluster.yaml and the Serve configurations are valid, and say what they should."""
 
 import importlib
+import re
 import shlex
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
 
-from rayapp.graph import GraphError, check_port, free_port, serve_config
+from deployments.haproxy import corrected
+from rayapp.graph import HAPROXY, THROUGHPUT, GraphError, check_port, free_port, serve_config
 
 ROOT = Path(__file__).parents[1]
+SERVE = ["serve.yaml", "production.yaml"]
 
 
-def test_serve_yaml_holds_known_keys_and_names_a_real_application(tmp_path: Path) -> None:
+def deployments_of(application: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Options by deployment, those of stages that may be inline too."""
+    apart = {name.capitalize(): {"name": name, **options} for name, options in application["args"]["apart"].items()}
+    return {d["name"]: d for d in application["deployments"]} | apart
+
+
+@pytest.mark.parametrize("name", SERVE)
+def test_serve_yaml_holds_known_keys_and_names_a_real_application(name: str) -> None:
+    from ray.serve.config import AutoscalingConfig
     from ray.serve.schema import DeploymentSchema, ServeApplicationSchema, ServeDeploySchema
 
-    config = serve_config(tmp_path, 8123)
+    config = yaml.safe_load((ROOT / "deployments" / name).read_text())
     ServeDeploySchema.model_validate(config)
     (application,) = config["applications"]
     assert set(application) <= set(ServeApplicationSchema.model_fields)
-    for deployment in application["deployments"]:
+    for deployment in deployments_of(application).values():
         assert set(deployment) <= set(DeploymentSchema.model_fields), "Ray accepts unknown keys in silence"
+        assert set(deployment["autoscaling_config"]) <= set(AutoscalingConfig.model_fields)
         assert deployment["max_queued_requests"] > 0, "queues are finite"
         assert deployment["ray_actor_options"]["memory"] > 0
-    assert config["http_options"]["host"] == "127.0.0.1"
-    assert config["http_options"]["port"] == 8123
-    assert application["args"] == {"root": str(tmp_path), "store": None}
-    module, name = application["import_path"].split(":")
-    assert callable(getattr(importlib.import_module(module), name))
+        scaling = deployment["autoscaling_config"]
+        assert scaling["target_ongoing_requests"] < deployment["max_ongoing_requests"], "it scales before it queues"
+        assert scaling["downscale_delay_s"] > 5 * scaling["upscale_delay_s"], "up at once, down with patience"
+    ingress = deployments_of(application)["Ingress"]
+    assert ingress["backpressure_config"] == {"status_code": 429, "retry_after_s": 1}
+    module, function = application["import_path"].split(":")
+    assert callable(getattr(importlib.import_module(module), function))
 
 
-def test_the_yaml_sizes_every_deployment_of_the_graph(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", SERVE)
+@pytest.mark.parametrize("inline", [[], ["candidates"], ["sequences", "candidates"]])
+def test_the_yaml_sizes_every_deployment_of_the_graph(name: str, inline: list[str]) -> None:
+    from ray.serve._private.build_app import build_app
+
     from deployments.app import AppArgs, build
 
-    built = build(AppArgs(root=str(tmp_path)))
-    names = {d["name"] for d in serve_config(tmp_path, 1)["applications"][0]["deployments"]}
-    assert names == {"Ingress", "Sequences", "Candidates", "Ranker"}
-    assert built._bound_deployment.name == "Ingress"
+    (application,) = yaml.safe_load((ROOT / "deployments" / name).read_text())["applications"]
+    built = build_app(build(AppArgs(**application["args"] | {"inline": inline})), name="rayapp")
+    expected = {"Ingress", "Ranker", "Sequences", "Candidates"} - {stage.capitalize() for stage in inline}
+    options = deployments_of(application)
+    assert {d.name for d in built.deployments} == expected <= set(options)
+    for deployment in built.deployments:
+        if deployment.name.lower() in application["args"]["apart"]:
+            assert deployment.max_queued_requests == options[deployment.name]["max_queued_requests"]
+            assert deployment._deployment_config.autoscaling_config.target_ongoing_requests > 2
+
+
+def test_whoever_opens_the_port_asks_for_keys() -> None:
+    for name in SERVE:
+        config = yaml.safe_load((ROOT / "deployments" / name).read_text())
+        assert config["http_options"]["host"] == "127.0.0.1" or config["applications"][0]["args"]["keys"] is True
+
+
+def test_the_arguments_of_the_application_are_checked(tmp_path: Path) -> None:
+    from deployments.app import AppArgs
+
     with pytest.raises(ValueError, match="Extra inputs"):
         AppArgs(root="x", model="y")  # type: ignore[call-arg]
+    with pytest.raises(ValueError, match="both inline"):
+        AppArgs(root="x", inline=["sequences"])
+    config = serve_config(tmp_path, 8123, "redis://host:1/0", inline=[])
+    assert config["http_options"]["port"] == 8123
+    args = config["applications"][0]["args"]
+    assert (args["root"], args["store"], args["inline"]) == (str(tmp_path), "redis://host:1/0", [])
 
 
-def test_cluster_yaml_passes_ray_s_own_validator() -> None:
+def test_cluster_yaml_passes_ray_s_own_validator_and_gives_every_node_the_same_profile() -> None:
     from ray.autoscaler._private.util import prepare_config, validate_config
 
     config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
@@ -50,13 +91,41 @@ def test_cluster_yaml_passes_ray_s_own_validator() -> None:
     validate_config(prepare_config(config))
     assert "nightly" not in text
     assert "--dashboard-host=127.0.0.1" in text
-    for commands in (config["head_start_ray_commands"], config["worker_start_ray_commands"]):
-        assert "RAY_AUTH_MODE=token" in commands[-1]
+    starts = [config[f"{node}_start_ray_commands"][-1] for node in ("head", "worker")]
+    environments = [dict(re.findall(r"(\w+)=(\S+)", command.partition(" ray start ")[0])) for command in starts]
+    assert environments[0] == environments[1]
+    assert environments[0]["RAY_AUTH_MODE"] == "token"
+    serve = {name: value for name, value in environments[0].items() if name.startswith("RAY_SERVE_")}
+    assert f"BINARY_PATH=$(command -v {HAPROXY})" in starts[0]
+    assert serve.pop("RAY_SERVE_HAPROXY_BINARY_PATH") == "$(command"
+    assert serve == THROUGHPUT
+
+
+def test_haproxy_keeps_its_own_pages_on_loopback() -> None:
+    """Ray's own template, so that a Ray that changes it is found here and not by a port scan."""
+    from jinja2 import Environment
+    from ray.serve._private.haproxy import HAProxyConfig
+    from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
+    from ray.serve.config import HTTPOptions
+
+    config = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=8000), socket_path="/tmp/x/admin.sock")
+    environment = Environment()
+    environment.filters["haproxy_fmt"] = str
+    text = environment.from_string(HAPROXY_CONFIG_TEMPLATE).render(
+        config=config, backends=[], route_info=config.build_health_route_info([]), healthz_rules=""
+    )
+    assert "bind *:8404" in text
+    assert "mode 666" in text
+    done = corrected(text)
+    binds = re.findall(r"^\s*bind (\S+)", done, re.MULTILINE)
+    assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
+    assert "mode 600 level admin" in done
+    assert corrected(done) == done
+    with pytest.raises(ValueError, match="another form"):
+        corrected(text.replace("frontend prometheus", "frontend exporter"))
 
 
 def test_a_busy_port_is_told_apart() -> None:
-    import socket
-
     check_port(free_port())
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -10,6 +10,7 @@ from rayapp import __version__
 from rayapp.cli.batch import batch_score, bench_batch
 from rayapp.cli.bench_decay import BENCHES as DECAY_BENCHES
 from rayapp.cli.bench_score import bench_score
+from rayapp.cli.bench_serve import BENCHES as SERVE_BENCHES
 from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
 from rayapp.cli.experiments import BENCHES as EXPERIMENT_BENCHES
@@ -64,11 +65,18 @@ def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> N
 @root_option
 @store_option
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
-def serve(root: Path, store_url: str | None, port: int) -> None:
+@click.option(
+    "--profile",
+    type=click.Choice(["throughput", "plain"]),
+    default="throughput",
+    show_default=True,
+    help="throughput: HAProxy and gRPC between replicas; plain: Ray Serve's own defaults, slower.",
+)
+def serve(root: Path, store_url: str | None, port: int, profile: str) -> None:
     """Serve the champion of a root over HTTP until Ctrl-C."""
     from rayapp.cli.serve import run_serve
 
-    run_serve(root, store_url, port)
+    run_serve(root, store_url, port, "plain" if profile == "plain" else "throughput")
 
 
 COMMANDS = (
@@ -122,7 +130,16 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, *DECAY_BENCHES, bench_batch, bench_score):
+BENCHES = (
+    *LEARN_BENCHES,
+    *EXPERIMENT_BENCHES,
+    *SERVE_BENCHES,
+    *STORE_BENCHES,
+    *DECAY_BENCHES,
+    bench_batch,
+    bench_score,
+)
+for benchmark in BENCHES:
     bench.add_command(benchmark)
 
 

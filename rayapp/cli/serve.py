@@ -5,7 +5,7 @@ from pathlib import Path
 
 import click
 
-from rayapp.graph import check_port, local_ray, running_graph
+from rayapp.graph import Profile, check_port, local_ray, running_graph
 from rayapp.publish import PublishError, exclusive
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
@@ -27,10 +27,10 @@ def check_champion(root: Path) -> str:
     return version
 
 
-def run_serve(root: Path, store_url: str | None, port: int) -> None:
+def run_serve(root: Path, store_url: str | None, port: int, profile: Profile) -> None:
     version = check_champion(root)
     check_port(port)
-    with exclusive(root / "serving", "serving"), local_ray():
+    with exclusive(root / "serving", "serving"), local_ray(profile=profile):
         seed_store(root, store_url)  # a store that was moved away or lost comes back from the log
         click.echo(f"starting the graph with {version} …")
         with running_graph(root, port, store_url) as url:

@@ -13,7 +13,6 @@ Databases (keys big-endian, so that byte order is number order):
 import json
 import os
 import struct
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +32,7 @@ from rayapp.store import (
     StoreError,
     StoreStats,
     UserSequence,
+    environment,
 )
 from rayapp.store.contents import MEND, description, encoded, event_value, refuse_other, sequence_of
 from rayapp.store.packed import EMPTY, head, insert, packed_time
@@ -74,14 +74,12 @@ class LmdbStore:
         # Flags and priorities of a cut are the reader's affair; the store only needs names and "takes a slot".
         self._takes_slot = bytes(vocabulary.flags(in_sequence=True).astype(np.uint8)).ljust(256, b"\0")
         self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
-        # The map can't be moved while a transaction of this process is open. Who needs both locks takes `_turn` first.
-        self._turn, self._mapping = threading.Lock(), threading.Lock()
+        self._shared: environment.Environment | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
             new = not (path / DATA).exists()
-            self._env = lmdb.open(
-                str(path), map_size=max(map_bytes, _size(path)), max_dbs=len(DATABASES), max_readers=1024, sync=sync
-            )
+            self._shared = environment.acquire(path, max(map_bytes, _size(path)), len(DATABASES), sync)
+            self._env, self._turn, self._mapping = self._shared.env, self._shared.turn, self._shared.mapping
             if new:  # LMDB syncs the file, but not the directory that names it
                 _sync_directory(path)
                 _sync_directory(path.parent)
@@ -89,17 +87,21 @@ class LmdbStore:
             self._env.reader_check()  # a reader that was killed keeps old pages from being used again
             self._db = {name: self._env.open_db(name.encode()) for name in DATABASES}
             self.identity = self._check()
+        except StoreError:
+            self.close()
+            raise
         except (lmdb.ReadonlyError, OSError) as error:
+            self.close()
             reason = error.strerror if isinstance(error, OSError) else error
             raise StoreError(f"the sequence store {path} can't be opened: {reason}; it must be writable") from None
         except (lmdb.Error, ValueError) as error:
+            self.close()
             raise StoreError(f"the sequence store {path} can't be opened: {error}. {MEND}") from None
 
     def _refuse_truncated(self) -> None:
         """A page that lies behind the end of the file would end the process with SIGBUS when it is read."""
         needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
         if (size := _size(self._path)) < needed:
-            self._env.close()
             raise StoreError(f"the sequence store {self._path} is cut off: {size} of {needed} bytes. {MEND}")
 
     def _check(self) -> str:
@@ -114,7 +116,9 @@ class LmdbStore:
         return str(wanted["id"])
 
     def close(self) -> None:
-        self._env.close()
+        if self._shared is not None:
+            self._shared.release()
+            self._shared = None
 
     # ---- transactions ----------------------------------------------------------------------------------------------
 

@@ -1,0 +1,46 @@
+"""LMDB environments of this process: stores at one path share one, since LMDB opens a file once a process."""
+
+import os
+import threading
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import lmdb
+
+
+@dataclass(slots=True)
+class Environment:
+    """One open environment, its locks, and how many stores use it.
+
+    The map can't be moved while a transaction of this process is open. Who needs both locks takes `turn` first.
+    """
+
+    env: lmdb.Environment
+    key: tuple[int, Path]
+    users: int = 0
+    turn: threading.Lock = field(default_factory=threading.Lock)
+    mapping: threading.Lock = field(default_factory=threading.Lock)
+
+    def release(self) -> None:
+        """Closes it when this was the last user."""
+        with _lock:
+            self.users -= 1
+            if self.users == 0:
+                del _open[self.key]
+                self.env.close()
+
+
+_open: dict[tuple[int, Path], Environment] = {}
+_lock = threading.Lock()
+
+
+def acquire(path: Path, map_bytes: int, max_databases: int, sync: bool) -> Environment:
+    """The environment of `path`, opened unless it is open here already; each caller releases it once."""
+    key = (os.getpid(), path.resolve())  # a forked child must not use its parent's
+    with _lock:
+        shared = _open.get(key)
+        if shared is None:
+            env = lmdb.open(str(path), map_size=map_bytes, max_dbs=max_databases, max_readers=1024, sync=sync)
+            shared = _open[key] = Environment(env, key)
+        shared.users += 1
+    return shared

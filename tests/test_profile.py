@@ -1,0 +1,165 @@
+"""`rayapp serve` as a user starts it, with HAProxy: who can reach what, clients that go away, an end without leftovers;
+and a short run of the faults."""
+
+import asyncio
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import httpx
+import pytest
+
+from rayapp.bench.host import wait_until_ready
+from rayapp.bench.http_load import FEED, Answer, ask, session
+from rayapp.bench.memory import tree
+from rayapp.bench.replicas import replica_pids
+from rayapp.graph import free_port
+from rayapp.workflow import Prepared
+
+pytestmark = pytest.mark.cluster
+RAYAPP = str(Path(sys.executable).with_name("rayapp"))
+LISTENS = "0A"
+LOOPBACK = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}
+
+
+@dataclass
+class Served:
+    url: str
+    port: int
+    process: subprocess.Popen[bytes]
+
+
+@pytest.fixture(scope="module")
+def served(world: tuple[Path, Prepared]) -> Iterator[Served]:
+    """The default profile."""
+    port = free_port()
+    command = [RAYAPP, "serve", "--root", str(world[0]), "--port", str(port)]
+    log = world[0].parent / "serve.log"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            wait_until_ready(f"http://127.0.0.1:{port}/health/ready")
+            yield Served(f"http://127.0.0.1:{port}", port, process)
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
+
+
+def listeners(pid: int) -> set[tuple[str, str, int]]:
+    """`(process, address, port)` of every TCP socket on which `pid` or a descendant of it listens."""
+    found: dict[str, tuple[str, int]] = {}
+    for table in ("tcp", "tcp6"):
+        for line in Path(f"/proc/net/{table}").read_text().splitlines()[1:]:
+            _, local, _, state, *rest = line.split()
+            address, port = local.split(":")
+            if state == LISTENS:
+                found[rest[5]] = (address, int(port, 16))
+    sockets = set()
+    for process in (Path(f"/proc/{below}") for below in tree(pid)):
+        with contextlib.suppress(OSError):
+            name = (process / "comm").read_text().strip()
+            for descriptor in (process / "fd").iterdir():
+                inode = os.readlink(descriptor).removeprefix("socket:[").removesuffix("]")
+                if inode in found:
+                    sockets.add((name, *found[inode]))
+    return sockets
+
+
+def answers_http(address: str, port: int, path: str) -> bool:
+    """Whether the port talks HTTP/1 and has that page."""
+    with contextlib.suppress(httpx.HTTPError):
+        return httpx.get(f"http://{address}:{port}{path}", timeout=2).status_code == 200
+    return False
+
+
+def test_a_feed_comes_through_haproxy_and_nothing_of_ours_can_be_reached_from_outside(served: Served) -> None:
+    answer = httpx.post(f"{served.url}/v1/recommendations", json={"user_id": "u1"}, timeout=30)
+    assert answer.status_code == 200
+    assert answer.json()["degraded"] is False
+    sockets = listeners(served.process.pid)
+    haproxy = {row for row in sockets if row[0] == "haproxy"}
+    assert served.port in {port for _, _, port in haproxy}
+    assert len(haproxy) == 3, "the API, metrics, statistics"
+    assert {address for _, address, _ in haproxy} <= LOOPBACK
+    # What listens on every interface is Ray's own: gRPC behind Ray's token, and its exporters of metrics.
+    outside = socket.gethostbyname(socket.gethostname())
+    for name, address, port in sockets:
+        if address not in LOOPBACK:
+            for path in ("/health/live", "/-/healthz", "/stats", "/v1/models"):
+                assert not answers_http(outside, port, path), f"{name} answers {path} on {address}:{port}"
+
+
+def test_a_client_that_goes_away_or_sends_half_a_body_harms_nobody(served: Served) -> None:
+    head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+    whole = b'{"user_id": "u1", "num_candidates": 200}'
+    feed = (
+        b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
+        + str(len(whole)).encode()
+        + b"\r\n\r\n"
+        + whole
+    )
+    for sent in (head + b'[{"user_id":', feed, head[:40]):
+        for _ in range(10):
+            with socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
+                connection.sendall(sent)
+    for _ in range(20):
+        answer = httpx.post(f"{served.url}/v1/recommendations", json={"user_id": "u1"}, timeout=30)
+        assert answer.status_code == 200
+        assert answer.json()["degraded"] is False
+
+
+def test_what_comes_beyond_the_queue_is_told_to_come_again(served: Served) -> None:
+    async def burst() -> list[Answer]:
+        async with session(served.url) as client:
+            body = {"user_id": "u1", "num_candidates": 200}
+            return [answer for answer, _ in await asyncio.gather(*(ask(client, FEED, body) for _ in range(300)))]
+
+    answers = asyncio.run(burst())
+    assert {a.status for a in answers} == {200, 429}
+    assert all(a.retry_after for a in answers if a.status == 429)
+
+
+def test_a_killed_ranker_costs_no_answer(served: Served) -> None:
+    (ranker, *_) = replica_pids(served.process.pid, "Ranker")
+    os.kill(ranker, signal.SIGKILL)
+    deadline = time.monotonic() + 90
+    whole = 0
+    with httpx.Client(base_url=served.url, timeout=30) as client:
+        while whole < 5:
+            answer = client.post("/v1/recommendations", json={"user_id": "u1"})
+            assert answer.status_code == 200
+            assert answer.json()["items"]
+            whole = 0 if answer.json()["degraded"] else whole + 1
+            assert time.monotonic() < deadline, "the ranker did not come back"
+    assert ranker not in replica_pids(served.process.pid, "Ranker")
+
+
+def test_the_end_leaves_nothing_behind(served: Served) -> None:
+    """Last of the module: it stops the graph."""
+    pids = [pid for name in ("Ingress", "Ranker") for pid in replica_pids(served.process.pid, name)]
+    assert pids
+    served.process.send_signal(signal.SIGINT)
+    assert served.process.wait(timeout=60) == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in pids)
+    with pytest.raises(OSError, match="refused"):
+        socket.create_connection(("127.0.0.1", served.port), timeout=2)
+
+
+def test_answers_keep_coming_when_things_break(world: tuple[Path, Prepared], tmp_path: Path) -> None:
+    command = [RAYAPP, "bench", "faults", "--root", str(world[0]), "--preset", "nano", "--seconds", "40", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, check=False)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result["http_5xx_feed"] == 0, result["phases"]
+    assert result["lost_events"] == 0
+    assert result["events_acknowledged"] > 50
+    assert result["mixed_answers"] == 0
+    assert result["scores_checked"] > 50
+    assert result["swap_failures"] == 0, result["phases"]
