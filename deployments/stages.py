@@ -114,12 +114,12 @@ class Ranker(_HoldsModels):
         if self._gpu is None:
             model = self._shelf.get(version)
             return None if model is None else await asyncio.to_thread(rank, model, self._rates, self._domain, call)
-        answer = await self._rank_together((version, call))
+        answer: Ranking | Exception | None = await self._rank_together((version, call))
         if isinstance(answer, Exception):
             raise answer
         return answer
 
-    @serve.batch(max_batch_size=LARGEST_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)
+    @serve.batch(max_batch_size=LARGEST_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
     async def _rank_together(self, calls: list[tuple[str, RankCall]]) -> list[Ranking | Exception | None]:
         return await asyncio.to_thread(rank_many, self._shelf.get, self._rates, self._domain, calls)
 

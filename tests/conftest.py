@@ -5,6 +5,7 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -29,6 +30,10 @@ from rayapp.workflow import (
     train_model,
     training_run,
 )
+
+# How long an example takes says more of the machine than of the code.
+hypothesis.settings.register_profile("no-deadline", deadline=None)
+hypothesis.settings.load_profile("no-deadline")
 
 T0 = 1_767_225_600_000  # 2026-01-01
 

@@ -66,7 +66,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "store",
         "catalogue",
     },
-    "experiments": {"hashing", "schema", "config", "pipeline", "publish", "registry", "root", "serving"},
+    "experiments": {"hashing", "schema", "config", "pipeline", "publish", "registry", "root", "serving", "erasure"},
     "batch": {
         "hashing",
         "schema",
@@ -82,6 +82,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "registry",
         "serving",
         "store",
+        "erasure",
     },
     "workflow": {
         "hashing",
@@ -113,6 +114,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "store",
         "training",
         "workflow",
+        "erasure",
     },
     "session": {"hashing", "schema", "config", "features", "model"},
     "graph": set(),

@@ -26,9 +26,11 @@ from rayapp.model.scorer import Scorer
 from rayapp.rates import Snapshot, load_items, load_users, snapshot_start
 from rayapp.registry.models import load_model
 from rayapp.schema import Vocabulary, item_schema
-from rayapp.serving.candidates import CandidateIndex
+from rayapp.serving.candidates import DEFAULT_MIX, CandidateIndex, Query
 
 MODELS_HELD: Final = 2
+SETTLED_MIX: Final = {source: share for source, share in DEFAULT_MIX.items() if source != "explore"}
+"""The live graph's sources, but none that is drawn at random: a job that runs again gives the same lists."""
 DAYS_HELD: Final = 4
 
 
@@ -48,11 +50,9 @@ class BatchModel:
     ) -> tuple[list[str], list[str]]:
         """`(item ids, the source of each)` for a user's stored history, newest first, as the live graph fetches them;
         items that appeared only later are left out."""
-        table = self.scorer.inputs.table
-        found = self._index.fetch(history, vocabulary, num_candidates)
-        rows = table.rows_of_ids(found.item_ids)
-        there = [n for n, row in enumerate(rows.tolist()) if table.item(row)["created_at_ms"] <= as_of_ms]
-        return [found.item_ids[n] for n in there], [found.sources[n] for n in there]
+        query = Query(num_candidates, now_ms=as_of_ms, mix=SETTLED_MIX)
+        found = self._index.fetch(history, vocabulary, query)
+        return found.item_ids, found.sources
 
 
 class Models:

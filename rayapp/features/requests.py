@@ -43,7 +43,7 @@ def context_row(attributes: Sequence[Attribute], timestamp_ms: int, values: Mapp
 def join(requests: Sequence[Requests], num_requests: int, num_candidates: int, length: int) -> Requests:
     """Requests of one context schema as one of fixed shape: candidates filled up with hash 0, histories with PAD or cut
     to the newest `length`, and requests with copies of the last one."""
-    filled = [*requests, *requests[-1:] * (num_requests - len(requests))]
+    filled = [*requests, *[requests[-1]] * (num_requests - len(requests))]
     sequences = [one.sequences for one in filled]
     return Requests(
         np.concatenate([one.user_hash_B for one in filled]),

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.features.requests import Requests, context_row
+from rayapp.features.segments import SEGMENTS
 from rayapp.features.sequence import Sequences
 from rayapp.hashing import hash64
 from rayapp.model.scorer import Scorer
@@ -23,7 +24,7 @@ from rayapp.retraining.gates import CHALLENGER, CHAMPION, Gate
 from rayapp.retraining.limits import GateLimits
 from rayapp.schema import FIRST_ACTION_ID
 from rayapp.training.compare import compare, difference_table, table
-from rayapp.training.evaluate import SEGMENTS, Window, feed_score, read_window, report, score_window
+from rayapp.training.evaluate import Window, feed_score, read_window, report, score_window
 
 LATENCY_CANDIDATES: Final = 200
 LATENCY_REPEATS: Final = 15

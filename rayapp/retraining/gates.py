@@ -12,9 +12,9 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.features.segments import SEGMENTS
 from rayapp.retraining.limits import GateLimits
 from rayapp.training.compare import Estimate, Row
-from rayapp.training.evaluate import SEGMENTS
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ERRORS_OF_INTERVAL: Final = 1.96
