@@ -146,7 +146,10 @@ def run_decay(
                         continue
                     days += (followed := follow(study, preset, policy, measure))
                     click.echo(f"  seed {seed} {name} {policy}: {costs_told(followed)}", err=True)
-            command = f"rayapp bench decay --preset {preset_name} --variants {','.join(variants)} --seeds {seed + 1}"
+            command = (
+                f"rayapp bench decay --preset {preset_name} --variants {','.join(variants)} "
+                f"--policies {','.join(policies)} --window-days {window_days} --seeds {seed + 1}"
+            )
             title = f"Ageing on {study.domain.name}"
             # After each seed: whoever stops a long study has a result of fewer.
             text = tell(Ages(days), study.domain, title, command, _notes(study, windows), as_json, write)
