@@ -1,5 +1,6 @@
 """`rayapp batch-score` and `rayapp bench batch`."""
 
+import contextlib
 import json
 import sys
 import time
@@ -110,7 +111,8 @@ def _run(
     from rayapp.cli.progress import progress
     from rayapp.graph import job_ray
 
-    with job_ray():
+    # What Ray has to say, as of a worker that died, goes to stderr: stdout is for the result.
+    with contextlib.redirect_stdout(sys.stderr), job_ray():
         pool = Pool(workers or _room(gpus), gpus)
         told = Progress(progress, _rows_told())
         now_ms = time.time_ns() // 1_000_000
