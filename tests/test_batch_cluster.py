@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -315,6 +316,7 @@ def test_a_ray_job_scores_on_the_cluster_it_was_submitted_to(trained_root: Path,
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
         until(lambda: not processes_of_dead(head.pid))
+        shutil.rmtree(temp, ignore_errors=True)
 
 
 def _answers(address: str) -> bool:

@@ -139,7 +139,7 @@ def _pairs(root: Path, path: Path, num_rows: int) -> Path:
     if path.exists():
         return path
     events = read_log(root, EVENTS, ["user_id", "item_id"])
-    users, items = (pc.unique(events[name]).combine_chunks() for name in ("user_id", "item_id"))
+    users, items = (pc.unique(events[name]) for name in ("user_id", "item_id"))
     n = np.arange(num_rows)
     rows = {
         "user_id": users.take(pa.array(n % len(users))),

@@ -1,15 +1,19 @@
 """`rayapp batch-score` and `rayapp bench batch`."""
 
+import contextlib
 import json
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from rayapp.cli.options import moment, root_option, write_option
+
+if TYPE_CHECKING:
+    from rayapp.batch.job import Job
 
 PATH = click.Path(path_type=Path, exists=True, resolve_path=True)
 NOT_CLEAN_EXIT = 3
@@ -65,10 +69,8 @@ def batch_score(
     OUT/manifest.json. A killed job goes on where it stopped when the command is given again; a finished one does
     nothing. As a Ray job: `ray job submit … -- rayapp batch-score …`.
     """
-    from rayapp.batch.job import Job, Kind
-    from rayapp.batch.run import ALL_USERS, Pool, Progress, QuarantinedError, job_of_files, run_job
-    from rayapp.cli.progress import progress
-    from rayapp.graph import job_ray
+    from rayapp.batch.job import Job, Kind, finished_output
+    from rayapp.batch.run import ALL_USERS, job_of_files
 
     if sum(map(bool, (pairs, users, all_users, requests))) != 1:
         raise click.UsageError("give one of --pairs, --users, --all-users, --requests")
@@ -92,28 +94,33 @@ def batch_score(
         top_k=top_k if fetching else 0,
         rows_per_part=rows_per_part,
     )
-    with job_ray():
-        pool = Pool(workers or _room(gpus), gpus)
-        try:
-            manifest, scored = run_job(
-                job,
-                files,
-                out,
-                pool,
-                now_ms=time.time_ns() // 1_000_000,
-                overwrite=overwrite,
-                strict=strict,
-                progress=Progress(progress, _rows_told()),
-            )
-        except QuarantinedError as error:
-            click.echo(f"rayapp: {error}", err=True)
-            sys.exit(NOT_CLEAN_EXIT)
+    finished = finished_output(out, job, overwrite=overwrite)  # told before Ray is started
+    manifest = finished or _run(job, files, out, workers, gpus, overwrite=overwrite, strict=strict)
     if as_json:
         click.echo(json.dumps(manifest))
     else:
-        _summary(manifest, out, scored)
+        _summary(manifest, out, scored=finished is None)
     if strict and manifest.get("different"):
         sys.exit(NOT_CLEAN_EXIT)
+
+
+def _run(
+    job: "Job", files: list[Path], out: Path, workers: int | None, gpus: float, *, overwrite: bool, strict: bool
+) -> dict[str, Any]:
+    from rayapp.batch.run import Pool, Progress, QuarantinedError, run_job
+    from rayapp.cli.progress import progress
+    from rayapp.graph import job_ray
+
+    # What Ray has to say, as of a worker that died, goes to stderr: stdout is for the result.
+    with contextlib.redirect_stdout(sys.stderr), job_ray():
+        pool = Pool(workers or _room(gpus), gpus)
+        told = Progress(progress, _rows_told())
+        now_ms = time.time_ns() // 1_000_000
+        try:
+            return run_job(job, files, out, pool, now_ms=now_ms, overwrite=overwrite, strict=strict, progress=told)[0]
+        except QuarantinedError as error:
+            click.echo(f"rayapp: {error}", err=True)
+            sys.exit(NOT_CLEAN_EXIT)
 
 
 def _version(root: Path, model: str | None, *, requests: bool) -> str | None:
@@ -166,7 +173,7 @@ def _rows_told() -> Callable[[int, int, int], None]:
     return told
 
 
-def _summary(manifest: dict[str, Any], out: Path, scored: bool) -> None:
+def _summary(manifest: dict[str, Any], out: Path, *, scored: bool) -> None:
     click.echo(f"{out / 'scores'}: {manifest['rows']:,} rows of {manifest['requests']:,} requests"
                + ("" if scored else "; finished already, nothing to do"))  # fmt: skip
     counted = {
