@@ -1,5 +1,6 @@
 """What a GPU would run says what the scorer says; everything but CUDA itself runs here on a CPU."""
 
+import copy
 import dataclasses
 from pathlib import Path
 from unittest import mock
@@ -9,6 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from rayapp.bench.score_gpu import measure_gpu, told_of
 from rayapp.bench.scored import Scored
@@ -255,6 +257,37 @@ def test_the_benchmark_measures_what_it_is_given() -> None:
     assert 0 < result["p50_c5_ms"] <= result["p99_c5_ms"]
     assert "times as fast" in told_of(result, {5: 2})
     assert "not measured" in told_of(None, {5: 2})
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Fails at what a CUDA graph can't hold: a tensor of the host, one made from Python numbers, a number read back.
+
+    It does not see a list of indexes, `x[[0, 2]]`, become a tensor; only a capture on a GPU does.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func is not torch.ops.aten.detach_.default, "a tensor made from Python numbers"
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves((args, kwargs, result)):
+            assert not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta", func
+        return result
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_forward_stays_on_its_device(name: str) -> None:
+    """On PyTorch's device without memory, since a graph can only be captured with a GPU."""
+    scorer, meta = scorer_of(variant(nano(), name).model), torch.device("meta")
+    ranker = copy.deepcopy(scorer.ranker).to(meta)
+    batch = scorer.inputs.batch(join([some_request(3, 5)], 2, 8, scorer.history_length))
+    batch = dataclasses.replace(batch, **{part: getattr(batch, part).to(meta) for part in batch.__slots__})
+    with torch.inference_mode(), NothingFromTheHost():
+        assert ranker(batch).shape == (2, 8, 2)
+
+
+def test_which_calibration_from_python_numbers_would_not() -> None:
+    """Why the batched scorer keeps the calibration as tensors."""
+    with torch.inference_mode(), NothingFromTheHost(), pytest.raises(AssertionError, match="Python numbers"):
+        Calibration.none(2).apply(torch.zeros(3, 2, device="meta"))
 
 
 @needs_cuda
