@@ -1,15 +1,25 @@
 """What a GPU would run says what the scorer says; everything but CUDA itself runs here on a CPU."""
 
+import copy
 import dataclasses
+from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from rayapp.bench.score_gpu import measure_gpu, told_of
+from rayapp.bench.scored import Scored
+from rayapp.config import Domain
+from rayapp.domains import load_domain
 from rayapp.features.requests import Requests, join
+from rayapp.features.sequence import History
 from rayapp.hashing import hash64
+from rayapp.model import batched as batched_scorer
 from rayapp.model.batched import (
     FEWEST_CANDIDATES,
     LARGEST_BATCH,
@@ -18,13 +28,28 @@ from rayapp.model.batched import (
     bucket,
     groups,
 )
+from rayapp.model.calibration import Calibration
 from rayapp.model.packing import ALIGNMENT, Layout, OneCopy
+from rayapp.model.ranker import Ranker
+from rayapp.model.scorer import Scorer
 from rayapp.presets import VARIANTS, nano, variant
+from rayapp.registry.aliases import promote
+from rayapp.registry.models import load_model
 from rayapp.schema import FIRST_ACTION_ID, PAD
+from rayapp.serving.ranking import rank, rank_many
+from rayapp.serving.rates import LiveRates
+from rayapp.serving.shelf import ModelShelf
+from rayapp.serving.stages import RankCall, Ranking
+from rayapp.store import UserSequence
+from rayapp.store.lmdb import LmdbStore
+from tests.conftest import T0
 from tests.test_fast import LENGTH, scorer_of, some_request
 from tests.test_model import CONFIG, hashes, request
+from tests.test_serving import publish_models
 
 CPU = torch.device("cpu")
+MODELS = sorted(set(VARIANTS) - {"double-length", "no-time-mask", "day-time-mask"})
+"""Without those that differ from V1.1 in training alone."""
 needs_cuda = pytest.mark.skipif(
     not torch.cuda.is_available(), reason="needs a CUDA GPU: graphs, bf16 and pinned copies"
 )
@@ -60,10 +85,10 @@ def test_a_request_among_others_scores_as_alone(sizes: list[tuple[int, int]]) ->
         assert known_C.tolist() == alone_C.tolist()
 
 
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "double-length"])
+@pytest.mark.parametrize("name", MODELS)
 def test_so_does_every_variant(name: str) -> None:
     scorer = scorer_of(variant(nano(), name).model)
-    asked = asked_of([(0, 3), (3, 40), (scorer.history_length, 5)])
+    asked = asked_of([(0, 3), (3, 30), (scorer.history_length, 5)])
     if scorer.history_length < LENGTH:  # a request holds no more actions than the model reads
         asked = [join([one], 1, one.candidate_hash_BC.shape[1], scorer.history_length) for one in asked]
     for one, (probability_CH, _) in zip(asked, scorer.on(CPU).score_many(asked), strict=True):
@@ -176,6 +201,95 @@ def test_bf16_is_judged_by_the_probabilities_it_moves() -> None:
     assert errors[30.0] > LARGEST_BF16_ERROR
 
 
+def test_calls_are_ranked_together_as_alone(root: Path, domain: Domain) -> None:
+    """By a shelf whose "GPU" is the CPU: two versions, a version that is not held, and a call that can't be read."""
+    publish_models(root, domain)
+    promote(root, "challenger", "b")
+    store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
+    try:
+        with mock.patch.object(batched_scorer, "LARGEST_BATCH", 4):
+            shelf = ModelShelf(root, domain, store, CPU)
+    finally:
+        store.close()
+    one, two = np.array([T0]), np.array([hash64("i2")], np.uint64)
+    acted = UserSequence(History(one, one, one, two, two, np.array([3], np.uint8)), ("i2",), T0)
+    calls = [
+        ("a", RankCall("u1", acted, T0 + 1, ["i1", "i5", "nowhere"], {})),
+        ("b", RankCall("u1", acted, T0 + 1, ["i1", "i5"], {})),
+        ("gone", RankCall("u2", UserSequence.unknown(), T0 + 1, ["i1"], {})),
+        ("a", RankCall("u2", UserSequence.unknown(), T0 + 1, [f"i{n}" for n in range(30)], {})),
+        ("a", RankCall("u3", UserSequence.unknown(), T0 + 1, [None], {})),  # type: ignore[list-item]
+    ]
+    rates = LiveRates(root, domain, 4)
+    answers = rank_many(shelf.get, rates, domain, calls)
+    assert answers[2] is None
+    assert isinstance(answers[4], Exception)
+    for (version, call), answer in zip(calls, answers, strict=True):
+        model = shelf.get(version)
+        if isinstance(answer, Ranking):
+            assert model is not None
+            alone = rank(model, rates, domain, call)
+            np.testing.assert_allclose(answer.probability_CH, alone.probability_CH, atol=1e-5)
+            for field in dataclasses.fields(Ranking)[2:]:
+                np.testing.assert_array_equal(getattr(answer, field.name), getattr(alone, field.name))
+    assert [isinstance(answer, Ranking) for answer in answers] == [True, True, False, True, False]
+
+
+def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Domain) -> None:
+    publish_models(root, domain)
+    good = load_model(root, "a", domain)
+    bad = dataclasses.replace(good, scorer=good.scorer.on(CPU))
+    assert bad.scorer.batched is not None
+    bad.scorer.batched.probabilities._scale_H = torch.ones(7)  # as many as no model has heads
+    call = RankCall("u1", UserSequence.unknown(), T0, ["i1"], {})
+    held = {"bad": bad, "a": good}
+    answers = rank_many(held.get, LiveRates(root, domain, 4), domain, [("bad", call), ("a", call), ("bad", call)])
+    assert [type(answer) for answer in answers] == [RuntimeError, Ranking, RuntimeError]
+
+
+def test_the_benchmark_measures_what_it_is_given() -> None:
+    domain = load_domain("synthetic").domain
+    scored = Scored.make(domain, CONFIG.item_dim)
+    ranker = Ranker(CONFIG, scored.inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
+    scorer = Scorer(ranker, scored.inputs, Calibration.none(len(domain.heads)))
+    result = measure_gpu(scorer, scored, {5: 2}, 1, CPU)
+    assert result["speedup_gpu_graph_least"] <= result["speedup_gpu_graph"] <= result["speedup_gpu_graph_most"]
+    assert 0 < result["p50_c5_ms"] <= result["p99_c5_ms"]
+    assert "times as fast" in told_of(result, {5: 2})
+    assert "not measured" in told_of(None, {5: 2})
+
+
+class NothingFromTheHost(TorchDispatchMode):
+    """Fails at what a CUDA graph can't hold: a tensor of the host, one made from Python numbers, a number read back.
+
+    It does not see a list of indexes, `x[[0, 2]]`, become a tensor; only a capture on a GPU does.
+    """
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        assert func is not torch.ops.aten.detach_.default, "a tensor made from Python numbers"
+        result = func(*args, **(kwargs or {}))
+        for tensor in torch.utils._pytree.tree_leaves((args, kwargs, result)):
+            assert not isinstance(tensor, torch.Tensor) or tensor.device.type == "meta", func
+        return result
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_forward_stays_on_its_device(name: str) -> None:
+    """On PyTorch's device without memory, since a graph can only be captured with a GPU."""
+    scorer, meta = scorer_of(variant(nano(), name).model), torch.device("meta")
+    ranker = copy.deepcopy(scorer.ranker).to(meta)
+    batch = scorer.inputs.batch(join([some_request(3, 5)], 2, 8, scorer.history_length))
+    batch = dataclasses.replace(batch, **{part: getattr(batch, part).to(meta) for part in batch.__slots__})
+    with torch.inference_mode(), NothingFromTheHost():
+        assert ranker(batch).shape == (2, 8, 2)
+
+
+def test_which_calibration_from_python_numbers_would_not() -> None:
+    """Why the batched scorer keeps the calibration as tensors."""
+    with torch.inference_mode(), NothingFromTheHost(), pytest.raises(AssertionError, match="Python numbers"):
+        Calibration.none(2).apply(torch.zeros(3, 2, device="meta"))
+
+
 @needs_cuda
 def test_a_replayed_graph_says_what_the_module_says() -> None:
     scorer, device = scorer_of(CONFIG), torch.device("cuda")
@@ -193,7 +307,7 @@ def test_a_replayed_graph_says_what_the_module_says() -> None:
 
 
 @needs_cuda
-@pytest.mark.parametrize("name", [name for name in VARIANTS if name != "double-length"])
+@pytest.mark.parametrize("name", MODELS)
 def test_every_variant_can_be_captured(name: str) -> None:
     scorer = scorer_of(variant(nano(), name).model)
     batched = scorer.on(torch.device("cuda")).batched

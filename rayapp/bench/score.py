@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from rayapp.bench.record import Bars, record
+from rayapp.bench.score_gpu import measure_gpu, told_of
 from rayapp.bench.scored import STEPS, Scored, trained_scorer
 from rayapp.domains import load_domain
 from rayapp.model.encoder import SequenceEncoder, TransActEncoder
@@ -102,6 +103,10 @@ def run_bench_score(preset_name: str, repeats: int, as_json: bool, write: Path |
         times_ms = [1e3 * _seconds(lambda one=one: scorer.score(one), time.perf_counter) for one in asked]  # type: ignore[misc]
         for percent in (50, 99):
             result[f"p{percent}_c{count}_ms"] = float(np.percentile(times_ms, percent))
+    gpu = None
+    if torch.cuda.is_available():
+        _say("on the GPU")
+        gpu = measure_gpu(scorer, scored, LATENCY_CALLS, repeats, torch.device("cuda"))
     if as_json:
         rounded = {name: float(f"{value:.4g}") for name, value in (result | detail).items()}
         told = {
@@ -111,8 +116,8 @@ def run_bench_score(preset_name: str, repeats: int, as_json: bool, write: Path |
             "device": "cpu",
             "threads": 1,
         }
-        click.echo(json.dumps(told | rounded))
-    text = _table(result, detail, preset_name)
+        click.echo(json.dumps(told | rounded | {"gpu": gpu}))
+    text = f"{_table(result, detail, preset_name)}\n\n{told_of(gpu, LATENCY_CALLS)}"
     if not as_json:
         click.echo(text)
     if write is not None:

@@ -54,7 +54,8 @@ class Graphs:
 
     def _capture(self, tensors: list[Tensor]) -> Captured | None:
         inputs = [tensor.clone() for tensor in tensors]
-        batch, graph, side = Batch(*inputs), torch.cuda.CUDAGraph(), torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        batch, graph = Batch(*inputs), torch.cuda.CUDAGraph()
+        side: Any = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         side.wait_stream(torch.cuda.current_stream(self._device))
         try:
             with torch.cuda.stream(side):

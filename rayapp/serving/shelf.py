@@ -26,7 +26,8 @@ from rayapp.store import SequenceStore
 log = logging.getLogger(__name__)
 RETRY_S = 30.0
 """A model that did not load is tried again after this long: its files may have been mended."""
-WARM_UP_CANDIDATES = 100
+WARM_UP_CANDIDATES = 200
+"""As many as a feed asks for unless told otherwise: on a GPU, calls of this size find their graphs captured."""
 
 
 class ModelShelf:
