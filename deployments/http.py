@@ -1,5 +1,7 @@
 """The HTTP surface's shapes: request bodies, the one error form (RFC 9457), and the limit on body sizes."""
 
+import logging
+import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Annotated, Any
 
@@ -11,13 +13,23 @@ from starlette.exceptions import HTTPException
 
 from rayapp.schema import id_problem
 
+log = logging.getLogger(__name__)
 MAX_BODY_BYTES = 2 * 1024 * 1024
 MAX_RANK_ITEMS = 1_000
+MAX_EXCLUDED = 1_000
+MAX_UTILITY = 100.0
+DEADLINE_MS = 2_000
 PROBLEM_JSON = "application/problem+json"
+REQUEST_ID = "rayapp.request_id"
+"""Where an ASGI scope keeps the request's id."""
 TITLES = {
     400: "Malformed request",
+    401: "Key missing or unknown",
+    403: "Not allowed",
     404: "Not found",
     405: "Method not allowed",
+    409: "Conflict",
+    410: "Expired",
     413: "Body too large",
     415: "Media type",
     422: "Invalid fields",
@@ -45,6 +57,13 @@ class _Body(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
 
+Utilities = Annotated[
+    dict[str, Annotated[float, Field(ge=-MAX_UTILITY, le=MAX_UTILITY, allow_inf_nan=False)]] | None,
+    Field(description="Weight of each head in the feed score; heads left out keep theirs"),
+]
+Deadline = Annotated[int, Field(ge=10, le=30_000, description="Milliseconds; stages that are late are left out")]
+
+
 class RecommendationsBody(_Body):
     """Ask for a feed. An unknown user gets a popular one that says so."""
 
@@ -53,6 +72,14 @@ class RecommendationsBody(_Body):
     num_candidates: Annotated[int, Field(ge=1, le=1_000)] = 200
     surface: Id | None = None
     context: Context = {}
+    exclude_item_ids: Annotated[list[Id], Field(max_length=MAX_EXCLUDED)] = []
+    filter: Annotated[
+        dict[str, Annotated[list[str], Field(min_length=1, max_length=64)]],
+        Field(max_length=8, description="Categorical attribute of items -> values; an item must have one of them"),
+    ] = {}
+    page_token: str | None = Field(None, description="`next_page_token` of the page before; no page repeats an item")
+    utilities: Utilities = None
+    deadline_ms: Deadline = DEADLINE_MS
     explain: bool = False
 
 
@@ -63,7 +90,15 @@ class RankBody(_Body):
     item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_RANK_ITEMS)]
     model: str | None = Field(None, description="An alias or a version that is loaded; the champion if absent")
     context: Context = {}
+    utilities: Utilities = None
+    deadline_ms: Deadline = DEADLINE_MS
     explain: bool = False
+
+
+class MergeBody(_Body):
+    """Names the anonymous user whose actions are to become a known user's."""
+
+    anonymous_id: Id
 
 
 class Problem(Exception):
@@ -84,9 +119,12 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
         "status": problem.status,
         "detail": problem.detail,
         "instance": request.url.path,
+        "request_id": request.scope.get(REQUEST_ID),
         "errors": problem.errors,
     }
-    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else None
+    headers = {"Retry-After": str(problem.retry_after_s)} if problem.retry_after_s else {}
+    if problem.status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return JSONResponse(body, status_code=problem.status, media_type=PROBLEM_JSON, headers=headers)
 
 
@@ -116,7 +154,8 @@ def install_errors(app: FastAPI) -> None:
         assert isinstance(error, HTTPException)
         return problem_response(request, Problem(error.status_code, str(error.detail)))
 
-    async def on_any(request: Request, _: Exception) -> JSONResponse:
+    async def on_any(request: Request, error: Exception) -> JSONResponse:
+        log.error("request %s failed", request.scope.get(REQUEST_ID), exc_info=error)
         return problem_response(request, Problem(500, "an internal error happened; it is in the server's log"))
 
     app.add_exception_handler(Problem, on_problem)
@@ -163,3 +202,18 @@ class LimitBody:
             return message
 
         await self._app(scope, replay, send)
+
+
+class RequestIds:
+    """ASGI middleware: every request has an id for logs and error bodies, the caller's `X-Request-ID` or one that Serve
+    made. Serve itself repeats it in the answer's headers."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http":
+            given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+            usable = given.isascii() and id_problem(given) is None
+            scope[REQUEST_ID] = given if usable else str(uuid.uuid4())
+        await self._app(scope, receive, send)

@@ -13,7 +13,10 @@ from rayapp.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
 DAY_MS: Final = 24 * 60 * 60 * 1000
 YEAR_2000_MS: Final = 946_684_800_000
 RESERVED_NAMES: Final = frozenset(
-    {"item_id", "user_id", "created_at_ms", "effective_at_ms", "vector", "likes", *REQUEST_SCHEMA.names}
+    {
+        *("item_id", "user_id", "created_at_ms", "effective_at_ms", "available", "vector", "likes"),
+        *REQUEST_SCHEMA.names,
+    }
 )
 """Columns of our own tables; an attribute of the same name would be taken for them."""
 
@@ -118,6 +121,7 @@ class Domain:
 Encoder = Literal["transact", "cross", "average", "none"]
 Fusion = Literal["concat", "append", "none"]
 Positions = Literal["none", "learned"]
+Scope = Literal["full", "sequence", "heads"]
 READOUT_PARTS: Final = ("latest", "random", "all", "max")
 
 
@@ -179,11 +183,24 @@ class TrainConfig:
     time_mask_ms: int | None = None
     """Instead of the domain's time mask. Windows are built for the domain's: with a longer one a very active user's
     masked history may be shorter than `history_length`."""
+    scope: Scope = "full"
+    """What is trained: everything, the `sequence` encoder alone, or the `heads` (the MLP behind the crossing) alone;
+    the rest stays as it is in the published model that the run starts from."""
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"scope must be one of {get_args(Scope)}, not {self.scope!r}")
+
+
+CAME_LATER: Final = {"scope": "full"}
+"""Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
 
 
 def to_json(config: Any) -> dict[str, Any]:
     """A config dataclass as plain JSON values."""
-    return dataclasses.asdict(config)
+    return dataclasses.asdict(
+        config, dict_factory=lambda pairs: {k: v for k, v in pairs if k not in CAME_LATER or v != CAME_LATER[k]}
+    )
 
 
 def model_config_from_json(values: dict[str, Any]) -> ModelConfig:

@@ -57,6 +57,22 @@ def local_ray(spare_cpus: int = 2) -> Iterator[None]:
         ray.shutdown()
 
 
+@contextlib.contextmanager
+def ray_of_job_or_local() -> Iterator[None]:
+    """The cluster that this process is a job of (`ray job submit` sets RAY_ADDRESS), else a Ray of our own."""
+    if "RAY_ADDRESS" not in os.environ:
+        with local_ray(spare_cpus=0):
+            yield
+        return
+    import ray
+
+    ray.init(log_to_driver=False, logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def _only_errors(line: logging.LogRecord) -> bool:
     return line.levelno >= logging.ERROR
 

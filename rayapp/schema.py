@@ -164,6 +164,10 @@ REQUEST_SCHEMA: Final = pa.schema(
         pa.field("fallback_reason", pa.string()),
         pa.field("watermark", pa.int64()),  # commit_seq of the user's bucket at the read; null: not known
         pa.field("sequence_hash", pa.uint64()),
+        pa.field("propensities", pa.large_list(pa.float32())),  # how likely a source was to propose the item
+        pa.field("random_order", pa.bool_()),  # shuffled instead of sorted by score
+        pa.field("shadow_version", pa.string()),  # a model that scored the same items and was not shown
+        pa.field("shadow_probabilities", pa.large_list(pa.float32())),  # items x heads
     ]
 )
 """One row per list that was shown."""
@@ -180,9 +184,10 @@ def attribute_fields(attributes: Sequence[Attribute]) -> list[pa.Field]:
 
 
 def item_schema(attributes: Sequence[Attribute]) -> pa.Schema:
-    """Items of a domain: id, when they became available, and the domain's attributes."""
+    """Items of a domain: id, when they became available, whether they still are, and the domain's attributes."""
     ids = [pa.field("item_id", pa.string(), nullable=False), pa.field("created_at_ms", pa.int64(), nullable=False)]
-    return pa.schema(ids + attribute_fields(attributes))
+    available = pa.field("available", pa.bool_())  # false: in no feed; null is true
+    return pa.schema([*ids, available, *attribute_fields(attributes)])
 
 
 def user_schema(attributes: Sequence[Attribute]) -> pa.Schema:

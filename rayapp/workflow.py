@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from rayapp.config import DAY_MS, Domain, day_name, to_json
 from rayapp.domains.layout import DomainFile
-from rayapp.pipeline.erasure import hide, tombstones
+from rayapp.erasure import hide, tombstones
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.importing import Inputs, import_files
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
@@ -121,12 +121,18 @@ def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, boo
     return name, True
 
 
-def training_run(root: Path, prepared: Prepared, preset: Preset, table: str, *, num_workers: int = 1) -> TrainingRun:
-    """The run for a preset, as wide as the table's vectors; its version is named by all that decides its result."""
+def training_run(
+    root: Path, prepared: Prepared, preset: Preset, table: str, *, num_workers: int = 1, init_from: str | None = None
+) -> TrainingRun:
+    """The run for a preset, as wide as the table's vectors; its version is named by all that decides its result.
+
+    `init_from`: the published model that a warm start takes its weights from; see `training.start`.
+    """
     width = int(read_manifest(root / "item_tables" / table)["width"])
     preset = preset.replace(item_dim=width)
     windows = (prepared.train_window, prepared.validation_window, prepared.test_window)
-    decides = (to_json(preset), prepared.domain.to_json(), windows, table, num_workers)
+    warm = () if init_from is None else (init_from,)
+    decides = (to_json(preset), prepared.domain.to_json(), windows, table, num_workers, *warm)
     return TrainingRun(
         root=root,
         version=f"{preset.name}-{preset.variant}-{fingerprint(decides)[:8]}",
@@ -136,6 +142,7 @@ def training_run(root: Path, prepared: Prepared, preset: Preset, table: str, *, 
         test_window=prepared.test_window,
         item_table=table,
         num_workers=num_workers,
+        init_from=init_from,
     )
 
 

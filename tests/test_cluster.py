@@ -115,7 +115,7 @@ def event(user_id: str, item_id: str, action: str = "save", **changes: Any) -> d
 def post_feed(client: httpx.Client, user_id: str, **more: Any) -> dict[str, Any]:
     answer = client.post("/v1/recommendations", json={"user_id": user_id, **more})
     assert answer.status_code == 200, answer.text
-    assert {"sequence;dur", "candidates;dur", "rank;dur"} <= {
+    assert {"store;dur", "candidates;dur", "ranker;dur", "total;dur"} <= {
         part.split("=")[0].strip() for part in answer.headers["Server-Timing"].split(",")
     }
     body: dict[str, Any] = answer.json()
@@ -132,8 +132,12 @@ def test_health_and_api_description(client: httpx.Client) -> None:
         "/v1/rank",
         "/v1/events",
         "/v1/items/{item_id}",
+        "/v1/users/{user_id}",
+        "/v1/users/{user_id}:merge",
         "/v1/users/{user_id}/sequence",
         "/v1/models",
+        "/v1/models/{version}:promote",
+        "/v1/models/{version}:rollback",
         "/health/live",
         "/health/ready",
     }
@@ -237,7 +241,7 @@ def test_every_error_is_a_problem_that_names_the_field(
     assert answer.status_code == status, answer.text
     assert answer.headers["Content-Type"] == "application/problem+json"
     body = answer.json()
-    assert set(body) == {"type", "title", "status", "detail", "instance", "errors"}
+    assert set(body) == {"type", "title", "status", "detail", "instance", "request_id", "errors"}
     assert names in body["detail"] + json.dumps(body["errors"])
 
 

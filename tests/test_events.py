@@ -96,8 +96,10 @@ def test_a_body_that_can_t_be_read_says_why(body: bytes) -> None:
 
 def test_items_keep_the_domain_s_attributes(domain: Domain) -> None:
     item = check_item("i9", {"title": "New", "genres": ["a"], "year": 2026}, domain.attributes, NOW)
-    assert item == {"item_id": "i9", "created_at_ms": NOW, "title": "New", "genres": ["a"], "year": 2026.0}
+    own = {"item_id": "i9", "created_at_ms": NOW, "available": True}
+    assert item == own | {"title": "New", "genres": ["a"], "year": 2026.0}
     assert check_item("i9", {}, domain.attributes, NOW)["genres"] is None
+    assert check_item("i9", {"available": False}, domain.attributes, NOW)["available"] is False
 
 
 @pytest.mark.parametrize(
@@ -110,6 +112,8 @@ def test_items_keep_the_domain_s_attributes(domain: Domain) -> None:
         ({"genres": [1]}, "genres"),
         ({"title": 3}, "title"),
         ({"created_at_ms": "now"}, "created_at_ms"),
+        ({"available": 0}, "available"),
+        ({"item_id": "i9"}, "item_id"),
         ([], ""),
     ],
 )

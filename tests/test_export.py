@@ -5,16 +5,24 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from rayapp.catalogue import read_users
+from rayapp.catalogue import ITEMS, read_catalogue, read_users
 from rayapp.config import Domain
+from rayapp.erasure import erase_user
+from rayapp.model.item_table import ItemTable
+from rayapp.model.tower import LinearTower
 from rayapp.pipeline import export as exporting
-from rayapp.pipeline.erasure import erase_user
 from rayapp.pipeline.export import Exported, export
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
-from rayapp.publish import PublishError
+from rayapp.publish import PublishError, commit_log
+from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root import make_root
+from rayapp.schema import item_schema
+from rayapp.serving.items import check_item
 from rayapp.store import Kind, SequenceStore
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
@@ -72,6 +80,26 @@ def test_every_row_is_exported_once(root: Path, store: SequenceStore) -> None:
     assert len(read_log(root, REQUESTS, ["request_id"])) == 20
     table = read_log(root, EVENTS, ["user_id", "timestamp_ms", "commit_seq", "event_hash"])
     assert min(table["commit_seq"].to_pylist()) == 1
+
+
+def test_whether_an_item_is_available_goes_into_the_catalogue_and_into_tables(
+    root: Path, store: SequenceStore, domain: Domain
+) -> None:
+    before = pa.schema([field for field in item_schema(domain.attributes) if field.name != "available"])
+    old = pa.Table.from_pylist([{"item_id": "old", "created_at_ms": T0}], schema=before)
+    path = root / ITEMS / "old.parquet"
+    path.parent.mkdir()
+    pq.write_table(old, path)  # a catalogue from before there was such a column
+    commit_log(root / ITEMS, 0, {"files": [{"path": path.name, "rows": 1}]})
+    for item_id, available in (("in", True), ("out", False)):
+        store.put_item(check_item(item_id, {"available": available}, domain.attributes, NOW))
+    export(root, store, NOW)
+    items = read_catalogue(root).to_pylist()
+    assert {item["item_id"]: item["available"] for item in items} == {"old": None, "in": True, "out": False}
+    tower = LinearTower(np.ones((8, 4), np.float32), domain.attributes)
+    table = ItemTable.make("table", tower, items, np.zeros(3, np.int64), tower.embed(items), 0)
+    publish_table(root, table, {})
+    assert load_table(root, "table").items == table.items
 
 
 @pytest.mark.parametrize("commits", [0, 1, 2])

@@ -17,7 +17,7 @@ from rayapp.domains.parse import parse_domain
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.files import NO_ROW, Rejection, plan, read_piece
 from rayapp.pipeline.guess import guess_domain
-from rayapp.pipeline.rows import Clock, event_rows, impression_rows, list_rows
+from rayapp.pipeline.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.pipeline.settle import first_of_each, group_impressions
 from rayapp.publish import PublishError
 from tests.conftest import T0
@@ -393,3 +393,33 @@ def test_a_first_domain_file_reads_the_sample_it_was_guessed_from(tmp_path: Path
     assert (events.num_rows, check.rejected, rejected) == (27, [], [])
     with pytest.raises(PublishError, match="--action"):
         guess_domain(items, None, {"user_id": "product_id", "timestamp": "price", "item_id": "title"})
+
+
+def test_availability_of_items_is_read_where_a_file_has_it() -> None:
+    text = """
+name = "mine"
+positive_head = "save"
+actions = [{ name = "save", kind = "positive" }]
+heads = [{ name = "save" }]
+
+[items]
+title = "title"
+text = ["title"]
+columns = { available = "in_stock" }
+
+[[events]]
+user_id = "user"
+item_id = "item"
+timestamp = "time"
+action = { otherwise = "save" }
+"""
+    domain_file = parse_domain(text)
+    raw = pa.table({"item_id": ["a", "b", "c", "d"], "title": ["x"] * 4, "in_stock": [1, 0, None, 7]})
+    layout, attributes = domain_file.items, domain_file.domain.attributes
+    rows, check = entity_rows(raw, layout, attributes, CLOCK, users=False)
+    assert rows["available"].to_pylist() == [True, False, None]
+    assert check.good_N.tolist() == [True, True, True, False]
+    rows, _ = entity_rows(raw.drop_columns(["in_stock"]), layout, attributes, CLOCK, users=False)
+    assert rows["available"].to_pylist() == [None] * 4
+    with pytest.raises(DomainError, match="available"):
+        parse_domain(text.replace('text = ["title"]', 'text = ["title", "available"]'))

@@ -19,9 +19,9 @@ import ray
 
 from rayapp.domains import load_domain
 from rayapp.domains.layout import DomainFile
+from rayapp.erasure import erase_user
 from rayapp.hashing import hash64
 from rayapp.pipeline.compact import compact
-from rayapp.pipeline.erasure import erase_user
 from rayapp.pipeline.importing import Inputs, Summary, import_files
 from rayapp.pipeline.logs import read_log
 from rayapp.pipeline.rates import build_rates

@@ -164,6 +164,41 @@ def test_a_new_item_is_embedded_by_the_table_s_own_tower() -> None:
     assert known.all()
 
 
+puts = st.lists(st.tuples(st.integers(0, 29), st.sampled_from(["g0", "g1", "never seen"])), max_size=8)
+
+
+@settings(deadline=None, max_examples=40)
+@given(rounds=st.lists(puts, min_size=1, max_size=3))
+def test_a_table_and_its_inputs_extended_are_as_if_made_whole(rounds: list[list[tuple[int, str]]]) -> None:
+    inputs = make_scorer().inputs
+    expected = {item["item_id"]: item for item in inputs.table.items}
+    given_rows = {item_id: inputs.table.vectors_NE[n] for n, item_id in enumerate(expected, 1)}
+    for number, put in enumerate(rounds):
+        items = [
+            {"item_id": f"i{n}", "created_at_ms": number, "title": f"film {n} {genre}", "genres": [genre]}
+            for n, genre in put
+        ]
+        expected |= {item["item_id"]: item for item in items}
+        given_rows |= {item["item_id"]: inputs.table.tower.embed([item])[0] for item in items}
+        older, inputs = inputs, inputs.extended(inputs.table.with_items(items))
+        changed = inputs.table.changed_since(older.table)
+        assert {inputs.table.item(row)["item_id"] for row in changed.tolist()} == {item["item_id"] for item in items}
+    table = inputs.table
+    assert table.items == tuple(expected.values())
+    assert table.rows_of_ids(list(expected)).tolist() == list(range(1, table.num_rows))
+    np.testing.assert_array_equal(table.vectors_of(list(expected)), np.array(list(given_rows.values())))
+    assert not table.vectors_of(["nowhere"]).any()
+    whole = Inputs.of(table, inputs.users, inputs.encoders, inputs.vocabulary_size)
+    for name in ("vector_NE", "category_NW", "number_NM"):
+        assert torch.equal(getattr(inputs, name), getattr(whole, name))
+
+
+def test_a_table_is_extended_by_its_own_line_only() -> None:
+    table = make_scorer().inputs.table
+    with pytest.raises(ValueError, match="does not extend other"):
+        table.changed_since(dataclasses.replace(table, name="other"))
+
+
 def test_two_items_of_one_id_are_refused() -> None:
     tower = LinearTower(np.zeros((8, 4), np.float32), ATTRIBUTES)
     items = [{"item_id": "a", "created_at_ms": 0}] * 2

@@ -13,9 +13,9 @@ from click.testing import CliRunner
 
 from rayapp.cli.main import cli
 from rayapp.config import Domain
+from rayapp.erasure import erase_user
 from rayapp.features.sequence import at_request
 from rayapp.pipeline import parity as module
-from rayapp.pipeline.erasure import erase_user
 from rayapp.pipeline.export import export
 from rayapp.pipeline.logs import REQUESTS, read_log
 from rayapp.pipeline.parity import Parity, parity

@@ -1,12 +1,14 @@
-"""Candidates, blending, metrics, and models held while aliases move. No Ray, no HTTP."""
+"""Models published, loaded, and held while aliases move and items arrive. No Ray, no HTTP."""
 
 import dataclasses
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
+from rayapp.catalogue import USERS
 from rayapp.config import Domain, Encoder
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import History
@@ -16,14 +18,16 @@ from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
+from rayapp.pipeline.catalogue import merge
 from rayapp.presets import nano
 from rayapp.publish import PublishError, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.registry.models import list_models, load_model, publish_model
-from rayapp.schema import Action, ActionKind, Vocabulary
-from rayapp.serving.blend import blend
-from rayapp.serving.candidates import CandidateIndex
+from rayapp.root import make_root
+from rayapp.schema import Action, ActionKind, Vocabulary, user_schema
+from rayapp.serving.candidates import Query
+from rayapp.serving.items import check_item
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_request
@@ -32,7 +36,14 @@ from tests.conftest import make_request
 def item_table(domain: Domain, num_items: int = 30, width: int = 8) -> ItemTable:
     """Items of three genres; item n has n likes, was made at n, and its vector is its genre's."""
     items = [
-        {"item_id": f"i{n}", "created_at_ms": n, "title": f"film {n}", "genres": [f"g{n % 3}"], "year": 1990.0 + n}
+        {
+            "item_id": f"i{n}",
+            "created_at_ms": n,
+            "available": True,
+            "title": f"film {n}",
+            "genres": [f"g{n % 3}"],
+            "year": 1990.0 + n,
+        }
         for n in range(num_items)
     ]
     tower = LinearTower(np.random.default_rng(0).normal(size=(64, width)).astype(np.float32), domain.attributes)
@@ -40,50 +51,9 @@ def item_table(domain: Domain, num_items: int = 30, width: int = 8) -> ItemTable
     return ItemTable.make("table", tower, items, np.arange(num_items), vectors, 0)
 
 
-def history(*actions: tuple[str, int]) -> History:
-    """Newest first: (item, action id)."""
-    n = len(actions)
-    times = np.arange(n, 0, -1).astype(np.int64)
-    hashes = np.array([hash64(i) for i, _ in actions], np.uint64)
-    return History(times, times, times, hashes, hashes, np.array([a for _, a in actions], np.uint8))
-
-
-def test_likes_bring_their_neighbours_and_nothing_seen_comes_back(domain: Domain) -> None:
-    save, hide = domain.vocabulary.id_of("save"), domain.vocabulary.id_of("hide")
-    found = CandidateIndex(item_table(domain)).fetch(history(("i3", save), ("i29", hide)), domain.vocabulary, 10)
-    assert len(found.item_ids) == len(set(found.item_ids)) == 10
-    assert not {"i3", "i29"} & set(found.item_ids)
-    nearest = [i for i, s in zip(found.item_ids, found.sources, strict=True) if s == "nearest"]
-    assert len(nearest) == 6
-    assert all(int(i[1:]) % 3 == 0 for i in nearest)
-    assert "newest" in found.sources
-    assert "popular" in found.sources
-
-
-def test_an_unknown_user_gets_popular_and_new_items(domain: Domain) -> None:
-    found = CandidateIndex(item_table(domain)).fetch(History.empty(), domain.vocabulary, 5)
-    assert found.item_ids == ["i29", "i28", "i27", "i26", "i25"]
-    assert set(found.sources) <= {"popular", "newest"}
-
-
-def test_asking_for_more_than_there_is_gives_all_that_is_left(domain: Domain) -> None:
-    table = item_table(domain, 4)
-    found = CandidateIndex(table).fetch(history(("i0", 3), ("gone", 3)), domain.vocabulary, 100)
-    assert sorted(found.item_ids) == ["i1", "i2", "i3"]
-    everything = history(*((f"i{n}", 3) for n in range(4)))
-    assert CandidateIndex(table).fetch(everything, domain.vocabulary, 100).item_ids == []
-
-
-def test_blend_sorts_by_utility_and_keeps_order_on_ties() -> None:
-    probability = np.array([[0.5, 0.5], [0.9, 0.1], [0.5, 0.5], [0.1, 0.0]], np.float32)
-    assert [r.index for r in blend(probability, (1.0, -1.0), 4)] == [1, 3, 0, 2]
-    assert [r.index for r in blend(probability, (1.0, -1.0), 1)] == [1]
-    assert blend(np.zeros((0, 2), np.float32), (1.0, -1.0), 5) == []
-
-
-@pytest.fixture
-def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
-    """A root with the models `a` (champion) and `b`, and its store."""
+def publish_models(root: Path, domain: Domain) -> None:
+    """A root with the models `a` (champion) and `b` over one item table, both untrained."""
+    make_root(root, domain, 4)
     table = item_table(domain)
     publish_table(root, table, {})
     nothing = AttributeEncoder({}, {}, {}, {})
@@ -104,6 +74,12 @@ def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
             lineage={"created_at_ms": 1},
         )
     promote(root, CHAMPION, "a")
+
+
+@pytest.fixture
+def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
+    """That root, and its store."""
+    publish_models(root, domain)
     store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
     yield root, store
     store.close()
@@ -195,6 +171,11 @@ def test_a_corrupt_champion_is_refused_and_the_old_one_stays(
     assert shelf.champion == "a"
     assert shelf.versions == ["a"]
     assert "was refused" in caplog.text
+    assert list(shelf.refused) == ["b"]
+    assert "damaged" in shelf.refused["b"]
+    promote(root, CHAMPION, "a")
+    shelf.refresh()
+    assert shelf.refused == {}
 
 
 def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path, LmdbStore], domain: Domain) -> None:
@@ -204,12 +185,67 @@ def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path,
     shelf.refresh()
     index = shelf.index("a")
     assert index is not None
-    assert "new" in index.fetch(History.empty(), domain.vocabulary, 10).item_ids
+    assert "new" in index.fetch(History.empty(), domain.vocabulary, Query(10, now_ms=100)).item_ids
     promote(root, CHAMPION, "b")
     shelf.refresh()  # a model loaded later gets the items put before
     model = shelf.get("b")
     assert model is not None
     assert model.table.rows_of_ids(["new"])[0] > 0
+
+
+def test_models_over_one_item_table_share_it_and_its_index(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, store = models
+    promote(root, "shadow", "b")
+    shelf = ModelShelf(root, domain, store)
+    for n in (100, 101):
+        store.put_item({"item_id": f"i{n}", "created_at_ms": n, "title": "brand new", "genres": ["g1"], "year": None})
+        shelf.refresh()
+        a, b = shelf.get("a"), shelf.get("b")
+        assert a is not None
+        assert b is not None
+        assert a.table is b.table is a.scorer.inputs.table is b.scorer.inputs.table
+        index = shelf.index("a")
+        assert index is shelf.index("b")
+        assert index is not None
+        assert index.table is a.table
+        assert index.fetch(History.empty(), domain.vocabulary, Query(1, now_ms=n)).item_ids == ["i29"]
+        newest = Query(5, now_ms=n, mix={"newest": 1.0})
+        assert index.fetch(History.empty(), domain.vocabulary, newest).item_ids[0] == f"i{n}"
+    assert shelf.index("zzz") is None
+
+
+def test_an_item_taken_out_of_feeds_still_ranks(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, store = models
+    shelf = ModelShelf(root, domain, store)
+    everything = Query(100, now_ms=100)
+    index = shelf.index("a")
+    assert index is not None
+    assert "i3" in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
+    store.put_item(check_item("i3", {"available": False, "created_at_ms": 3}, domain.attributes, 100))
+    shelf.refresh()
+    index, model = shelf.index("a"), shelf.get("a")
+    assert index is not None
+    assert "i3" not in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
+    assert model is not None
+    nothing = np.zeros(1, np.uint8), np.zeros(1, np.uint64)
+    _, known = model.scorer.score(make_request(*nothing, np.array([hash64("i3")], np.uint64), num_heads=2))
+    assert known.all()
+
+
+def test_users_attributes_are_those_of_the_last_export(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    root, store = models
+    shelf = ModelShelf(root, domain, store)
+
+    def known() -> int:
+        model = shelf.get("a")
+        assert model is not None
+        return len(model.scorer.inputs.users.hash_U)
+
+    assert known() == 0
+    row = {"user_id": "ann", "effective_at_ms": 5}
+    merge(root, USERS, pa.Table.from_pylist([row], schema=user_schema(domain.user_attributes)), domain)
+    shelf.refresh()
+    assert known() == 1
 
 
 def test_a_root_without_a_champion_says_what_to_do(root: Path, domain: Domain) -> None:

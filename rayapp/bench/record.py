@@ -4,7 +4,7 @@ import os
 import platform
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,13 +56,23 @@ def record(path: Path, title: str, command: str, body: str, bars: Bars) -> None:
     Raises:
         PublishError: it can't be written.
     """
+    picture = path.with_suffix(".svg")
+    write_result(path, title, command, f"{body}\n\n![{title}]({picture.name})", lambda: draw(picture, title, bars))
+
+
+def write_result(path: Path, title: str, command: str, body: str, draw_pictures: Callable[[], None]) -> None:
+    """Replaces `path` with the body under what was run, when and where, once its pictures are drawn.
+
+    Raises:
+        PublishError: it can't be written.
+    """
     text = (
         f"# {title}\n\nCommand: `{command}`\\\nDate: {time.strftime('%Y-%m-%d')}, commit {commit()}\\\n"
         f"Hardware: {os.cpu_count()} {platform.machine()} cores, no GPU; Python {platform.python_version()}\n\n"
-        f"{body}\n\n![{title}]({path.with_suffix('.svg').name})\n"
+        f"{body}\n"
     )
     try:
-        draw(path.with_suffix(".svg"), title, bars)
+        draw_pictures()
         path.write_text(text)
     except OSError as error:
         raise PublishError(f"{path} can't be written ({error.strerror})") from None

@@ -165,7 +165,7 @@ def erase(root: Path, user_ids: tuple[str, ...]) -> None:
 
     `rayapp compact` then removes it from the disk. A running graph's store is not touched by this.
     """
-    from rayapp.pipeline.erasure import erase_user
+    from rayapp.erasure import erase_user
     from rayapp.root import read_root
 
     read_root(root)

@@ -7,11 +7,18 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
+from rayapp.cli.bench_decay import bench_decay
+from rayapp.cli.bench_score import bench_score
 from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
+from rayapp.cli.experiments import BENCHES as EXPERIMENT_BENCHES
+from rayapp.cli.experiments import COMMANDS as EXPERIMENT_COMMANDS
+from rayapp.cli.keys import COMMANDS as KEY_COMMANDS
 from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
+from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
 from rayapp.cli.options import root_option, store_option
+from rayapp.cli.retrain import COMMANDS as RETRAIN_COMMANDS
 from rayapp.cli.store import COMMANDS as STORE_COMMANDS
 
 
@@ -63,52 +70,17 @@ def serve(root: Path, store_url: str | None, port: int) -> None:
     run_serve(root, store_url, port)
 
 
-for command in (*DATA_COMMANDS, *LEARN_COMMANDS, *STORE_COMMANDS):
+COMMANDS = (
+    *DATA_COMMANDS,
+    *LEARN_COMMANDS,
+    *MODEL_COMMANDS,
+    *RETRAIN_COMMANDS,
+    *STORE_COMMANDS,
+    *EXPERIMENT_COMMANDS,
+    *KEY_COMMANDS,
+)
+for command in COMMANDS:
     cli.add_command(command)
-
-
-@cli.group()
-def models() -> None:
-    """List models, and move the aliases that say which one is live."""
-
-
-@models.command("list")
-@root_option
-def models_list(root: Path) -> None:
-    """Published models, newest first, with their test metrics and aliases."""
-    from rayapp.registry.aliases import read_aliases
-    from rayapp.registry.models import list_models
-    from rayapp.root import read_root
-
-    domain, _ = read_root(root)
-    aliases = read_aliases(root)
-    rows = list_models(root)
-    if not rows:
-        click.echo(f"no models in {root / 'models'} yet; `rayapp demo --root {root}` trains two")
-    for row in rows:
-        named = ", ".join(name for name, version in aliases.items() if version == row["version"])
-        if row["error"]:
-            click.echo(f"{row['version']:36} damaged: {row['error']}  {named}")
-            continue
-        metrics = row["metrics"]["heads"][domain.positive_head]
-        told = "  ".join(f"{name} {metrics[key] or 0:.4f}" for name, key in (("AUC", "auc"), ("HIT@3", "hit3")))
-        click.echo(f"{row['version']:36} {told}  {named}")
-
-
-@models.command("promote")
-@root_option
-@click.option("--alias", default="champion", show_default=True, help="The alias to move.")
-@click.argument("version")
-def models_promote(root: Path, alias: str, version: str) -> None:
-    """Make VERSION live under an alias. A running graph follows within seconds, without a restart."""
-    from rayapp.registry.aliases import promote
-    from rayapp.registry.models import load_model
-    from rayapp.root import read_root
-
-    domain, _ = read_root(root)
-    load_model(root, version, domain)  # a model that does not load must not become live
-    previous = promote(root, alias, version)
-    click.echo(f"{alias}: {previous or 'nothing'} -> {version}")
 
 
 @cli.group()
@@ -148,7 +120,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
     run_sequences(events, users, repeats, as_json, write)
 
 
-for benchmark in (*LEARN_BENCHES, *STORE_BENCHES):
+for benchmark in (*LEARN_BENCHES, *EXPERIMENT_BENCHES, *STORE_BENCHES, bench_decay, bench_score):
     bench.add_command(benchmark)
 
 
@@ -158,6 +130,7 @@ def main() -> None:
     from rayapp.domains import DomainError
     from rayapp.graph import GraphError
     from rayapp.publish import PublishError
+    from rayapp.serving.experiment_file import ExperimentError
     from rayapp.session import SessionError
     from rayapp.sources import SourceError
     from rayapp.store import StoreError
@@ -173,6 +146,7 @@ def main() -> None:
         sys.exit(error.exit_code)
     except (
         DomainError,
+        ExperimentError,
         GraphError,
         PublishError,
         SessionError,

@@ -136,6 +136,8 @@ class EntityLayout:
     attributes: tuple[tuple[str, Column], ...]
     vector: Column | None = None
     """Items only: a list of numbers, the item's given vector; read where a file has it."""
+    available: Column | None = None
+    """Items only: 0/1, whether feeds may show the item; read where a file has it, and 1 where it says nothing."""
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""
@@ -144,7 +146,7 @@ class EntityLayout:
 
     def optional(self) -> list[Column]:
         """Columns that are read where a file has them."""
-        return [self.vector] if self.vector else []
+        return [column for column in (self.vector, self.available) if column]
 
 
 Layout = EventLayout | RequestLayout | EntityLayout

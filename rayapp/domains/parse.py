@@ -81,8 +81,8 @@ def parse_domain(text: str) -> DomainFile:
             title=items.take("title", _text),
             user_attributes=attributes["[users]"],
             context_attributes=attributes["[context]"],
-            attribution_ms=top.take("attribution", _duration, DAY_MS),
-            time_mask_ms=top.take("time_mask", _duration, 0),
+            attribution_ms=top.take("attribution", duration_ms, DAY_MS),
+            time_mask_ms=top.take("time_mask", duration_ms, 0),
             earliest_ms=top.take("earliest", _moment, YEAR_2000_MS),
             label_weights=_label_weights(heads),
             user_weights=top.take("user_weights", _user_weights, {}),
@@ -94,7 +94,7 @@ def parse_domain(text: str) -> DomainFile:
         domain=domain,
         events=top.take("events", _list_of(lambda where, v: _event_layout(where, v, domain))),
         requests=top.take("requests", _list_of(lambda where, v: _request_layout(where, v, domain)), ()),
-        items=_entity_layout(items, "item_id", "created_at", domain.attributes, vector=True),
+        items=_entity_layout(items, "item_id", "created_at", domain.attributes, items=True),
         users=_entity_layout(users, "user_id", "effective_at", domain.user_attributes)
         if attributes["[users]"]
         else None,
@@ -156,7 +156,7 @@ def _event_layout(where: str, value: Any, domain: Domain) -> EventLayout:
         action=table.take("action", lambda place, v: _action_rule(place, v, domain.vocabulary)),
         event_id=table.take("event_id", _column, None),
         received_at=table.take("received_at", _time, None),
-        lag_ms=table.take("lag", _duration, 0),
+        lag_ms=table.take("lag", duration_ms, 0),
         request_id=table.take("request_id", _column, None),
         position=table.take("position", _column, None),
         value=table.take("value", _column, None),
@@ -213,7 +213,7 @@ def _request_layout(where: str, value: Any, domain: Domain) -> RequestLayout:
 
 
 def _entity_layout(
-    table: _Table, id_name: str, at_name: str, attributes: tuple[Attribute, ...], *, vector: bool = False
+    table: _Table, id_name: str, at_name: str, attributes: tuple[Attribute, ...], *, items: bool = False
 ) -> EntityLayout:
     """The `columns` table inside [items] or [users]; what it leaves out has a column of its own name."""
     columns = _Table(f"{table.where} columns", table.take("columns", _any, {}))
@@ -221,7 +221,8 @@ def _entity_layout(
         id=columns.take(id_name, _column, Column((id_name,))),
         at=columns.take(at_name, _time, None),
         attributes=tuple((a.name, columns.take(a.name, _column, Column((a.name,)))) for a in attributes),
-        vector=columns.take("vector", _column, None) if vector else None,
+        vector=columns.take("vector", _column, None) if items else None,
+        available=columns.take("available", _column, None) if items else None,
     )
     columns.done()
     table.done()
@@ -260,7 +261,7 @@ def _time(where: str, value: Any) -> TimeColumn:
     return TimeColumn(_column(where, value))
 
 
-def _duration(where: str, value: Any) -> int:
+def duration_ms(where: str, value: Any) -> int:
     match = re.fullmatch(r"(\d+)(ms|s|m|h|d)", value) if isinstance(value, str) else None
     if match is None:
         raise DomainError(f'{where} must be a duration like "30s", "24h" or "7d", not {value!r}')
@@ -268,7 +269,7 @@ def _duration(where: str, value: Any) -> int:
 
 
 def _days(where: str, value: Any) -> int:
-    milliseconds = _duration(where, value)
+    milliseconds = duration_ms(where, value)
     if milliseconds % DAY_MS or not milliseconds:
         raise DomainError(f'{where} must be whole days like "1d", not {value!r}')
     return milliseconds // DAY_MS

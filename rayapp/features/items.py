@@ -11,7 +11,7 @@ MAX_TEXT_TOKENS = 32
 WORD = re.compile(r"\w+")
 
 Item = Mapping[str, Any]
-"""One item: `item_id`, `created_at_ms` and its attributes, as in a row of `schema.item_schema`."""
+"""One item: `item_id`, `created_at_ms`, `available` and its attributes, as in a row of `schema.item_schema`."""
 
 
 def content_tokens(item: Item, attributes: Sequence[Attribute], num_tokens: int) -> list[int]:

@@ -25,6 +25,8 @@ class SequenceEncoder(nn.Module, ABC):
     """
 
     output_dim: int
+    shared_dim: int = 0
+    """Leading columns of the output that are the same for every candidate of a user."""
 
     def __init__(self, config: ModelConfig, vocabulary_size: int, row_dim: int) -> None:
         super().__init__()
@@ -63,13 +65,15 @@ class SequenceEncoder(nn.Module, ABC):
         encoded_NLD: Tensor = self.transformer(rows_NLD, src_key_padding_mask=ignore_NL)
         return encoded_NLD.masked_fill(pad_NL[:, :, None], 0.0)
 
-    def read_out(self, encoded_NLD: Tensor, pad_NL: Tensor) -> Tensor:
-        """`[N, readout_dim]`: the parts that the config names, e.g. the newest K rows, then the max-pool."""
+    def read_out(self, encoded_NLD: Tensor, pad_NL: Tensor | None) -> Tensor:
+        """`[N, readout_dim]`: the parts that the config names, e.g. the newest K rows, then the max-pool.
+
+        `pad_NL` of None: every row holds an action.
+        """
         parts = []
         for part in self.config.readout_parts:
             if part == "max":
-                pooled_ND = encoded_NLD.masked_fill(pad_NL[:, :, None], float("-inf")).amax(dim=1)
-                parts.append(torch.where(pad_NL.all(dim=1, keepdim=True), 0.0, pooled_ND))
+                parts.append(self._max_pool(encoded_NLD, pad_NL))
                 continue
             count = self.config.history_length if part == "all" else self.config.latest_k
             kept_NLD = encoded_NLD
@@ -80,6 +84,13 @@ class SequenceEncoder(nn.Module, ABC):
             kept_NLD = kept_NLD[:, self.random_K] if part == "random" else kept_NLD[:, :count]
             parts.append(kept_NLD.flatten(1))
         return torch.cat(parts, dim=-1)
+
+    @staticmethod
+    def _max_pool(encoded_NLD: Tensor, pad_NL: Tensor | None) -> Tensor:
+        if pad_NL is None:
+            return encoded_NLD.amax(dim=1)
+        pooled_ND = encoded_NLD.masked_fill(pad_NL[:, :, None], float("-inf")).amax(dim=1)
+        return torch.where(pad_NL.all(dim=1, keepdim=True), 0.0, pooled_ND)
 
     @abstractmethod
     def forward(self, action_BL: Tensor, history_BLE: Tensor, candidate_BCE: Tensor) -> Tensor:
@@ -96,6 +107,7 @@ class TransActEncoder(SequenceEncoder):
         row_dim = config.action_dim + config.item_dim * (2 if config.fusion == "concat" else 1)
         super().__init__(config, vocabulary_size, row_dim)
         self.output_dim = self.readout_dim
+        self.shared_dim = self.readout_dim if config.fusion == "none" else 0
         if config.fusion == "append":
             self.candidate_action_A = nn.Parameter(torch.randn(config.action_dim))
             self.output_dim += row_dim
@@ -133,6 +145,7 @@ class CrossEncoder(SequenceEncoder):
         self.query = nn.Linear(config.item_dim, self.row_dim)
         self.key = nn.Linear(self.row_dim, self.row_dim)
         self.value = nn.Linear(self.row_dim, self.row_dim)
+        self.shared_dim = self.readout_dim
         self.output_dim = self.readout_dim + self.row_dim
 
     def forward(self, action_BL: Tensor, history_BLE: Tensor, candidate_BCE: Tensor) -> Tensor:
@@ -163,7 +176,7 @@ class AverageEncoder(SequenceEncoder):
     def __init__(self, config: ModelConfig, vocabulary_size: int) -> None:
         super().__init__(config, vocabulary_size, config.action_dim + config.item_dim)
         del self.transformer
-        self.output_dim = self.row_dim
+        self.output_dim = self.shared_dim = self.row_dim
 
     def forward(self, action_BL: Tensor, history_BLE: Tensor, candidate_BCE: Tensor) -> Tensor:
         keep_BL1 = (action_BL != PAD)[:, :, None].to(history_BLE.dtype)

@@ -1,10 +1,11 @@
 """From hashes to tensors: the item table, the users' attributes and the encoders, as one model reads them.
 
 Shapes: B requests, C candidates, L history rows (newest first), N item table rows, U versions of users, E vector
-width, W category places, M numeric attributes.
+width, W category places, M numeric attributes, R changed rows, X columns of one of these.
 """
 
 import dataclasses
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,12 +15,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayapp.features.attributes import AttributeEncoder, Encoders
+from rayapp.features.items import Item
 from rayapp.features.requests import Requests
 from rayapp.features.sequence import known_to
 from rayapp.hashing import hash64_column
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Batch
-from rayapp.schema import PAD, attribute_fields
+from rayapp.schema import PAD, Attribute, attribute_fields
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,20 @@ class Inputs:
             torch.from_numpy(np.pad(number_NM, [(1, 0), (0, 0)])),
         )
 
+    def extended(self, table: ItemTable) -> "Inputs":
+        """The same over `table`, which is this one's plus items put since; only those are encoded."""
+        row_R = table.changed_since(self.table)
+        category_RW, number_RM = self.encoders.item.encode(
+            attributes_table([table.item(row) for row in row_R.tolist()], table.tower.attributes)
+        )
+        return dataclasses.replace(
+            self,
+            table=table,
+            vector_NE=torch.from_numpy(table.vectors_NE).to(self.vector_NE.device),
+            category_NW=_with_rows(self.category_NW, table.num_rows, row_R, category_RW),
+            number_NM=_with_rows(self.number_NM, table.num_rows, row_R, number_RM),
+        )
+
     def to(self, device: torch.device) -> "Inputs":
         tensors = {name: getattr(self, name).to(device) for name in ("vector_NE", "category_NW", "number_NM")}
         return dataclasses.replace(self, **tensors)
@@ -110,7 +126,20 @@ class Inputs:
         )
 
 
+def _with_rows(old_NX: Tensor, num_rows: int, row_R: NDArray[np.int64], new_RX: NDArray[np.generic]) -> Tensor:
+    """A copy with `num_rows` rows, those of `row_R` set."""
+    all_NX = old_NX.new_zeros((num_rows, old_NX.shape[1]))
+    all_NX[: len(old_NX)] = old_NX
+    all_NX[torch.from_numpy(row_R).to(old_NX.device)] = torch.from_numpy(new_RX).to(old_NX.device)
+    return all_NX
+
+
 def items_as_table(table: ItemTable) -> pa.Table:
     """The attributes of an item table's items; `items[n]` is row n."""
-    schema = pa.schema([pa.field("item_id", pa.string()), *attribute_fields(table.tower.attributes)])
-    return pa.Table.from_pylist([dict(item) for item in table.items], schema=schema)
+    return attributes_table(table.items, table.tower.attributes)
+
+
+def attributes_table(items: Sequence[Item], attributes: Sequence[Attribute]) -> pa.Table:
+    """Items as `AttributeEncoder` reads them."""
+    schema = pa.schema([pa.field("item_id", pa.string()), *attribute_fields(attributes)])
+    return pa.Table.from_pylist([dict(item) for item in items], schema=schema)

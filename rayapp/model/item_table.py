@@ -2,9 +2,10 @@
 
 Rows are private to one table; row 0 is "absent".
 
-Shapes: N items + 1 rows, E vector width.
+Shapes: N items + 1 rows, E vector width, C items asked for, P items put.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -31,6 +32,10 @@ class ItemTable:
     trained_until_ms: int
     _sorted_hash: NDArray[np.uint64] = field(repr=False)
     _sorted_row: NDArray[np.int64] = field(repr=False)
+    _round: int = field(repr=False)
+    """How often items were put into it since it was made."""
+    _round_N: NDArray[np.int64] = field(repr=False)
+    """The round in which each row's item was put; 0: when it was made."""
 
     @classmethod
     def make(
@@ -62,6 +67,8 @@ class ItemTable:
             trained_until_ms,
             hashes[order],
             order + 1,
+            0,
+            np.zeros(len(items) + 1, np.int64),
         )
 
     @property
@@ -81,28 +88,50 @@ class ItemTable:
     def item(self, row: int) -> Item:
         return self.items[row - 1]
 
+    def vectors_of(self, item_ids: Sequence[str]) -> NDArray[np.float32]:
+        """Vectors `[C, E]`; zeros for items the table does not hold."""
+        return self.vectors_NE[self.rows_of_ids(item_ids)]
+
     def with_items(self, changed: Sequence[Item]) -> "ItemTable":
         """This table plus items put since it was made, each embedded by this table's own tower.
 
-        A changed item keeps its row and its likes. The result lives in memory only.
+        A changed item keeps its row and its likes. The result lives in memory only. Costs one copy of the columns.
         """
         latest: Mapping[str, Item] = {item["item_id"]: item for item in changed}
-        vector_of = dict(zip(latest, self.tower.embed(list(latest.values())), strict=True))
-        items, vectors = list(self.items), list(self.vectors_NE[1:])
-        likes = list(self.likes_N[1:])
-        for row, (item_id, item) in zip(self.rows_of_ids(list(latest)), latest.items(), strict=True):
-            if row == ABSENT:
-                items.append(item)
-                vectors.append(vector_of[item_id])
-                likes.append(np.int64(0))
-            else:
-                items[row - 1], vectors[row - 1] = item, vector_of[item_id]
-        width = self.vectors_NE.shape[1]
-        return ItemTable.make(
-            self.name,
-            self.tower,
-            items,
-            np.array(likes, np.int64),
-            np.array(vectors, np.float32).reshape(-1, width),
-            self.trained_until_ms,
+        put = list(latest.values())
+        vectors_PE = self.tower.embed(put)
+        hash_P = np.fromiter((hash64(item_id) for item_id in latest), np.uint64, len(latest))
+        row_P = self.rows_of(hash_P)
+        is_new_P = row_P == ABSENT
+        num_new = int(is_new_P.sum())
+        row_P[is_new_P] = np.arange(self.num_rows, self.num_rows + num_new)
+        vectors_NE = np.concatenate([self.vectors_NE, np.zeros((num_new, self.vectors_NE.shape[1]), np.float32)])
+        vectors_NE[row_P] = vectors_PE
+        items = [*self.items, *(put[0] for _ in range(num_new))]
+        for row, item in zip(row_P.tolist(), put, strict=True):
+            items[row - 1] = item
+        round_N = np.append(self._round_N, np.zeros(num_new, np.int64))
+        round_N[row_P] = self._round + 1
+        order = np.argsort(hash_P[is_new_P])
+        new_hash, new_row = hash_P[is_new_P][order], row_P[is_new_P][order]
+        place = np.searchsorted(self._sorted_hash, new_hash)
+        return dataclasses.replace(
+            self,
+            items=tuple(items),
+            likes_N=np.append(self.likes_N, np.zeros(num_new, np.int64)),
+            vectors_NE=vectors_NE,
+            _sorted_hash=np.insert(self._sorted_hash, place, new_hash),
+            _sorted_row=np.insert(self._sorted_row, place, new_row),
+            _round=self._round + 1,
+            _round_N=round_N,
         )
+
+    def changed_since(self, older: "ItemTable") -> NDArray[np.int64]:
+        """Rows of items put after `older`, of which this table is an extension.
+
+        Raises:
+            ValueError: they are not of one name.
+        """
+        if older.name != self.name:
+            raise ValueError(f"item table {self.name} does not extend {older.name}")
+        return np.flatnonzero(self._round_N > older._round)

@@ -87,18 +87,31 @@ class Ranker(nn.Module):
         self.item_categories = Categories(encoders.item, config.category_dim)
         self.user_categories = Categories(encoders.user, config.category_dim)
         self.context_categories = Categories(encoders.context, config.category_dim)
-        groups = (self.item_categories, self.user_categories, self.context_categories)
-        numbers = encoders.item.num_numbers + encoders.user.num_numbers + encoders.context.num_numbers
-        num_rates = 2 * (num_heads + 1)
-        width = config.item_dim + sum(group.output_dim for group in groups) + numbers + num_rates
-        width += self.encoder.output_dim if self.encoder is not None else 0
+        num_rates = num_heads + 1
+        self.item_width = config.item_dim + self.item_categories.output_dim + encoders.item.num_numbers + num_rates
+        self.user_width = self.user_categories.output_dim + encoders.user.num_numbers + num_rates
+        self.user_width += self.context_categories.output_dim + encoders.context.num_numbers
+        width = self.item_width + self.user_width + (self.encoder.output_dim if self.encoder is not None else 0)
         self.cross = CrossNetwork(width, config.num_cross_layers)
         self.mlp = nn.Sequential(nn.Linear(width, config.mlp_dim), nn.ReLU(), nn.Linear(config.mlp_dim, num_heads))
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns logits `[B, C, H]`."""
         num_candidates = batch.candidate_BCE.shape[1]
-        user_BF = torch.cat(
+        features = [self.item_features(batch), self.user_features(batch)[:, None].expand(-1, num_candidates, -1)]
+        if self.encoder is not None:
+            features.append(self.encoder(batch.action_BL, batch.history_BLE, batch.candidate_BCE))
+        logits_BCH: Tensor = self.mlp(self.cross(torch.cat(features, dim=-1)))
+        return logits_BCH
+
+    def item_features(self, batch: Batch) -> Tensor:
+        """`[B, C, F of items]`: vector, categories and numbers of each candidate; the first columns of the crossing."""
+        categories_BCF = self.item_categories(batch.item_category_BCW)
+        return torch.cat([batch.candidate_BCE, categories_BCF, batch.item_number_BCM], dim=-1)
+
+    def user_features(self, batch: Batch) -> Tensor:
+        """`[B, F of users]`: user and context; in the crossing they follow the candidate's."""
+        return torch.cat(
             [
                 self.user_categories(batch.user_category_BW),
                 batch.user_number_BM,
@@ -107,16 +120,6 @@ class Ranker(nn.Module):
             ],
             dim=-1,
         )
-        features = [
-            batch.candidate_BCE,
-            self.item_categories(batch.item_category_BCW),
-            batch.item_number_BCM,
-            user_BF[:, None].expand(-1, num_candidates, -1),
-        ]
-        if self.encoder is not None:
-            features.append(self.encoder(batch.action_BL, batch.history_BLE, batch.candidate_BCE))
-        logits_BCH: Tensor = self.mlp(self.cross(torch.cat(features, dim=-1)))
-        return logits_BCH
 
 
 def ranking_loss(

@@ -14,12 +14,10 @@ from torch import Tensor
 from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests
 from rayapp.model.calibration import Calibration
+from rayapp.model.fast import FastRanker
 from rayapp.model.inputs import Inputs
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
-
-BLOCK = 64
-"""Candidates scored at a time: a block's activations stay in the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +25,16 @@ class Scorer:
     """One loaded model over one item table. A score depends on the user and that candidate alone."""
 
     ranker: Ranker
+    """Its weights do not change any more."""
     inputs: Inputs
     calibration: Calibration
+    fast: FastRanker | None = None
+    """Made from `ranker`, and kept when the table is extended."""
+
+    def __post_init__(self) -> None:
+        self.ranker.eval()
+        if self.fast is None:
+            object.__setattr__(self, "fast", FastRanker(self.ranker))
 
     @property
     def history_length(self) -> int:
@@ -37,23 +43,18 @@ class Scorer:
 
     def with_table(self, table: ItemTable) -> "Scorer":
         """The same weights over an extended item table."""
-        old = self.inputs
-        inputs = Inputs.of(table, old.users, old.encoders, old.vocabulary_size)
-        return dataclasses.replace(self, inputs=inputs)
+        return dataclasses.replace(self, inputs=self.inputs.extended(table))
 
     def logits(self, requests: Requests) -> Tensor:
         """Calibrated logits `[B, C, H]`."""
         with torch.inference_mode():
-            return self.calibration.apply(self.ranker.eval()(self.inputs.batch(requests)))
+            return self.calibration.apply(self.ranker(self.inputs.batch(requests)))
 
     def score(self, request: Requests) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
         """`(probabilities [C, H], known [C])` of one request; a candidate the table does not hold is scored cold and
         not known."""
-        batch = self.inputs.batch(request)
-        logits = []
+        assert self.fast is not None
         with torch.inference_mode():
-            for at in range(0, batch.candidate_BCE.shape[1], BLOCK):
-                block = batch.candidates(slice(at, at + BLOCK))
-                logits.append(self.calibration.apply(self.ranker.eval()(block))[0])
-        probability = torch.sigmoid(torch.cat(logits)).numpy() if logits else np.zeros((0, 0), np.float32)
-        return probability, self.inputs.table.rows_of(request.candidate_hash_BC[0]) != ABSENT
+            logits_CH = self.fast(self.inputs.batch(request))
+            probability_CH = torch.sigmoid(self.calibration.apply(logits_CH)).cpu().numpy()
+        return probability_CH, self.inputs.table.rows_of(request.candidate_hash_BC[0]) != ABSENT

@@ -14,8 +14,8 @@ import pyarrow.parquet as pq
 
 from rayapp.catalogue import ITEMS, USERS, read_version
 from rayapp.config import Domain
+from rayapp.erasure import Tombstones
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.erasure import Tombstones
 from rayapp.publish import commit_log, log_manifest
 from rayapp.schema import item_schema, user_schema
 

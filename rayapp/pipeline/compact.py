@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayapp.config import Domain
+from rayapp.erasure import Tombstones, erased_rows, hide, tombstones
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.catalogue import remove_users
-from rayapp.pipeline.erasure import Tombstones, erased_rows, hide, tombstones
 from rayapp.pipeline.histories import HISTORY_COLUMNS, merge
 from rayapp.pipeline.logs import EVENTS, REQUESTS, files_of, log_schema, read_bucket, sort_log, write_file
 from rayapp.pipeline.tasks import Told, quiet, run_tasks

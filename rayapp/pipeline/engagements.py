@@ -15,8 +15,8 @@ import ray
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
+from rayapp.erasure import tombstones
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.erasure import tombstones
 from rayapp.pipeline.histories import EVENT_COLUMNS, read_events
 from rayapp.pipeline.logs import EVENTS
 from rayapp.pipeline.tasks import Told, quiet, run_tasks

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
+from rayapp.erasure import Tombstones, hide
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.erasure import Tombstones, hide
 from rayapp.pipeline.logs import EVENTS, coded, codes, read_bucket, sort_log
 from rayapp.pipeline.search import group_numbers, group_starts
 from rayapp.publish import Manifest

@@ -21,9 +21,9 @@ import ray
 from rayapp.catalogue import ITEMS, USERS, read_catalogue
 from rayapp.config import Domain
 from rayapp.domains.layout import DomainFile, Layout
+from rayapp.erasure import erased_rows, tombstones
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.catalogue import merge
-from rayapp.pipeline.erasure import erased_rows, tombstones
 from rayapp.pipeline.files import Piece, Rejection, expand, plan
 from rayapp.pipeline.logs import EVENTS, REQUESTS
 from rayapp.pipeline.rows import Clock, entity_rows, event_rows, impression_rows, list_rows

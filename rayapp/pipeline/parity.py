@@ -18,9 +18,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import Domain, model_config_from_json
+from rayapp.erasure import Tombstones, erased_rows, tombstones
 from rayapp.features.sequence import History, Ints, Sequences, at_request, point_in_time
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.erasure import Tombstones, erased_rows, tombstones
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.histories import EVENT_COLUMNS, read_events
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket

@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain, day_name
+from rayapp.erasure import hide, tombstones
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.erasure import hide, tombstones
 from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket

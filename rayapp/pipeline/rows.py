@@ -295,11 +295,21 @@ def entity_rows(
         at_name: at_N,
         **_attributes(read, layout.attributes, attributes),
     }
+    if not users:
+        columns["available"] = _available(read, layout.available)
     vector = layout.vector.find(read.present) if layout.vector else None
     if vector:
         schema = schema.append(pa.field("vector", pa.large_list(pa.float32())))
         columns["vector"] = _vectors(read, raw[vector])
     return read.finish(columns, schema), read.check
+
+
+def _available(read: _Reader, column: Column | None) -> pa.Array:
+    name = column.find(read.present) if column else None
+    if name is None:
+        return pa.nulls(len(read), pa.bool_())
+    set_N = flags(read.raw[name], "available", read.check)
+    return pa.array(set_N, mask=pc.is_null(read.raw[name]).to_numpy())
 
 
 def _vectors(read: _Reader, raw: pa.ChunkedArray) -> pa.LargeListArray:

@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain
+from rayapp.erasure import Tombstones, hide
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.erasure import Tombstones, hide
 from rayapp.pipeline.files import Rejection
 from rayapp.pipeline.logs import EVENTS, REQUESTS, codes, log_order, read_bucket, sort_log, take, write_file
 from rayapp.pipeline.rows import MAX_LIST_ITEMS

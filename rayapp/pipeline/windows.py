@@ -18,8 +18,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import Domain, day_name
+from rayapp.erasure import hide, tombstones
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.erasure import hide, tombstones
 from rayapp.pipeline.histories import (
     HISTORY_SCHEMA,
     LABEL_COLUMNS,

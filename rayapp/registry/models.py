@@ -94,11 +94,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     if not directory.is_dir():
         raise PublishError(f"there is no model {version!r} in {root / 'models'}; `rayapp models list` shows what is")
     manifest = read_manifest(directory)
-    if manifest["format"] != FORMAT:
-        raise PublishError(
-            f"model {version} has format {manifest['format']}, this version reads {FORMAT}; "
-            "install the version that wrote it"
-        )
+    check_format(version, manifest)
     schema = read_json(directory / "schema.json")
     vocabulary = Vocabulary.from_json(schema["vocabulary"])
     if not domain.vocabulary.extends(vocabulary):
@@ -127,13 +123,26 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
 
 
+def check_format(version: str, manifest: Manifest) -> None:
+    """Raises:
+    PublishError: another version of this program wrote the model, one that keeps other files in it.
+    """
+    if manifest.get("format") != FORMAT:
+        raise PublishError(
+            f"model {version} has format {manifest.get('format')}, this version reads {FORMAT}; "
+            "install the version that wrote it"
+        )
+
+
 def list_models(root: Path) -> list[dict[str, Any]]:
-    """Version, metrics and manifest of every published model, newest first; of a damaged one, the `error`."""
+    """Version, metrics and manifest of every published model, newest first; of one that can't be read, the `error`."""
     rows: list[dict[str, Any]] = []
     for directory in (root / "models").glob("[!.]*"):
         row: dict[str, Any] = {"version": directory.name, "metrics": None, "manifest": {}, "error": None}
         try:
-            row |= {"metrics": read_json(directory / "metrics.json"), "manifest": read_manifest(directory)}
+            row["manifest"] = read_manifest(directory)
+            check_format(directory.name, row["manifest"])
+            row["metrics"] = read_json(directory / "metrics.json")
         except PublishError as error:
             row["error"] = str(error)
         rows.append(row)

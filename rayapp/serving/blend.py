@@ -1,10 +1,20 @@
-"""From head probabilities to the list that is shown."""
+"""From head probabilities to the list that is shown.
 
-from collections.abc import Sequence
+Shapes: C candidates, H heads, E vector width, P the best candidates, among which diversity chooses.
+"""
+
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+
+DIVERSITY: Final = 0.2
+"""Weight of "unlike what stands above" against the feed score."""
+POOL: Final = 5
+"""Diversity chooses among this many times the results asked for: nothing from far below is pulled up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,8 +25,55 @@ class Ranked:
     score: float
 
 
-def blend(probability_CH: NDArray[np.float32], utilities: Sequence[float], num_results: int) -> list[Ranked]:
-    """The best `num_results` candidates by the sum of utility times probability; ties keep the candidates' order."""
+def blend(
+    probability_CH: NDArray[np.float32],
+    utilities: Sequence[float],
+    num_results: int,
+    *,
+    vectors_CE: NDArray[np.float32] | None = None,
+    diversity: float = DIVERSITY,
+    fixed: Mapping[int, int] = MappingProxyType({}),
+) -> list[Ranked]:
+    """The best `num_results` candidates by the feed score, the sum of utility times probability.
+
+    Ties keep the candidates' order. With unit `vectors_CE` and `diversity` above 0 the list is reordered so that
+    neighbours differ; the scores told stay the feed's. `fixed` puts candidates at places of the list (from 0) whatever
+    their score, as for exploration; a place behind the end of the list is its end.
+    """
     score_C = probability_CH @ np.asarray(utilities, np.float32)
-    order = np.argsort(-score_C, kind="stable")[:num_results]
-    return [Ranked(int(c), float(score_C[c])) for c in order]
+    order = np.argsort(-score_C, kind="stable")
+    num_free = max(num_results - len(fixed), 0)
+    if fixed:
+        order = order[~np.isin(order, list(fixed.values()))]
+    if vectors_CE is not None and diversity > 0:
+        pool_P = order[: POOL * num_free]
+        order = pool_P[_spread(score_C[pool_P], vectors_CE[pool_P], num_free, diversity)]
+    rows = order[:num_free].tolist()
+    for place in sorted(fixed):
+        rows.insert(place, fixed[place])
+    return [Ranked(c, float(score_C[c])) for c in rows[:num_results]]
+
+
+def _spread(
+    score_P: NDArray[np.float32], vectors_PE: NDArray[np.float32], num_results: int, diversity: float
+) -> list[int]:
+    """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998): each place goes to the best of
+    `(1 - diversity) * score - diversity * (cosine with the most similar item above)`, scores scaled to [0, 1].
+
+    Costs `num_results * P * E`.
+    """
+    low, high = float(score_P.min(initial=np.inf)), float(score_P.max(initial=-np.inf))
+    value_P = (1 - diversity) * (score_P - low) / max(high - low, 1e-9)
+    nearest_P = np.zeros(len(score_P), np.float32)
+    chosen: list[int] = []
+    for _ in range(min(num_results, len(score_P))):
+        best = int(np.argmax(value_P - diversity * nearest_P))
+        chosen.append(best)
+        value_P[best] = -np.inf
+        nearest_P = np.maximum(nearest_P, vectors_PE @ vectors_PE[best])
+    return chosen
+
+
+def shuffled(num_candidates: int, seed: int) -> tuple[NDArray[np.int64], float]:
+    """A uniform order of the candidates, and the probability with which each stands at its place."""
+    return np.random.default_rng(seed).permutation(num_candidates), 1 / max(num_candidates, 1)

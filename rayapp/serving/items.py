@@ -8,6 +8,8 @@ from rayapp.schema import Attribute, AttributeKind, id_problem
 
 MAX_TEXT: Final = 2_000
 MAX_VALUES: Final = 32
+OWN_FIELDS: Final = ("available", "created_at_ms")
+"""What every item may say of itself, whatever its domain."""
 
 
 class BadAttribute(ValueError):
@@ -19,7 +21,8 @@ class BadAttribute(ValueError):
 
 
 def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], now_ms: int) -> dict[str, Any]:
-    """The item as it is stored. `created_at_ms` is the caller's or now; absent attributes are null.
+    """The item as it is stored. `created_at_ms` is the caller's or now, `available` true unless told; absent attributes
+    are null.
 
     Raises:
         BadAttribute: names the field.
@@ -31,9 +34,30 @@ def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], now_ms:
     created = body.get("created_at_ms", now_ms)
     if type(created) is not int or not -(2**62) < created < 2**62:
         raise BadAttribute("created_at_ms", "created_at_ms must be a whole number of milliseconds since 1970")
-    item: dict[str, Any] = {"item_id": item_id, "created_at_ms": created}
-    values = {name: value for name, value in body.items() if name != "created_at_ms"}
-    return item | check_attributes(values, attributes, optional=("created_at_ms",))
+    available = body.get("available", True)
+    if type(available) is not bool:
+        raise BadAttribute("available", "available must be true or false")
+    item: dict[str, Any] = {"item_id": item_id, "created_at_ms": created, "available": available}
+    values = {name: value for name, value in body.items() if name not in OWN_FIELDS}
+    return item | check_attributes(values, attributes, optional=OWN_FIELDS)
+
+
+def check_user(user_id: str, body: Any, attributes: Sequence[Attribute], now_ms: int) -> dict[str, Any]:
+    """A user's attributes as they are stored. `effective_at_ms` is the caller's, not later than now, or now.
+
+    Raises:
+        BadAttribute: names the field.
+    """
+    if problem := id_problem(user_id):
+        raise BadAttribute("user_id", f"user_id {problem}")
+    if not isinstance(body, dict):
+        raise BadAttribute("", "a user must be a JSON object of their attributes")
+    effective = body.get("effective_at_ms", now_ms)
+    if type(effective) is not int or not 0 <= effective <= now_ms:
+        raise BadAttribute("effective_at_ms", "effective_at_ms must be milliseconds since 1970, not in the future")
+    values = {name: value for name, value in body.items() if name != "effective_at_ms"}
+    checked = check_attributes(values, attributes, optional=("effective_at_ms",))
+    return {"user_id": user_id, "effective_at_ms": effective} | checked
 
 
 def check_attributes(

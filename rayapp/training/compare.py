@@ -90,7 +90,7 @@ def compare(
                     {name: f(weight_in_KR) for name, f in measures(window, one, domain, h, segment).items()}
                     for one in seeds
                 ]
-                drawn[model] = {name: _over_seeds([one[name] for one in by_seed]) for name in METRICS}
+                drawn[model] = {name: over_seeds([one[name] for one in by_seed]) for name in METRICS}
             for model, of_metric in drawn.items():
                 for name, value_K in of_metric.items():
                     gaps = {other: value_K - drawn[other][name] for other in references if other != model}
@@ -100,7 +100,7 @@ def compare(
     return rows
 
 
-def _over_seeds(value_SK: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
+def over_seeds(value_SK: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:
     """The mean over seeds; each draw draws its seeds too, the same for every model of as many seeds."""
     stacked_SK = np.stack(value_SK)
     seeds, draws = stacked_SK.shape

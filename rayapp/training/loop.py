@@ -45,6 +45,8 @@ class Position:
     batch: int = 0
     examples: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
+    """Of this worker's process, validation included."""
     loss: float = float("nan")
     """Mean over the examples since the last line of the log."""
     best_loss: float = float("inf")
@@ -83,14 +85,17 @@ class Loop:
         world: int = 1,
         prepare: Prepare = lambda module: module,
         log: Path | None = None,
+        warm: bool = False,
     ) -> None:
+        """`warm`: the ranker holds weights worth keeping, so they are validated first and stay the best until an epoch
+        beats them. Parameters that need no gradient stay as they are."""
         self.ranker, self.position = ranker, Position()
         self.inputs, self._settings = inputs, settings
         self.train, self._validation = train, validation
-        self._run, self._rank, self._world, self._log = run, rank, world, log
+        self._run, self._rank, self._world, self._log, self._warm = run, rank, world, log, warm
         self._model = prepare(ranker)
         self._device = inputs.vector_NE.device
-        self._names = dict(ranker.named_parameters())
+        self._names = {name: p for name, p in ranker.named_parameters() if p.requires_grad}
         self._optimizer = torch.optim.Adam(
             self._names.values(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
@@ -113,6 +118,9 @@ class Loop:
         position, settings = self.position, self._settings
         sums = torch.zeros(2)
         started, logged = time.monotonic() - position.seconds, position.seconds
+        cpu_started = time.process_time() - position.cpu_seconds
+        if self._warm and position.step == 0:
+            self._validate()
         while position.epoch < settings.num_epochs and position.epochs_without_gain <= settings.patience_epochs:
             batches = self.train.batches(
                 settings.batch_requests,
@@ -129,6 +137,7 @@ class Loop:
                 position.step, position.batch = position.step + 1, position.batch + 1
                 position.examples += int(now[1])
                 position.seconds = time.monotonic() - started
+                position.cpu_seconds = time.process_time() - cpu_started
                 last = position.batch == self._batches_E[position.epoch]
                 if position.step <= LOGGED_SINGLY or position.seconds - logged > LOG_EVERY_S or last:
                     position.loss, logged = float(sums[0] / sums[1]), position.seconds
@@ -138,6 +147,7 @@ class Loop:
                     self._checkpoint(checkpoint)
             position.epoch, position.batch = position.epoch + 1, 0
             self._validate()
+            position.cpu_seconds = time.process_time() - cpu_started
             self._checkpoint(checkpoint)
         self.ranker.load_state_dict(self._best)
         return position

@@ -18,18 +18,11 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from safetensors.torch import load_file
 
 from rayapp import __version__
-from rayapp.catalogue import read_users
 from rayapp.config import Domain, to_json
-from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import Inputs, UserTable, items_as_table
-from rayapp.model.item_table import ItemTable
-from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
-from rayapp.pipeline.logs import REQUESTS, read_log
 from rayapp.pipeline.reader import WindowReader
 from rayapp.presets import Preset
-from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import publish_model
 from rayapp.root import read_root
 from rayapp.schema import fingerprint
@@ -37,9 +30,11 @@ from rayapp.training.errors import TrainingError
 from rayapp.training.evaluate import read_window, report, score_window
 from rayapp.training.loop import POSITION, STATE, Loop
 from rayapp.training.picture import draw_losses
+from rayapp.training.start import Start, start
 
 TRAIN_LOG: Final = "train.jsonl"
 FAILURE: Final = "failure.txt"
+POSITION_TOLD: Final = ("examples", "seconds", "cpu_seconds", "loss", "best_loss")
 MAX_FAILURES: Final = 3
 """Workers that die are started again this often, from the last checkpoint."""
 WORKER_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
@@ -61,6 +56,14 @@ class TrainingRun:
     test_window: str
     item_table: str
     num_workers: int = 1
+    init_from: str | None = None
+    """A published model version: a warm start. Without it the weights are drawn."""
+
+    def __post_init__(self) -> None:
+        if self.preset.train.scope != "full" and self.init_from is None:
+            raise TrainingError(
+                f"scope {self.preset.train.scope!r} trains a part of a model that exists; name the one to start from"
+            )
 
     @property
     def log(self) -> Path:
@@ -70,7 +73,8 @@ class TrainingRun:
     @property
     def settings(self) -> dict[str, Any]:
         """What a worker is told, as plain values; see `make_loop`."""
-        return {
+        warm = {} if self.init_from is None else {"init_from": self.init_from}
+        return warm | {
             "root": str(self.root),
             "version": self.version,
             "preset": to_json(self.preset),
@@ -87,8 +91,9 @@ def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
     killed goes on from its last checkpoint.
 
     Raises:
-        TrainingError: training can't go on; what is left of the run stays in `runs/<version>`.
+        TrainingError: training can't start, or can't go on; what is left of the run stays in `runs/<version>`.
     """
+    begun = start(run.root, run.preset, run.item_table, domain, run.init_from)
     directory = run.log.parent
     directory.mkdir(parents=True, exist_ok=True)
     (directory / FAILURE).unlink(missing_ok=True)
@@ -113,21 +118,20 @@ def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
         raise TrainingError(f"{(directory / FAILURE).read_text()}. The run's log is {run.log}")
     if result.checkpoint is None:
         raise TrainingError(f"training {run.version} ended without a checkpoint: {result.error}")
-    inputs = read_inputs(run.root, load_table(run.root, run.item_table), domain)
-    ranker = new_ranker(run.preset, inputs, domain)
     with result.checkpoint.as_directory() as checkpoint:
         state = load_file(Path(checkpoint) / STATE)
         position = json.loads((Path(checkpoint) / POSITION).read_text())["position"]
-    ranker.load_state_dict({k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")})
-    metrics = _publish(run, ranker, inputs, domain, position, "GPU" if use_gpu else "CPU")
+    begun.ranker.load_state_dict({k.removeprefix("best/"): v for k, v in state.items() if k.startswith("best/")})
+    metrics = evaluate_and_publish(run, begun, domain, position, "GPU" if use_gpu else "CPU")
     shutil.rmtree(directory, ignore_errors=True)
     return metrics
 
 
-def _publish(
-    run: TrainingRun, ranker: Ranker, inputs: Inputs, domain: Domain, position: dict[str, Any], device: str
+def evaluate_and_publish(
+    run: TrainingRun, begun: Start, domain: Domain, position: dict[str, Any], device: str
 ) -> dict[str, Any]:
     """Calibrates on the validation window, evaluates on the test window, writes the model directory."""
+    ranker, inputs = begun.ranker, begun.inputs
     scorer = Scorer(ranker.eval(), inputs, Calibration.none(len(domain.heads)))
     validation = read_window(run.root, run.validation_window, domain)
     logit_NH = score_window(scorer, run.root, run.validation_window, domain)[validation.valid_RC]
@@ -138,7 +142,7 @@ def _publish(
     metrics = {
         "test_window": run.test_window,
         "heads": {h: {k: None if np.isnan(v) else v for k, v in row.items()} for h, row in heads.items()},
-        "train": {"steps": position["step"], **{k: position[k] for k in ("examples", "seconds", "loss", "best_loss")}},
+        "train": {"steps": position["step"], **{k: position[k] for k in POSITION_TOLD}},
     }
     lineage = {
         "created_at_ms": time.time_ns() // 1_000_000,
@@ -147,7 +151,9 @@ def _publish(
         "train_windows": list(run.train_windows),
         "validation_window": run.validation_window,
         "test_window": run.test_window,
-        "parent": None,
+        "parent": run.init_from,
+        "scope": run.preset.train.scope,
+        "drawn": list(begun.drawn),
         "rates_every_days": domain.rates_every_days,
         "device": device,
         "num_workers": run.num_workers,
@@ -173,32 +179,15 @@ def _publish(
     return metrics
 
 
-def read_inputs(root: Path, table: ItemTable, domain: Domain) -> Inputs:
-    """What a new model of this root reads, its encoders fitted on the item table, the users and the requests."""
-    users = read_users(root, domain)
-    context = read_log(root, REQUESTS, ["timestamp_ms", *(a.name for a in domain.context_attributes)])
-    encoders = Encoders(
-        AttributeEncoder.fit(items_as_table(table), domain.attributes),
-        AttributeEncoder.fit(users, domain.user_attributes),
-        AttributeEncoder.fit(context, domain.context_attributes),
-    )
-    return Inputs.of(table, UserTable.of(users, encoders.user), encoders, domain.vocabulary.size)
-
-
-def new_ranker(preset: Preset, inputs: Inputs, domain: Domain) -> Ranker:
-    """Untrained weights, drawn by the preset's seed."""
-    torch.manual_seed(preset.train.seed)
-    return Ranker(preset.model, inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
-
-
 def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
     """The loop of a run's `settings`: what a Ray Train worker runs, and what `bench train` runs bare."""
     root, preset = Path(settings["root"]), Preset.from_json(settings["preset"])
     length, rate = preset.model.history_length, preset.train.negative_rate
-    inputs = read_inputs(root, load_table(root, settings["item_table"]), domain)
+    init_from = settings.get("init_from")
+    begun = start(root, preset, settings["item_table"], domain, init_from)
     return Loop(
-        new_ranker(preset, inputs, domain),
-        inputs.to(device),
+        begun.ranker,
+        begun.inputs.to(device),
         domain,
         preset.train,
         WindowReader(
@@ -206,6 +195,7 @@ def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **
         ),
         WindowReader(root, [settings["validation_window"]], domain, length),
         run=fingerprint(settings),
+        warm=init_from is not None,
         **workers,
     )
 

@@ -1,0 +1,136 @@
+"""Routes that rank: `POST /v1/recommendations` and `POST /v1/rank`."""
+
+import time
+import uuid
+from collections.abc import Mapping
+from typing import Any
+
+from fastapi import APIRouter
+from fastapi.responses import JSONResponse
+
+from deployments.http import Problem, RankBody, RecommendationsBody
+from deployments.service import Service
+from rayapp.config import Domain
+from rayapp.schema import AttributeKind
+from rayapp.serving.answers import feed_body, model_fields, request_row, sequence_body
+from rayapp.serving.blend import blend
+from rayapp.serving.feed import Ask
+from rayapp.serving.items import BadAttribute, check_attributes
+from rayapp.serving.paging import BadToken, ExpiredToken, Page, read_token
+from rayapp.serving.stages import RankCall, Ranking
+from rayapp.store import UserSequence
+
+
+def now_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
+def feed_routes(service: Service) -> APIRouter:
+    """The routes, for one service."""
+    router = APIRouter(tags=["feeds"])
+    domain = service.domain
+
+    @router.post("/v1/recommendations")
+    async def recommendations(body: RecommendationsBody) -> JSONResponse:
+        """The user's feed: fetch candidates, look up the sequence, rank, blend."""
+        answer = await service.feed.recommend(_ask(body, domain))
+        service.metrics.answered(answer)
+        if answer.shown:
+            service.log_request(answer, request_row(answer))
+        content = feed_body(answer, domain.head_names, explain=body.explain)
+        return JSONResponse(content, headers={"Server-Timing": answer.run.server_timing()})
+
+    @router.post("/v1/rank")
+    async def rank(body: RankBody) -> JSONResponse:
+        """Ranks the caller's candidates for a user."""
+        if len(set(body.item_ids)) != len(body.item_ids):
+            raise _invalid("item_ids", "duplicate", "item_ids holds an item twice; each may be named once")
+        utilities = _utilities(body.utilities, domain) or domain.utilities
+        aliases = service.live.aliases
+        wanted = aliases.get(body.model, body.model) if body.model else None
+        context = _context(body.context, domain)
+        call = RankCall(body.user_id, UserSequence.unknown(), now_ms(), body.item_ids, context)
+        run, call, ranking = await service.feed.rank(call, wanted, body.deadline_ms)
+        if ranking is None and wanted and wanted not in aliases.values():
+            raise Problem(404, f"no loaded model is called {body.model!r}; GET /v1/models lists the aliases")
+        items = _ranked_items(body, ranking, utilities, domain.head_names)
+        content = {
+            "request_id": str(uuid.uuid4()),
+            "items": items,
+            **model_fields(ranking),
+            "degraded": bool(run.reasons),
+            "fallback_reason": run.reasons[0] if run.reasons else None,
+            "sequence": sequence_body(call.user, ranking),
+        }
+        return JSONResponse(content, headers={"Server-Timing": run.server_timing()})
+
+    return router
+
+
+def _ranked_items(
+    body: RankBody, ranking: Ranking | None, utilities: tuple[float, ...], head_names: tuple[str, ...]
+) -> list[dict[str, Any]]:
+    """The caller's items, best first; in the caller's own order where nothing ranked them in time."""
+    if ranking is None:
+        return [{"item_id": i, "rank": n, "score": None, "known": None} for n, i in enumerate(body.item_ids, 1)]
+    items = []
+    for place, row in enumerate(blend(ranking.probability_CH, utilities, len(body.item_ids)), 1):
+        item = {
+            "item_id": body.item_ids[row.index],
+            "rank": place,
+            "score": row.score,
+            "known": bool(ranking.known_C[row.index]),
+        }
+        if body.explain:
+            item["probabilities"] = dict(zip(head_names, ranking.probability_CH[row.index].tolist(), strict=True))
+        items.append(item)
+    return items
+
+
+def _ask(body: RecommendationsBody, domain: Domain) -> Ask:
+    at_ms = now_ms()
+    try:
+        page = read_token(body.page_token, body.user_id, at_ms) if body.page_token else Page.first(at_ms)
+    except ExpiredToken as error:
+        raise Problem(410, str(error)) from None
+    except BadToken as error:
+        raise _invalid("page_token", "invalid", str(error)) from None
+    categories = [a.name for a in domain.attributes if a.kind is AttributeKind.CATEGORIES]
+    for name in body.filter:
+        if name not in categories:
+            raise _invalid("filter", "unknown", f"filter: {name[:64]!r} is no categorical attribute; {categories} are")
+    return Ask(
+        request_id=str(uuid.uuid4()),
+        user_id=body.user_id,
+        at_ms=at_ms,
+        page=page,
+        num_results=body.num_results,
+        num_candidates=body.num_candidates,
+        surface=body.surface,
+        context=_context(body.context, domain),
+        exclude=body.exclude_item_ids,
+        require={name: frozenset(values) for name, values in body.filter.items()},
+        utilities=_utilities(body.utilities, domain),
+        deadline_ms=body.deadline_ms,
+    )
+
+
+def _utilities(given: Mapping[str, float] | None, domain: Domain) -> tuple[float, ...] | None:
+    if given is None:
+        return None
+    for head in given:
+        if head not in domain.head_names:
+            known = list(domain.head_names)
+            raise _invalid(f"utilities.{head[:64]}", "unknown", f"utilities: {head[:64]!r} is no head; {known} are")
+    return tuple(given.get(head.name, head.utility) for head in domain.heads)
+
+
+def _context(values: dict[str, Any], domain: Domain) -> dict[str, Any]:
+    try:
+        return check_attributes(values, domain.context_attributes)
+    except BadAttribute as error:
+        raise _invalid(f"context.{error.field}", "invalid", f"context: {error}") from None
+
+
+def _invalid(field: str, code: str, message: str) -> Problem:
+    return Problem(422, message, errors=[{"field": field, "code": code, "message": message}])

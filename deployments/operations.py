@@ -1,0 +1,100 @@
+"""Routes for operators: models, promotion and rollback, health."""
+
+import asyncio
+from typing import Any
+
+from fastapi import APIRouter, Depends
+from fastapi.responses import JSONResponse, RedirectResponse
+
+from deployments.http import Problem
+from deployments.service import Service
+from rayapp.publish import PublishError
+from rayapp.registry.aliases import CHAMPION, promote, rollback
+from rayapp.registry.models import list_models, load_model
+
+
+def operation_routes(service: Service) -> APIRouter:
+    """The routes, for one service."""
+    router = APIRouter(tags=["operations"])
+    admin = [Depends(service.admin_only)]
+
+    @router.get("/v1/models")
+    async def models() -> JSONResponse:
+        """Published models with their metrics, the aliases, what answers now, and what was refused."""
+        rows = await asyncio.to_thread(list_models, service.root)
+        refused = await or_none(service.ranker.refused.remote())
+        live = service.live
+        content = {"serving": live.version, "aliases": dict(live.aliases), "refused": refused or {}, "models": rows}
+        return JSONResponse(content)
+
+    @router.post("/v1/models/{version}:promote", dependencies=admin)
+    async def promote_model(version: str, alias: str = CHAMPION) -> JSONResponse:
+        """Makes a model live under an alias, after loading it once. Replicas follow within seconds."""
+
+        def move() -> str | None:
+            load_model(service.root, version, service.domain)
+            return promote(service.root, alias, version)
+
+        try:
+            previous = await asyncio.to_thread(move)
+        except PublishError as error:
+            raise Problem(409, str(error)) from None
+        return JSONResponse({"alias": alias, "version": version, "previous": previous})
+
+    @router.post("/v1/models/{version}:rollback", dependencies=admin)
+    async def rollback_model(version: str, alias: str = CHAMPION) -> JSONResponse:
+        """Takes an alias from this version back to the one before it."""
+        if (named := service.live.aliases.get(alias)) != version:
+            raise Problem(409, f"{alias} is {named or 'nothing'}, not {version}: somebody has moved it already")
+        try:
+            _, now = await asyncio.to_thread(rollback, service.root, alias)
+        except PublishError as error:
+            raise Problem(409, str(error)) from None
+        return JSONResponse({"alias": alias, "version": now, "previous": version})
+
+    @router.get("/health/live")
+    async def live() -> JSONResponse:
+        """The process answers."""
+        return JSONResponse({"status": "live"})
+
+    @router.get("/health/ready")
+    async def ready() -> JSONResponse:
+        """The store takes and answers, and the stages hold the serving model."""
+        problem, *held = await asyncio.gather(
+            _told(service.sequences.problem.remote()),
+            or_none(service.ranker.versions.remote()),
+            or_none(service.candidates.versions.remote()),
+        )
+        if problem is not None:
+            raise Problem(503, f"the sequence store is unwell: {problem}", retry_after_s=1)
+        if any(versions is None or service.live.version not in versions for versions in held):
+            raise Problem(503, f"model {service.live.version} is not loaded everywhere", retry_after_s=1)
+        return JSONResponse({"status": "ready", "model_version": service.live.version})
+
+    @router.get("/", include_in_schema=False)
+    async def home() -> RedirectResponse:
+        return RedirectResponse("/docs")
+
+    return router
+
+
+STAGE_TIMEOUT_S = 5.0
+
+
+async def or_none(answer: Any) -> Any:
+    """A stage's answer, or None when it fails or is late."""
+    try:
+        async with asyncio.timeout(STAGE_TIMEOUT_S):
+            return await answer
+    except Exception:
+        return None
+
+
+async def _told(answer: Any) -> str | None:
+    """What a stage says is wrong; that it does not answer is wrong too."""
+    try:
+        async with asyncio.timeout(STAGE_TIMEOUT_S):
+            problem: str | None = await answer
+            return problem
+    except Exception:
+        return "it does not answer"

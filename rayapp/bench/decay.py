@@ -1,0 +1,218 @@
+"""`rayapp bench decay`: how a model ages from day to day, and what which retraining buys at which cost.
+
+All policies start from one model, trained on the first days of the log (window 0), and score each following day with
+the newest model they have. A model that scores day D has seen requests up to the last one whose attribution time was
+over when D began. Past rates come from the snapshot of D for everyone, retrained or not, as in serving; the item table
+is that of window 0 throughout, so that weights alone age.
+
+The trainings run in this process, one after another: Ray Train's start takes longer than a day's worth of training
+here, and CPU seconds are then those of the training alone.
+"""
+
+import dataclasses
+import shutil
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Final
+
+import click
+import numpy as np
+import torch
+
+from rayapp.bench.decay_report import Ages, Cost, Day, Measure, costs_told, tell
+from rayapp.config import DAY_MS, Domain, Scope, day_name, to_json
+from rayapp.domains import load_domain
+from rayapp.graph import local_ray
+from rayapp.pipeline.rates import build_rates
+from rayapp.pipeline.windows import Window, build, window_name
+from rayapp.presets import PRESETS, Preset, variant
+from rayapp.publish import PublishError, exclusive, read_json, read_manifest
+from rayapp.registry.models import load_model
+from rayapp.root import read_root
+from rayapp.schema import fingerprint
+from rayapp.sources.synthetic import World, drifting
+from rayapp.training.compare import Logits
+from rayapp.training.evaluate import read_window, score_window
+from rayapp.training.items import build_item_table
+from rayapp.training.run import TrainingRun, evaluate_and_publish, make_loop
+from rayapp.training.start import Start
+from rayapp.workflow import HISTORY_LENGTH, import_once, make_world, split_of
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """When a model is trained again, and how."""
+
+    per_week: int
+    warm: bool = False
+    """From the weights of the model it replaces, on the day that has come since, instead of on a whole window."""
+    scope: Scope = "full"
+
+    def due(self, day: int) -> bool:
+        """Whether the model for this day, counted from the first scored one, is a new one."""
+        return day * self.per_week // 7 > (day - 1) * self.per_week // 7
+
+
+POLICIES: Final = {
+    "none": Policy(0),
+    "twice-weekly": Policy(2),
+    "daily": Policy(7),
+    "daily-warm": Policy(7, warm=True),
+    "daily-sequence": Policy(7, warm=True, scope="sequence"),
+    "daily-heads": Policy(7, warm=True, scope="heads"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Study:
+    """A root cut into days: day n is `windows[n]`."""
+
+    root: Path
+    domain: Domain
+    item_table: str
+    windows: tuple[str, ...]
+    window_days: int
+    """Of a training from scratch, the last of them for validation."""
+    lag_days: int
+    """Days whose labels are not complete when a model is trained."""
+
+    @property
+    def scored(self) -> range:
+        return range(self.window_days + self.lag_days, len(self.windows))
+
+    def run(self, preset: Preset, day: int, parent: str | None) -> TrainingRun:
+        """The training of the model that first scores `day`; with a parent, on the one day that it has not seen."""
+        until = day - self.lag_days  # the first day that it must not see
+        since = until - (2 if parent else self.window_days)
+        width = int(read_manifest(self.root / "item_tables" / self.item_table)["width"])
+        preset = preset.replace(item_dim=width)
+        used = self.windows[since:until]
+        decides = (to_json(preset), self.domain.to_json(), used, self.windows[day], self.item_table, parent)
+        return TrainingRun(
+            root=self.root,
+            version=f"decay-{preset.variant}-{fingerprint(decides)[:8]}",
+            preset=preset,
+            train_windows=used[:-1],
+            validation_window=used[-1],
+            test_window=self.windows[day],
+            item_table=self.item_table,
+            init_from=parent,
+        )
+
+
+def run_decay(
+    root: Path,
+    preset_name: str,
+    variants: Sequence[str],
+    policies: Sequence[str],
+    seeds: int,
+    window_days: int,
+    moments: tuple[int | None, int | None],
+    world: World | None,
+    as_json: bool,
+    write: Path | None,
+) -> None:
+    """`world`: is made, with its drift, and imported first, unless the root holds a log already."""
+    if unknown := set(policies) - set(POLICIES):
+        raise PublishError(f"there is no policy {sorted(unknown)[0]!r}; known: {', '.join(POLICIES)}")
+    if window_days < 3:
+        raise PublishError("a window of 3 days or more is needed: the last one validates")
+    if world is not None:
+        with local_ray():
+            import_once(root, load_domain("synthetic"), lambda: make_world(drifting(world), root / "raw"))
+    with exclusive(root, "a study"):
+        torch.set_num_threads(1)
+        study = prepare(root, PRESETS[preset_name](), window_days, moments)
+        windows = {day: read_window(root, study.windows[day], study.domain) for day in study.scored}
+        measure, days = Measure(windows, study.domain), list[Day]()
+        for seed in range(seeds):
+            for name in variants:
+                preset = variant(PRESETS[preset_name]().seeded(seed), name)
+                for policy in policies:
+                    if POLICIES[policy].scope == "sequence" and preset.model.encoder == "none":
+                        continue
+                    days += (followed := follow(study, preset, policy, measure))
+                    click.echo(f"  seed {seed} {name} {policy}: {costs_told(followed)}", err=True)
+    requests, users = (
+        sum(len(w.user_hash_R) for w in windows.values()),
+        np.concatenate([w.user_hash_R for w in windows.values()]),
+    )
+    notes = [
+        f"Preset `{preset_name}`, {seeds} seeds. Window 0: {window_days} days from {study.windows[0].split('_')[0]}; "
+        f"{len(windows)} days are scored, {study.windows[study.scored[0]].split('_')[0]} the first: {requests:,} "
+        f"requests of {len(np.unique(users)):,} users, {sum(int(w.valid_RC.sum()) for w in windows.values()):,} shown "
+        "items."
+    ]
+    command = f"rayapp bench decay --preset {preset_name} --variants {','.join(variants)} --seeds {seeds}"
+    click.echo(tell(Ages(days), study.domain, f"Ageing on {study.domain.name}", command, notes, as_json, write))
+
+
+def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | None, int | None]) -> Study:
+    """A window for each day, the days' rates, and the item table of window 0; what is there already is kept.
+
+    Raises:
+        PublishError: there are not enough days.
+    """
+    domain, _ = read_root(root)
+    split = split_of(root, since_ms=moments[0], until_ms=moments[1])
+    starts = list(range(split.since_ms, split.until_ms, DAY_MS))
+    lag_days = -(-domain.attribution_ms // DAY_MS)
+    if len(starts) < window_days + lag_days + 2:
+        raise PublishError(
+            f"{len(starts)} days are too few: window 0 takes {window_days}, its labels {lag_days} more, and two are "
+            "needed to see any ageing"
+        )
+    names = tuple(window_name(start, start + DAY_MS) for start in starts)
+    if not all((root / "windows" / name).exists() for name in names):
+        with local_ray():
+            build_rates(root, starts[0], starts[-1] + DAY_MS, domain)
+            for name, start in zip(names, starts, strict=True):
+                if not (root / "windows" / name).exists():
+                    click.echo(f"  window {name}", err=True)
+                    build(root, name, Window(start, start + DAY_MS, HISTORY_LENGTH), domain)
+    until_ms = starts[window_days - 1]
+    table = f"{day_name(until_ms)}-{preset.model.item_dim}d"
+    if not (root / "item_tables" / table).exists():
+        build_item_table(root, table, domain, until_ms=until_ms, width=preset.model.item_dim, seed=0)
+    return Study(root, domain, table, names, window_days, lag_days)
+
+
+def follow(study: Study, preset: Preset, name: str, measure: Measure) -> list[Day]:
+    """Every day under a policy; trains what it asks for unless it is published."""
+    policy, version, days = POLICIES[name], "", list[Day]()
+    for number, day in enumerate(study.scored):
+        replaced, cost = None, None
+        if not version or policy.due(number):
+            parent = version if policy.warm and version else None
+            scope: Scope = policy.scope if parent else "full"
+            scoped = dataclasses.replace(preset, train=dataclasses.replace(preset.train, scope=scope))
+            run = study.run(scoped, day, parent)
+            train_here(run, study.domain)
+            if version:  # the first model is everyone's
+                replaced = measure(version, day, partial(_score, study, version, day))
+                told = read_json(study.root / "models" / run.version / "metrics.json")["train"]
+                cost = Cost(told["cpu_seconds"], told["examples"])
+            version = run.version
+        values = measure(version, day, partial(_score, study, version, day))
+        days.append(Day(preset.variant, name, preset.train.seed, day, values, replaced, cost))
+    return days
+
+
+def train_here(run: TrainingRun, domain: Domain) -> None:
+    """Trains and publishes in this process unless `models/<version>` is there."""
+    if (run.root / "models" / run.version).exists():
+        return
+    directory = run.log.parent
+    shutil.rmtree(directory, ignore_errors=True)  # of a study that was stopped
+    directory.mkdir(parents=True)
+    loop = make_loop(run.settings, domain, torch.device("cpu"), log=run.log)
+    position = dataclasses.asdict(loop.run())
+    evaluate_and_publish(run, Start(loop.ranker, loop.inputs), domain, position, "CPU")
+    shutil.rmtree(directory)
+
+
+def _score(study: Study, version: str, day: int) -> Logits:
+    scorer = load_model(study.root, version, study.domain).scorer
+    return score_window(scorer, study.root, study.windows[day], study.domain)

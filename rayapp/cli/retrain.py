@@ -1,0 +1,221 @@
+"""`rayapp retrain` and `rayapp watch`: the loop that operators leave alone, and what it looks at."""
+
+import json
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from rayapp.cli.options import moment, root_option, store_option
+
+if TYPE_CHECKING:
+    from rayapp.retraining.plan import Plan
+    from rayapp.retraining.stages import Options
+
+NOT_PROMOTED_EXIT, NO_NEW_DATA_EXIT = 4, 5
+
+as_of_option = click.option(
+    "--as-of", help="As if it were this moment: for simulations and tests; now unless told. Days after it are not read."
+)
+
+
+@click.command("retrain")
+@root_option
+@store_option
+@click.option(
+    "--scope",
+    type=click.Choice(["full", "sequence", "heads"]),
+    default="full",
+    show_default=True,
+    help="Train the whole model, only its sequence encoder, or only its heads.",
+)
+@click.option(
+    "--init",
+    type=click.Choice(["warm", "scratch"]),
+    default="warm",
+    show_default=True,
+    help="Start from the live model's weights, or from drawn ones. Drawn ones too when the item table is trained anew.",
+)
+@click.option("--train-window-days", type=click.IntRange(1), default=14, show_default=True, help="Days to train on.")
+@click.option(
+    "--preset", type=click.Choice(["nano", "study", "demo", "paper"]), help="Size; the live model's unless told."
+)
+@click.option("--variant", help="Variant (docs/model.md); the live model's unless told.")
+@click.option(
+    "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes (or GPUs) to train on."
+)
+@click.option("--every", "every", help="Go on, a run every 12h (30m, 1d, …), until Ctrl-C. Failed runs don't end it.")
+@click.option("--again", is_flag=True, help="Train also when no day is new: after a change of limits or settings.")
+@click.option("--dry-run", is_flag=True, help="Only say which days and models a run would take. Writes nothing.")
+@click.option("--accept-window", "accepted", metavar="NAME", help="First take back the refusal of this day's window.")
+@as_of_option
+def retrain(
+    root: Path,
+    store_url: str | None,
+    scope: str,
+    init: str,
+    train_window_days: int,
+    preset: str | None,
+    variant: str | None,
+    workers: int,
+    every: str | None,
+    again: bool,
+    dry_run: bool,
+    accepted: str | None,
+    as_of: str | None,
+) -> None:
+    """Train on the newest days and promote what passes the gates; else say why not, and change nothing.
+
+    Export, windows of the closed days, item table, training, evaluation against the live model on the newest day,
+    gates, promotion: for the champion and for each arm of a running experiment. Thresholds are in ROOT/retrain.toml.
+    A run that was killed goes on where it stopped; each leaves ROOT/retrainings/ID/report.md.
+
+    \b
+    Exit code: 0  every line has its new model
+               1  the run failed; the live models stay
+               4  a gate or a refused day kept the live model
+               5  no new day, nothing to do
+    """
+    from rayapp.publish import PublishError, exclusive
+    from rayapp.root import read_root
+
+    read_root(root)
+    options = _options(scope, init, train_window_days, preset, variant, workers, again)
+    pause_s = None if every is None else _seconds(every)
+    if accepted is not None:
+        from rayapp.retraining.state import accept
+
+        with exclusive(root, "accepting a window"):
+            accept(root, accepted)
+        click.echo(f"{accepted} is accepted")
+    if dry_run:
+        _dry_run(root, options, _as_of(as_of))
+        return
+    while True:
+        started = time.monotonic()
+        try:
+            code = _run(root, options, _as_of(as_of), store_url)
+        except PublishError as error:
+            if pause_s is None:
+                raise
+            click.echo(f"rayapp: {error}", err=True)
+            code = 1
+        if pause_s is None:
+            sys.exit(code)
+        time.sleep(max(0.0, pause_s - (time.monotonic() - started)))
+
+
+def _run(root: Path, options: "Options", as_of_ms: int, store_url: str | None) -> int:
+    from rayapp.graph import ray_of_job_or_local
+    from rayapp.retraining import state as states
+    from rayapp.retraining.run import retrain as run_once
+
+    with ray_of_job_or_local():
+        state = run_once(root, options, as_of_ms=as_of_ms, store_url=store_url, say=_say)
+    codes = {states.PROMOTED: 0, states.REFUSED: NOT_PROMOTED_EXIT, states.NO_NEW_DATA: NO_NEW_DATA_EXIT}
+    return codes.get(str(state.outcome), 1)
+
+
+def _say(line: str) -> None:
+    click.echo(line)
+    sys.stdout.flush()
+
+
+def _options(
+    scope: str, init: str, days: int, preset: str | None, variant_name: str | None, workers: int, again: bool
+) -> "Options":
+    from rayapp.presets import PRESETS, VARIANTS, variant
+    from rayapp.retraining.stages import Options
+
+    if variant_name is not None and variant_name not in VARIANTS:
+        raise click.UsageError(f"there is no variant {variant_name!r}; known: {', '.join(VARIANTS)}")
+    if scope != "full" and init == "scratch":
+        raise click.UsageError(f"--scope {scope} trains a part of the live model, so it can't start from scratch")
+    first = variant(PRESETS[preset or "demo"](), variant_name or "v1.1")
+    chosen = first if preset or variant_name else None
+    return Options(
+        first=first,
+        chosen=chosen,
+        scope=scope,  # type: ignore[arg-type]
+        init=init,  # type: ignore[arg-type]
+        train_window_days=days,
+        num_workers=workers,
+        again=again,
+    )
+
+
+def _as_of(as_of: str | None) -> int:
+    return time.time_ns() // 1_000_000 if as_of is None else moment(as_of, "--as-of")
+
+
+def _seconds(text: str) -> float:
+    from rayapp.domains import DomainError
+    from rayapp.domains.parse import duration_ms
+
+    try:
+        seconds = duration_ms(text, "--every") / 1000
+    except DomainError as error:
+        raise click.UsageError(str(error)) from None
+    if seconds < 60:
+        raise click.UsageError("--every must be a minute or more")
+    return seconds
+
+
+def _dry_run(root: Path, options: "Options", as_of_ms: int) -> None:
+    from rayapp.config import day_name
+    from rayapp.graph import ray_of_job_or_local
+    from rayapp.retraining.preview import preview
+
+    with ray_of_job_or_local():
+        found = preview(root, options, as_of_ms)
+    for alias, version, name in found.lines:
+        click.echo(f"{alias}: {version or 'nothing yet'}, next model {name}")
+    click.echo(f"windows to build: {', '.join(found.to_build) or 'none'}")
+    click.echo(f"windows refused before: {', '.join(found.refused) or 'none'}")
+    plan: Plan | None = found.plan
+    if plan is None:
+        click.echo(f"too few closed days before {day_name(as_of_ms)}: it takes three")
+        return
+    click.echo(f"train on {', '.join(day_name(day) for day in plan.train)}")
+    click.echo(
+        f"validate on {day_name(plan.validation)}, test on {day_name(plan.test)}"
+        + ("" if found.new else ": no new day")
+    )
+
+
+@click.command("watch")
+@root_option
+@click.option("--days", type=click.IntRange(1, 366), default=7, show_default=True, help="Days to show.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
+@click.option(
+    "--prometheus",
+    type=click.Path(path_type=Path, dir_okay=False, resolve_path=True),
+    help="Also replace this .prom file, for node_exporter's textfile collector.",
+)
+@as_of_option
+def watch(root: Path, days: int, as_json: bool, prometheus: Path | None, as_of: str | None) -> None:
+    """Days at a glance: counts, action and label rates, predictions, degraded answers, parity, the champion's age.
+
+    Each day that has ended is held against the days before it; what left its threshold (ROOT/retrain.toml) is told,
+    and makes the exit code 4.
+    """
+    from rayapp.graph import ray_of_job_or_local
+    from rayapp.retraining.daily import watch_days
+    from rayapp.retraining.prometheus import exposition, write_exposition
+    from rayapp.retraining.report import watch_table
+    from rayapp.retraining.state import read_runs
+    from rayapp.root import read_root
+
+    domain, _ = read_root(root)
+    with ray_of_job_or_local():
+        rows: list[dict[str, Any]] = watch_days(root, domain, days, _as_of(as_of))
+    if prometheus is not None:
+        write_exposition(prometheus, exposition(rows, read_runs(root)))
+    click.echo(json.dumps(rows) if as_json else watch_table(rows, domain) if rows else "no day has ended yet")
+    if any(not gate["passed"] for row in rows[-1:] for gate in row["gates"]):
+        sys.exit(NOT_PROMOTED_EXIT)
+
+
+COMMANDS = (retrain, watch)

@@ -1,0 +1,186 @@
+"""One feed, from the question to the answer: look up, fetch, rank, blend. It degrades rather than fails, and says so.
+
+`Feed.recommend` is the request path. Knows neither Ray nor HTTP; its stages, clocks and models are given.
+
+What goes wrong costs, in this order: no ranker in time, and the candidates' own order stands; no candidates, and the
+popular items are ranked; no store, and the user is treated as new.
+
+Shapes: C candidates, H heads, P items shown.
+"""
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Final, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.config import Domain
+from rayapp.hashing import hash64
+from rayapp.serving.blend import Ranked, blend, shuffled
+from rayapp.serving.candidates import DEFAULT_MIX, Candidates, Query
+from rayapp.serving.experiments import Assignment
+from rayapp.serving.paging import Page
+from rayapp.serving.stages import Live, RankCall, Ranking, Run, Stages
+from rayapp.store import UserSequence
+
+STORE_UNTIL: Final = 0.35
+CANDIDATES_UNTIL: Final = 0.6
+RANKER_UNTIL: Final = 0.95
+"""Shares of a request's time at which the stages must have answered; the rest is for writing the answer."""
+DIVERSITY: Final = 0.1
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ask:
+    """What a client wants."""
+
+    request_id: str
+    user_id: str
+    at_ms: int
+    page: Page
+    num_results: int = 20
+    num_candidates: int = 200
+    surface: str | None = None
+    context: dict[str, Any] = field(default_factory=dict)
+    exclude: Sequence[str] = ()
+    require: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    utilities: tuple[float, ...] | None = None
+    deadline_ms: float = 2_000.0
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """One item of an answer."""
+
+    item_id: str
+    score: float | None
+    source: str
+    propensity: float
+    probability_H: NDArray[np.float32] | None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A feed and all that is known about how it came to be."""
+
+    ask: Ask
+    shown: list[Shown]
+    user: UserSequence
+    ranking: Ranking | None
+    assignment: Assignment | None
+    random_order: bool
+    degraded: bool
+    reason: str | None
+    run: Run
+
+    @property
+    def store_failed(self) -> bool:
+        """Whether the user's sequence could not be read."""
+        return any(reason.startswith("store_") for reason in self.run.reasons)
+
+    @property
+    def next_page_token(self) -> str | None:
+        """None where this page was the last one."""
+        if len(self.shown) < self.ask.num_results:
+            return None
+        return self.ask.page.next_token(self.ask.user_id, [item.item_id for item in self.shown])
+
+
+class Arms(Protocol):
+    """Who is in which arm of the running experiment."""
+
+    def arm_of(self, user_id: str, now_ms: int) -> Assignment | None: ...
+
+
+class Feed:
+    """Answers for one domain."""
+
+    def __init__(self, domain: Domain, stages: Stages, live: Live, arms: Arms, random_share: float = 0.0) -> None:
+        """`random_share` of the answers are in random order, for evaluation without position or model bias."""
+        self.domain, self.live = domain, live
+        self._stages, self._arms, self._random_share = stages, arms, random_share
+
+    async def recommend(self, ask: Ask) -> Answer:
+        """The user's feed. Never raises for a failing stage."""
+        run = Run(ask.deadline_ms / 1000)
+        arm = self._arms.arm_of(ask.user_id, ask.at_ms)
+        versions = self.live.versions_for(arm.alias if arm else None)
+        user = await run.stage("store", STORE_UNTIL, lambda: self._stages.lookup(ask.user_id))
+        user = user or UserSequence.unknown()
+        query = self._query(ask, arm)
+        found = await run.with_model(
+            "candidates", CANDIDATES_UNTIL, versions, lambda v: self._stages.fetch(v, user, query)
+        )
+        if found is None:
+            found = self._popular(ask, user)
+        call = RankCall(ask.user_id, user, ask.at_ms, found.item_ids, ask.context)
+        ranking = None
+        if found.item_ids:
+            ranking = await run.with_model("ranker", RANKER_UNTIL, versions, lambda v: self._stages.rank(v, call))
+        random_order = hash64(f"order/{ask.request_id}") < self._random_share * 2**64
+        chosen = self._choose(ask, arm, found, ranking, random_order)
+        degraded = bool(run.reasons)
+        if not found.item_ids:
+            run.reasons.append("filtered_out")
+        elif len(user.history) == 0:
+            run.reasons.append("unknown_user")
+        shown = [_shown(row, found, ranking) for row in chosen]
+        reason = run.reasons[0] if run.reasons else None
+        return Answer(ask, shown, user, ranking, arm, random_order, degraded, reason, run)
+
+    async def rank(
+        self, call: RankCall, version: str | None, deadline_ms: float
+    ) -> tuple[Run, RankCall, Ranking | None]:
+        """Ranks the caller's items with `version`, or with the champion; `call.user` is looked up here."""
+        run = Run(deadline_ms / 1000)
+        user = await run.stage("store", STORE_UNTIL, lambda: self._stages.lookup(call.user_id))
+        call = dataclasses.replace(call, user=user or UserSequence.unknown())
+        versions = [version] if version else self.live.versions_for(None)
+        ranking = await run.with_model("ranker", RANKER_UNTIL, versions, lambda v: self._stages.rank(v, call))
+        return run, call, ranking
+
+    def _query(self, ask: Ask, arm: Assignment | None) -> Query:
+        exclude = np.array([hash64(item_id) for item_id in ask.exclude], np.uint64)
+        return Query(
+            num_candidates=max(ask.num_candidates, ask.num_results),
+            mix=(arm.mix if arm else None) or DEFAULT_MIX,
+            exclude_hash=np.concatenate([exclude, ask.page.shown_hash_S]),
+            require=ask.require,
+            seed=hash64(ask.request_id),
+            now_ms=ask.at_ms,
+        )
+
+    def _popular(self, ask: Ask, user: UserSequence) -> Candidates:
+        """Popular items without the seen and excluded ones; a filter by attributes can't be kept here."""
+        left_out = {*user.item_ids, *ask.exclude}
+        hidden = set(ask.page.shown_hash_S.tolist())
+        fresh = [i for i in self.live.popular if i not in left_out and hash64(i) not in hidden]
+        item_ids = [] if ask.require else fresh[: ask.num_candidates]
+        count = len(item_ids)
+        score_C = np.linspace(1.0, 0.0, count, endpoint=False, dtype=np.float32)
+        return Candidates(item_ids, ["popular"] * count, score_C, np.ones(count, np.float32))
+
+    def _choose(
+        self, ask: Ask, arm: Assignment | None, found: Candidates, ranking: Ranking | None, random_order: bool
+    ) -> list[Ranked]:
+        if random_order:
+            order = shuffled(len(found.item_ids), hash64(ask.request_id))[0][: ask.num_results]
+            return [Ranked(int(c), 0.0) for c in order]
+        if ranking is None:
+            order = np.argsort(-found.score_C, kind="stable")[: ask.num_results]
+            return [Ranked(int(c), float(found.score_C[c])) for c in order]
+        utilities = ask.utilities or (arm.utilities if arm else None) or self.domain.utilities
+        vector_CE = ranking.vector_CE.astype(np.float32)
+        return blend(ranking.probability_CH, utilities, ask.num_results, vectors_CE=vector_CE, diversity=DIVERSITY)
+
+
+def _shown(row: Ranked, found: Candidates, ranking: Ranking | None) -> Shown:
+    return Shown(
+        found.item_ids[row.index],
+        row.score if ranking is not None else None,
+        found.sources[row.index],
+        float(found.propensity_C[row.index]),
+        ranking.probability_CH[row.index] if ranking is not None else None,
+    )

@@ -1,0 +1,67 @@
+"""What a user's history says about taste: the newest likes, older interests apart from them, and what was rejected.
+
+Shapes: E events of the history, N item table rows, L likes.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.features.attributes import ABSENT
+from rayapp.features.sequence import History
+from rayapp.model.item_table import ItemTable
+from rayapp.schema import ActionKind, Vocabulary
+
+Rows = NDArray[np.int64]
+
+NUM_NEWEST: Final = 10
+"""Newest likes that each look for their neighbours."""
+NUM_INTERESTS: Final = 5
+NUM_HIDDEN: Final = 20
+SAME_INTEREST: Final = 0.6
+"""Likes whose vectors have at least this cosine are one interest."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tastes:
+    """Rows of the item table, newest first; each once, and only items with a vector."""
+
+    newest: Rows
+    interests: Rows
+    """One like for each of the largest groups among the older likes, the largest first."""
+    hidden: Rows
+    """Items with a negative action; a like does not outweigh it."""
+
+
+def tastes_of(table: ItemTable, history: History, vocabulary: Vocabulary) -> Tastes:
+    """`history` is the user's, newest first."""
+    row_E = table.rows_of(history.item_hash_E)
+    has_vector_E = (row_E != ABSENT) & table.vectors_NE[row_E].any(axis=1)
+    hidden = _unique(row_E[has_vector_E & vocabulary.flags(kind=ActionKind.NEGATIVE)[history.action_E]])
+    liked = _unique(row_E[has_vector_E & vocabulary.flags(kind=ActionKind.POSITIVE)[history.action_E]])
+    liked = liked[~np.isin(liked, hidden)]
+    older = liked[NUM_NEWEST:]
+    return Tastes(liked[:NUM_NEWEST], older[_medoids(table.vectors_NE[older])], hidden[:NUM_HIDDEN])
+
+
+def _medoids(vectors_LE: NDArray[np.float32]) -> list[int]:
+    """Greedily: the like with the most others near it stands for them all; then the same among those that are left.
+
+    The medoids of a user's groups of items, as in PinnerSage (Pal et al., KDD 2020), with a simpler clustering.
+    """
+    same_LL = vectors_LE @ vectors_LE.T >= SAME_INTEREST
+    medoids: list[int] = []
+    while len(medoids) < NUM_INTERESTS and same_LL.any():
+        medoid = int(same_LL.sum(axis=1).argmax())
+        medoids.append(medoid)
+        group_L = same_LL[medoid].copy()
+        same_LL[group_L] = False
+        same_LL[:, group_L] = False
+    return medoids
+
+
+def _unique(rows: Rows) -> Rows:
+    """Each row once, where it stands first."""
+    return rows[np.sort(np.unique(rows, return_index=True)[1])]

@@ -1,0 +1,309 @@
+"""The HTTP surface over real stages and a real store, all in this process: keys, users, paging, the request log."""
+
+import asyncio
+import time
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from deployments.ingress import build_api
+from deployments.metrics import Metrics
+from deployments.sequences import Sequences
+from deployments.service import Handles, Service
+from deployments.stages import Candidates, Ranker
+from rayapp.config import Domain
+from rayapp.pipeline.export import export
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
+from rayapp.registry.aliases import CHAMPION, SHADOW, promote, read_aliases
+from rayapp.serving.experiments import ExperimentBook
+from rayapp.serving.feed import Feed
+from rayapp.serving.keys import Keys, Role, add_key
+from rayapp.serving.stages import Live
+from rayapp.store.opening import open_store
+from tests.test_serving import models  # noqa: F401  # a root with two models
+
+
+class Remote:
+    """An object whose methods are called as a deployment's are."""
+
+    def __init__(self, target: Any) -> None:
+        self._target = target
+
+    def __getattr__(self, name: str) -> Any:
+        class Method:
+            remote = getattr(self._target, name)
+
+        return Method
+
+
+class Running:
+    """A service, a client of its API, and what stands behind."""
+
+    def __init__(self, service: Service, client: httpx.AsyncClient) -> None:
+        self.service, self.client = service, client
+
+    async def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
+        return await self.client.post(path, json=body, **more)
+
+    async def act(self, user_id: str, item_id: str, action: str = "save", **changes: Any) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        body = {"user_id": user_id, "item_id": item_id, "action": action, "timestamp_ms": now_ms, **changes}
+        answer = await self.post("/v1/events", {"event_id": str(uuid.uuid4()), **body})
+        assert answer.json()["accepted"] == 1, answer.text
+        await asyncio.sleep(0.002)  # the sequence ends before the request's millisecond
+
+    async def feed(self, user_id: str, **more: Any) -> dict[str, Any]:
+        answer = await self.post("/v1/recommendations", {"user_id": user_id, **more})
+        assert answer.status_code == 200, answer.text
+        body: dict[str, Any] = answer.json()
+        return body
+
+
+@asynccontextmanager
+async def running(root: Path, domain: Domain, *, keys: bool = False, key: str = "") -> AsyncIterator[Running]:
+    """The API over the very classes that Serve runs."""
+    store = f"lmdb://{root / 'live'}"
+    sequences = Remote(Sequences.func_or_class(str(root), store))
+    candidates, ranker = object.__new__(Candidates.func_or_class), object.__new__(Ranker.func_or_class)
+    await candidates.__init__(str(root), f"lmdb://{root / 'c'}", sequences)
+    await ranker.__init__(str(root), f"lmdb://{root / 'r'}")
+    aliases = read_aliases(root)
+    live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
+    handles = Handles(sequences, Remote(candidates), Remote(ranker))
+    feed = Feed(domain, handles, live, ExperimentBook(root, domain))
+    service = Service(root, domain, handles, live, feed, Keys.load(root), keys_needed=keys, metrics=Metrics(domain))
+    transport = httpx.ASGITransport(app=build_api(service), raise_app_exceptions=False)
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    try:
+        async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
+            yield Running(service, client)
+    finally:
+        for task in (*candidates._tasks, *ranker._tasks):
+            task.cancel()
+        for stage in (sequences._target, candidates._shelf, ranker._shelf):
+            stage._store.close()
+
+
+Test = Callable[[Running], Coroutine[Any, Any, None]]
+
+
+@pytest.fixture
+def api(models: tuple[Path, Any], domain: Domain) -> Callable[..., None]:  # noqa: F811
+    """Runs a test against the API of a root with two models."""
+    root, store = models
+    store.close()
+
+    def run(test: Test, **options: Any) -> None:
+        async def inside() -> None:
+            async with running(root, domain, **options) as graph:
+                await test(graph)
+
+        asyncio.run(inside())
+
+    return run
+
+
+def test_a_feed_sees_what_was_just_done_and_is_logged_as_it_was_shown(api: Any, domain: Domain) -> None:
+    async def test(graph: Running) -> None:
+        await graph.act("ann", "i3")
+        feed = await graph.feed("ann", num_results=4)
+        assert feed["sequence"]["length"] == 1
+        assert "i3" not in [row["item_id"] for row in feed["items"]]
+        await graph.service.requests.flush()
+        store, root = graph.service.sequences._target._store, graph.service.root
+        export(root, store, 1)
+        (row,) = read_log(root, REQUESTS, ["request_id", "item_ids", "watermark", "sequence_hash"]).to_pylist()
+        assert row["request_id"] == feed["request_id"]
+        assert row["item_ids"] == [item["item_id"] for item in feed["items"]]
+        assert row["watermark"] == feed["sequence"]["watermark"]
+        assert f"{row['sequence_hash']:016x}" == feed["sequence"]["hash"]
+
+    api(test)
+
+
+def test_a_shadow_scores_what_is_shown_and_is_never_shown(api: Any, models: Any, domain: Domain) -> None:  # noqa: F811
+    promote(models[0], SHADOW, "b")
+
+    async def test(graph: Running) -> None:
+        feed = await graph.feed("ann", num_results=4)
+        assert feed["model_version"] == "a"
+        await asyncio.gather(*graph.service._shadows)
+        await graph.service.requests.flush()
+        export(graph.service.root, graph.service.sequences._target._store, 1)
+        (row,) = read_log(graph.service.root, REQUESTS, ["shadow_version", "shadow_probabilities"]).to_pylist()
+        assert row["shadow_version"] == "b"
+        assert len(row["shadow_probabilities"]) == 4 * len(domain.heads)
+
+    api(test)
+
+
+def test_keys_open_what_their_role_allows(api: Any, models: Any) -> None:  # noqa: F811
+    client, admin = add_key(models[0], "shop", Role.CLIENT), add_key(models[0], "ops", Role.ADMIN)
+
+    async def test(graph: Running) -> None:
+        async def status(method: str, path: str, key: str | None, header: str = "Authorization") -> int:
+            value = f"Bearer {key}" if header == "Authorization" else str(key)
+            headers = {header: value} if key is not None else {}
+            answer = await graph.client.request(method, path, headers=headers, json={"user_id": "u"})
+            if answer.status_code == 401:
+                assert answer.headers["WWW-Authenticate"] == "Bearer"
+                assert answer.headers["Content-Type"] == "application/problem+json"
+            return answer.status_code
+
+        for key in (None, "", "nope", client[:-1]):
+            assert await status("POST", "/v1/recommendations", key) == 401
+            assert await status("DELETE", "/v1/users/u", key) == 401
+            assert await status("POST", "/v1/models/b:promote", key) == 401
+        assert await status("POST", "/v1/recommendations", client) == 200
+        assert await status("POST", "/v1/recommendations", client, "X-API-Key") == 200
+        assert await status("DELETE", "/v1/users/u", client) == 403
+        assert await status("POST", "/v1/models/b:promote", client) == 403
+        assert await status("POST", "/v1/models/a:rollback", client) == 403
+        assert await status("DELETE", "/v1/users/u", admin) == 204
+        assert await status("GET", "/health/live", None) == 200
+        assert await status("GET", "/health/ready", None) == 200
+
+    api(test, keys=True)
+
+
+def test_a_user_s_attributes_are_recorded_from_a_moment_on(api: Any) -> None:
+    async def test(graph: Running) -> None:
+        assert (await graph.client.get("/v1/users/ann")).status_code == 404
+        answer = await graph.client.put("/v1/users/ann", json={"effective_at_ms": 5})
+        assert answer.json() == {"user_id": "ann", "effective_at_ms": 5}
+        assert (await graph.client.get("/v1/users/ann")).json()["effective_at_ms"] == 5
+        for bad, field in (({"effective_at_ms": 2**60}, "effective_at_ms"), ({"colour": 1}, "colour"), ([], "")):
+            answer = await graph.client.put("/v1/users/ann", json=bad)
+            assert answer.status_code in (400, 422), answer.text
+            assert field in answer.text
+
+    api(test)
+
+
+def test_an_anonymous_user_s_actions_become_a_known_one_s_once(api: Any, domain: Domain) -> None:
+    async def test(graph: Running) -> None:
+        for item in ("i1", "i2"):
+            await graph.act("anonymous-7", item)
+        await graph.act("ann", "i9")
+        body = {"anonymous_id": "anonymous-7"}
+        assert (await graph.post("/v1/users/ann:merge", body)).json() == {"user_id": "ann", "merged": 2}
+        assert (await graph.post("/v1/users/ann:merge", body)).json()["merged"] == 0
+        events = (await graph.client.get("/v1/users/ann/sequence")).json()["events"]
+        assert [e["item_id"] for e in events] == ["i9", "i2", "i1"], "by the time of the action"
+        assert events[1]["received_at_ms"] > events[0]["received_at_ms"], "known as of the merge"
+        assert (await graph.post("/v1/users/ann:merge", {"anonymous_id": "ann"})).status_code == 422
+
+    api(test)
+
+
+def test_an_erased_user_is_gone_at_once_and_stays_gone(api: Any, domain: Domain) -> None:
+    async def test(graph: Running) -> None:
+        await graph.act("ann", "i1", event_id="e1", timestamp_ms=(old := time.time_ns() // 1_000_000))
+        assert (await graph.client.delete("/v1/users/ann")).status_code == 204
+        assert (await graph.client.get("/v1/users/ann/sequence")).json()["length"] == 0
+        body = {"event_id": "e1", "user_id": "ann", "item_id": "i1", "action": "save", "timestamp_ms": old}
+        answer = (await graph.post("/v1/events", body)).json()
+        assert (answer["accepted"], answer["rejected"][0]["code"]) == (0, "erased")
+        await graph.act("ann", "i2")
+        assert (await graph.client.get("/v1/users/ann/sequence")).json()["length"] == 1
+        export(graph.service.root, graph.service.sequences._target._store, 1)
+        assert len(read_log(graph.service.root, EVENTS, ["event_id"])) == 2, "compaction removes it from the log"
+
+    api(test)
+
+
+def test_pages_filters_and_exclusions_over_http(api: Any) -> None:
+    async def test(graph: Running) -> None:
+        seen: list[str] = []
+        token: str | None = None
+        for _ in range(10):
+            feed = await graph.feed("new", num_results=7, page_token=token)
+            seen += [row["item_id"] for row in feed["items"]]
+            token = feed["next_page_token"]
+            if token is None:
+                break
+        assert len(seen) == len(set(seen)) == 30
+        only = await graph.feed("new", num_results=30, filter={"genres": ["g1"]}, exclude_item_ids=["i1"])
+        assert {int(row["item_id"][1:]) % 3 for row in only["items"]} == {1}
+        assert "i1" not in [row["item_id"] for row in only["items"]]
+        assert (await graph.feed("new", filter={"genres": ["nothing"]}))["fallback_reason"] == "filtered_out"
+        for body, field in (
+            ({"page_token": "x"}, "page_token"),
+            ({"filter": {"title": ["x"]}}, "filter"),
+            ({"utilities": {"nope": 1.0}}, "utilities"),
+            ({"utilities": {"save": 1e9}}, "utilities"),
+            ({"deadline_ms": 1}, "deadline_ms"),
+            ({"exclude_item_ids": ["x"] * 1_001}, "exclude_item_ids"),
+            ({"num_candidates": 5_000}, "num_candidates"),
+        ):
+            answer = await graph.post("/v1/recommendations", {"user_id": "u", **body})
+            assert answer.status_code == 422, answer.text
+            assert field in answer.text
+
+    api(test)
+
+
+def test_utilities_of_a_request_turn_the_list(api: Any) -> None:
+    async def test(graph: Running) -> None:
+        ids = [f"i{n}" for n in range(10)]
+        lists = []
+        for save in (1.0, -1.0):
+            answer = await graph.post(
+                "/v1/rank", {"user_id": "u", "item_ids": ids, "utilities": {"save": save, "hide": 0.0}}
+            )
+            lists.append([row["item_id"] for row in answer.json()["items"]])
+        assert lists[0] == lists[1][::-1]
+
+    api(test)
+
+
+def test_operators_move_models_over_http(api: Any, models: Any) -> None:  # noqa: F811
+    async def test(graph: Running) -> None:
+        answer = await graph.post("/v1/models/b:promote", None)
+        assert answer.json() == {"alias": CHAMPION, "version": "b", "previous": "a"}
+        assert (await graph.post("/v1/models/nope:promote", None)).status_code == 409
+        graph.service.live.aliases = read_aliases(models[0])
+        assert (await graph.post("/v1/models/a:rollback", None)).status_code == 409, "a is not live"
+        assert (await graph.post("/v1/models/b:rollback", None)).json()["version"] == "a"
+        assert read_aliases(models[0]) == {CHAMPION: "a"}
+
+    api(test)
+
+
+def test_a_store_that_fails_turns_readiness_red_and_feeds_stay_up(api: Any) -> None:
+    async def test(graph: Running) -> None:
+        assert (await graph.client.get("/health/ready")).status_code == 200
+        store = graph.service.sequences._target._store
+        store._env.close()  # as an unmounted disk: every use fails from now on
+        answer = await graph.client.get("/health/ready")
+        assert answer.status_code == 503
+        feed = await graph.feed("ann", num_results=3)
+        assert (feed["degraded"], feed["fallback_reason"]) == (True, "store_unavailable")
+        assert len(feed["items"]) == 3
+        body = {"user_id": "ann", "item_id": "i1", "action": "save", "timestamp_ms": time.time_ns() // 1_000_000}
+        answer = await graph.post("/v1/events", body)
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
+
+    api(test)
+
+
+def test_an_error_names_the_request(api: Any) -> None:
+    async def test(graph: Running) -> None:
+        answer = await graph.client.get("/v1/nowhere", headers={"X-Request-ID": "mine-1"})
+        assert answer.json()["request_id"] == "mine-1"
+        answer = await graph.client.get("/v1/nowhere", headers={"X-Request-ID": "\x01"})
+        assert uuid.UUID(answer.json()["request_id"])
+
+    api(test)
+
+
+def test_an_open_store_is_the_one_that_the_url_names(models: Any) -> None:  # noqa: F811
+    store = open_store(models[0], f"lmdb://{models[0] / 'elsewhere'}")
+    store.close()
+    assert (models[0] / "elsewhere" / "data.mdb").exists()

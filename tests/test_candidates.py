@@ -1,0 +1,284 @@
+"""Candidate sources: what they bring, what they must never bring, and the odds of the exploration share."""
+
+import dataclasses
+from collections import Counter
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayapp.config import Domain
+from rayapp.features.sequence import History
+from rayapp.hashing import hash64
+from rayapp.model.item_table import ItemTable
+from rayapp.model.tower import LinearTower
+from rayapp.schema import Attribute, AttributeKind, Vocabulary
+from rayapp.serving import neighbours
+from rayapp.serving.candidates import DEFAULT_MIX, CandidateIndex, Candidates, Query
+from rayapp.serving.neighbours import Neighbours
+
+ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
+CLICK, SAVE, HIDE, IMPRESSION = 2, 3, 4, 5
+NOW = 1_000
+WIDTH = 16
+
+
+def item(n: int, **changes: Any) -> dict[str, Any]:
+    """The n-th item: made at n, of one of three genres."""
+    return {"item_id": f"i{n}", "created_at_ms": n, "title": f"film {n}", "genres": [f"g{n % 3}"]} | changes
+
+
+def table_of(items: list[dict[str, Any]], seed: int = 0) -> ItemTable:
+    """The n-th item has n likes; vectors cluster by genre."""
+    rng = np.random.default_rng(seed)
+    tower = LinearTower(rng.normal(size=(4096, WIDTH)).astype(np.float32), ATTRIBUTES)
+    centre = np.eye(WIDTH)[[int(each["genres"][0][1:]) for each in items]].reshape(-1, WIDTH)
+    vectors = (centre + 0.1 * rng.normal(size=(len(items), WIDTH))).astype(np.float32)
+    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
+    return ItemTable.make("table", tower, items, np.arange(len(items)), vectors, 0)
+
+
+def history(*actions: tuple[str, int]) -> History:
+    """Newest first: (item, action id)."""
+    n = len(actions)
+    times = np.arange(n, 0, -1).astype(np.int64)
+    hashes = np.array([hash64(i) for i, _ in actions], np.uint64)
+    return History(times, times, times, hashes, hashes, np.array([a for _, a in actions], np.uint8))
+
+
+def by_source(found: Candidates) -> dict[str, list[str]]:
+    groups: dict[str, list[str]] = {}
+    for item_id, source in zip(found.item_ids, found.sources, strict=True):
+        groups.setdefault(source, []).append(item_id)
+    return groups
+
+
+def genres(item_ids: list[str]) -> set[int]:
+    return {int(i[1:]) % 3 for i in item_ids}
+
+
+@pytest.fixture(scope="module")
+def words(domain: Domain) -> Vocabulary:
+    return domain.vocabulary
+
+
+@pytest.fixture(scope="module")
+def index() -> CandidateIndex:
+    return CandidateIndex(table_of([item(n) for n in range(300)]))
+
+
+def test_each_source_brings_its_share(index: CandidateIndex, words: Vocabulary) -> None:
+    likes = [(f"i{3 * n}", SAVE) for n in range(10)] + [(f"i{3 * n + 1}", SAVE) for n in range(5)]
+    trends = {"i200": 1.0, "i203": 0.5, "gone": 0.4}
+    found = index.fetch(history(*likes), words, Query(100, NOW), trends)
+    groups = by_source(found)
+    assert {source: len(ids) for source, ids in groups.items()} == {
+        **{"nearest": 45, "interests": 15, "trending": 2, "newest": 10, "popular": 23, "explore": 5}
+    }
+    assert genres(groups["nearest"]) == {0}, "the newest likes are of one genre"
+    assert genres(groups["interests"]) == {1}, "the older ones of another"
+    assert groups["trending"] == ["i200", "i203"]
+    assert all(0 <= score <= 1 for score in found.score_C)
+
+
+def test_an_unknown_user_gets_popular_and_new_items(index: CandidateIndex, words: Vocabulary) -> None:
+    found = index.fetch(History.empty(), words, Query(10, NOW))
+    assert found.item_ids == [f"i{n}" for n in range(299, 289, -1)]
+    assert set(found.sources) == {"newest", "popular"}
+
+
+def test_a_user_with_only_hides_gets_a_feed_without_what_was_hidden(index: CandidateIndex, words: Vocabulary) -> None:
+    groups = by_source(index.fetch(history(("i299", HIDE), ("i298", HIDE)), words, Query(40, NOW)))
+    assert not {"nearest", "interests"} & set(groups)
+    assert not {"i299", "i298"} & {i for ids in groups.values() for i in ids}
+    assert sum(map(len, groups.values())) == 40
+
+
+def test_what_is_nearer_to_a_hidden_item_than_to_a_like_is_not_near(words: Vocabulary) -> None:
+    items = [item(n, genres=["g0"]) for n in range(6)]
+    angle = np.radians([0, 40, 30, 10, -12, 90])  # liked, hidden, three between, one far
+    vectors = np.zeros((6, WIDTH), np.float32)
+    vectors[:, 0], vectors[:, 1] = np.cos(angle), np.sin(angle)
+    table = dataclasses.replace(table_of(items), vectors_NE=np.concatenate([np.zeros((1, WIDTH), np.float32), vectors]))
+    acted = history(("i0", SAVE), ("i1", HIDE))
+    found = CandidateIndex(table).fetch(acted, words, Query(4, NOW, mix={"nearest": 1.0}))
+    assert sorted(by_source(found)["nearest"]) == ["i3", "i4"]
+    assert sorted(found.item_ids) == ["i2", "i3", "i4", "i5"], "popular ones fill the places"
+
+
+def test_a_liked_item_that_was_hidden_later_is_no_seed(index: CandidateIndex, words: Vocabulary) -> None:
+    assert "nearest" not in by_source(index.fetch(history(("i3", HIDE), ("i3", SAVE)), words, Query(50, NOW)))
+
+
+@pytest.mark.parametrize("number", [0, 1, 4, 100, 5_000])
+def test_asking_for_more_than_there_is_gives_all_that_is_left(words: Vocabulary, number: int) -> None:
+    index = CandidateIndex(table_of([item(n) for n in range(5)]))
+    found = index.fetch(history(("i0", SAVE), ("gone", SAVE)), words, Query(number, NOW))
+    assert len(found.item_ids) == len(set(found.item_ids)) == min(number, 4)
+    assert "i0" not in found.item_ids
+    everything = history(*((f"i{n}", SAVE) for n in range(5)))
+    nothing = index.fetch(everything, words, Query(number, NOW))
+    assert (nothing.item_ids, nothing.sources, len(nothing.score_C), len(nothing.propensity_C)) == ([], [], 0, 0)
+
+
+def test_five_thousand_candidates(words: Vocabulary) -> None:
+    index = CandidateIndex(table_of([item(n, created_at_ms=0) for n in range(6_000)]))
+    found = index.fetch(history(*((f"i{7 * n}", SAVE) for n in range(100))), words, Query(5_000, NOW))
+    assert len(set(found.item_ids)) == 5_000
+    assert Counter(found.sources)["explore"] == 250
+
+
+@pytest.mark.parametrize("size", [0, 1])
+def test_tables_of_nothing_and_of_one_item(words: Vocabulary, size: int) -> None:
+    index = CandidateIndex(table_of([item(n) for n in range(size)]))
+    for acted in (History.empty(), history(("i9", SAVE))):
+        assert index.fetch(acted, words, Query(10, NOW), {"i9": 1.0}).item_ids == ["i0"][:size]
+    assert index.fetch(history(("i0", SAVE)), words, Query(10, NOW)).item_ids == []
+
+
+def test_a_mix_names_known_sources_and_shares_that_add_up() -> None:
+    with pytest.raises(ValueError, match="'neerest'"):
+        Query(10, NOW, mix={"neerest": 0.5})
+    with pytest.raises(ValueError, match="more than 1"):
+        Query(10, NOW, mix={"nearest": 0.7, "newest": 0.7})
+
+
+def test_an_unknown_attribute_matches_nothing(index: CandidateIndex, words: Vocabulary) -> None:
+    for attribute in ("colour", "title"):
+        query = Query(10, NOW, require={attribute: frozenset({"film 1", "red"})})
+        assert index.fetch(History.empty(), words, query).item_ids == []
+
+
+def test_exploration_is_uniform_with_the_probability_that_it_tells(words: Vocabulary) -> None:
+    index = CandidateIndex(table_of([item(n, created_at_ms=0) for n in range(30)]))
+    drawn: Counter[str] = Counter()
+    for seed in range(2_000):
+        found = index.fetch(History.empty(), words, Query(20, NOW, mix={"explore": 0.2}, seed=seed))
+        assert by_source(found)["popular"] == [f"i{n}" for n in range(29, 13, -1)]
+        is_drawn = np.array(found.sources) == "explore"
+        assert found.propensity_C[is_drawn] == pytest.approx(4 / 14)
+        assert (found.propensity_C[~is_drawn] == 1).all()
+        drawn.update(by_source(found)["explore"])
+    assert set(drawn) == {f"i{n}" for n in range(14)}
+    spread = (2_000 * 4 / 14 * 10 / 14) ** 0.5  # of a binomial count
+    assert max(abs(count - 2_000 * 4 / 14) for count in drawn.values()) < 4 * spread
+
+
+def test_one_seed_draws_one_exploration(index: CandidateIndex, words: Vocabulary) -> None:
+    draws = [index.fetch(History.empty(), words, Query(100, NOW, seed=seed)).item_ids for seed in (5, 5, 6)]
+    assert draws[0] == draws[1] != draws[2]
+
+
+ids = st.integers(0, 39).map(lambda n: f"i{n}")
+puts = st.builds(
+    item,
+    st.integers(0, 59),
+    available=st.booleans(),
+    created_at_ms=st.integers(0, 2 * NOW),
+    genres=st.lists(st.sampled_from(["g0", "g1", "g2"]), min_size=1, max_size=2),
+)
+
+
+@settings(deadline=None, max_examples=80)
+@given(
+    acted=st.lists(st.tuples(ids, st.sampled_from([CLICK, SAVE, HIDE, IMPRESSION])), max_size=30),
+    put=st.lists(puts, max_size=15),
+    exclude=st.frozensets(ids, max_size=20),
+    required=st.none() | st.frozensets(st.sampled_from(["g0", "g1", "none"]), max_size=2),
+    number=st.integers(0, 60),
+    trends=st.dictionaries(ids, st.floats(0, 1), max_size=10),
+)
+def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
+    words: Vocabulary,
+    acted: list[tuple[str, int]],
+    put: list[dict[str, Any]],
+    exclude: frozenset[str],
+    required: frozenset[str] | None,
+    number: int,
+    trends: dict[str, float],
+) -> None:
+    table = table_of([item(n) for n in range(40)]).with_items(put)
+    require = {} if required is None else {"genres": required}
+    query = Query(number, NOW, exclude_hash=np.array([hash64(i) for i in exclude], np.uint64), require=require)
+    found = CandidateIndex(table).fetch(history(*acted), words, query, trends)
+    struck_out = exclude | {i for i, _ in acted}
+    may_come = {
+        each["item_id"]
+        for each in table.items
+        if each["item_id"] not in struck_out
+        and each.get("available") is not False
+        and each["created_at_ms"] <= NOW
+        and (required is None or required & set(each["genres"]))
+    }
+    assert set(found.item_ids) <= may_come
+    assert len(found.item_ids) == len(set(found.item_ids)) == min(number, len(may_come))
+    counts = Counter(found.sources)
+    assert all(counts[source] <= share * number + 1e-6 for source, share in DEFAULT_MIX.items())
+
+
+@settings(deadline=None, max_examples=60)
+@given(
+    rounds=st.lists(st.lists(puts, max_size=6), max_size=3),
+    acted=st.lists(st.tuples(ids, st.sampled_from([SAVE, HIDE])), max_size=30),
+    required=st.none() | st.just({"genres": frozenset({"g1"})}),
+)
+def test_an_extended_index_answers_like_a_fresh_one(
+    words: Vocabulary,
+    rounds: list[list[dict[str, Any]]],
+    acted: list[tuple[str, int]],
+    required: dict[str, frozenset[str]] | None,
+) -> None:
+    table = table_of([item(n) for n in range(40)])
+    index = CandidateIndex(table)
+    for put in rounds:
+        table = table.with_items(put)
+        index = index.extended(table)
+    query = Query(30, NOW, require=required or {}, seed=3)
+    extended, fresh = (i.fetch(history(*acted), words, query) for i in (index, CandidateIndex(table)))
+    assert extended.item_ids == fresh.item_ids
+    assert extended.sources == fresh.sources
+    np.testing.assert_allclose(extended.score_C, fresh.score_C, atol=1e-6)
+
+
+def test_extending_leaves_the_index_before_as_it_was(words: Vocabulary) -> None:
+    table = table_of([item(n) for n in range(20)])
+    index = CandidateIndex(table)
+    before = index.fetch(history(("i3", SAVE)), words, Query(20, NOW)).item_ids
+    index.extended(table.with_items([item(30), item(4, available=False)]))
+    assert index.fetch(history(("i3", SAVE)), words, Query(20, NOW)).item_ids == before
+
+
+def test_inverted_lists_find_the_neighbours(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
+    centre = rng.normal(size=(50, WIDTH))
+    vectors = (centre[rng.integers(0, 50, 5_000)] + 0.3 * rng.normal(size=(5_000, WIDTH))).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    allowed = rng.random(5_000) < 0.5
+    exact, _ = Neighbours(vectors).search(vectors[:10], 20, allowed)
+    monkeypatch.setattr(neighbours, "EXACT_ROWS", 1_000)
+    monkeypatch.setattr(neighbours, "PROBED_LISTS", 30)
+    found, similarity = Neighbours(vectors).search(vectors[:10], 20, allowed)
+    assert allowed[found].all()
+    assert (np.diff(similarity, axis=1) <= 0).all()
+    assert np.mean([len(set(a) & set(b)) / 20 for a, b in zip(exact, found, strict=True)]) > 0.9
+
+
+@pytest.mark.parametrize("exact_rows", [5_000, 0])
+def test_a_long_tail_goes_into_the_index(
+    monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator, exact_rows: int
+) -> None:
+    monkeypatch.setattr(neighbours, "TAIL_ROWS", 3)
+    monkeypatch.setattr(neighbours, "EXACT_ROWS", exact_rows)
+    all_vectors = rng.normal(size=(3_010, WIDTH)).astype(np.float32)
+    all_vectors /= np.linalg.norm(all_vectors, axis=1, keepdims=True)
+    vectors, everything = all_vectors[:3_000].copy(), np.ones(3_010, bool)
+    found = Neighbours(vectors)
+    for n in range(10):  # each round adds a row and makes another one like it
+        vectors = np.concatenate([vectors, all_vectors[[3_000 + n]]])
+        vectors[n] = vectors[-1]
+        found = found.extended(vectors, np.array([n, 3_000 + n]))
+        rows, _ = found.search(vectors[-1:], 2, everything[: len(vectors)])
+        assert set(rows[0].tolist()) == {n, 3_000 + n}
+    monkeypatch.setattr(neighbours, "PROBED_LISTS", 1_000)
+    assert len(np.unique(found.search(vectors[:1], 3_010, everything)[0])) == 3_010

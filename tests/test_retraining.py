@@ -1,0 +1,311 @@
+"""Gates, plan, watch and records of retraining without Ray: every bad day and every bad model, in milliseconds."""
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rayapp.config import DAY_MS, Domain
+from rayapp.pipeline.histories import LABEL_COLUMNS
+from rayapp.publish import PublishError
+from rayapp.retraining import state as states
+from rayapp.retraining.facts import COLUMNS, count_bucket
+from rayapp.retraining.gates import (
+    CHALLENGER,
+    CHAMPION,
+    Gate,
+    absolute_gates,
+    failed,
+    latency_gate,
+    relative_gates,
+    reload_gate,
+    segment_labels,
+    shift_gates,
+    stability_index,
+)
+from rayapp.retraining.limits import GateLimits, read_limits
+from rayapp.retraining.plan import candidates, closed_days, day_window, make_plan
+from rayapp.retraining.prometheus import exposition
+from rayapp.retraining.watch import DayFacts, day_gates, usual_days, watch_gates
+from rayapp.training.compare import compare
+from rayapp.training.evaluate import SEGMENTS, Window
+from tests.conftest import T0
+
+LIMITS = GateLimits()
+
+
+def day(n: int, **changed: object) -> DayFacts:
+    """An ordinary day; a few per cent different each time."""
+    scale = 1 + 0.02 * (n % 3)
+    usual = DayFacts(
+        day_ms=T0 + n * DAY_MS,
+        requests=int(1000 * scale),
+        users=300,
+        shown=int(10_000 * scale),
+        hours=24,
+        events=int(3000 * scale),
+        actions={"click": int(2000 * scale), "save": int(800 * scale), "hide": int(200 * scale)},
+        labels={"save": int(800 * scale), "hide": int(200 * scale)},
+        top_user_events=60,
+        logged=int(10_000 * scale),
+        predictions={"save": 0.08 * scale, "hide": 0.02 * scale},
+        answers=int(1000 * scale),
+        degraded=2,
+        parity=1.0,
+    )
+    return dataclasses.replace(usual, **changed)  # type: ignore[arg-type]
+
+
+BEFORE = [day(n) for n in range(5)]
+
+
+def refusals(facts: DayFacts, usual: list[DayFacts] = BEFORE) -> set[str]:
+    return {gate.name for gate in failed(day_gates(facts, usual, LIMITS))}
+
+
+@pytest.mark.parametrize(
+    ("changed", "because"),
+    [
+        ({}, set()),
+        ({"actions": {"click": 2000, "hide": 200}}, {"action save"}),
+        ({"labels": {"save": 200, "hide": 800}}, {"label save", "label hide"}),
+        ({"labels": {"save": 0, "hide": 200}}, {"label save"}),
+        ({"top_user_events": 1_000_000, "events": 1_003_000}, {"one user"}),
+        ({"top_user_events": 250}, set()),
+        ({"hours": 11}, {"hours"}),
+        (
+            {"requests": 150, "shown": 1500, "actions": {"click": 300, "save": 120, "hide": 30}, "labels": {}},
+            {"requests"},
+        ),
+        (
+            {"requests": 250, "shown": 2500, "actions": {"click": 500, "save": 200, "hide": 50}, "labels": {}},
+            {"requests"},
+        ),
+        ({"labels": {"save": 1300, "hide": 200}}, set()),
+    ],
+    ids=["usual", "vanished", "flipped", "label gone", "bot", "busy user", "half a day", "few", "a quarter", "drift"],
+)
+def test_a_day_that_must_not_be_trained_on_is_told_from_one_that_may(changed: dict, because: set[str]) -> None:
+    assert refusals(day(5, **changed)) == because
+
+
+def test_small_days_scatter_without_being_refused_and_the_first_days_have_nothing_to_differ_from() -> None:
+    counts = {"requests": 210, "shown": 300, "labels": {"save": 12, "hide": 2}, "actions": {"save": 12}}
+    small = [day(n, **counts) for n in range(5)]
+    assert refusals(dataclasses.replace(small[0], labels={"save": 4, "hide": 6}), small) == set()
+    assert refusals(day(0, labels={"save": 5}), []) == set()
+    assert refusals(day(0, requests=3), []) == {"requests"}
+
+
+def test_a_refused_day_is_not_what_is_usual() -> None:
+    flipped = [day(n, labels={"save": 200, "hide": 800}) for n in range(5, 9)]
+    days = [*BEFORE, *flipped, day(9)]
+    assert refusals(day(9), usual_days(day(9), days)) == {"label save", "label hide"}
+    assert refusals(day(9), usual_days(day(9), days, [d.day_ms for d in flipped])) == set()
+
+
+def test_the_watch_sees_more_than_the_gates_of_a_day() -> None:
+    def left(**changed: object) -> set[str]:
+        return {g.name for g in failed(watch_gates(day(5, **changed), BEFORE, LIMITS, age_days=1.0))}
+
+    assert left() == set()
+    assert left(users=20) == {"volume users"}
+    assert left(degraded=100) == {"degraded"}
+    assert left(parity=0.9) == {"parity"}
+    assert left(predictions={"save": 0.3, "hide": 0.02}) == {"prediction save"}
+    nothing = {
+        "requests": 0,
+        "users": 0,
+        "shown": 0,
+        "hours": 0,
+        "events": 0,
+        "actions": {},
+        "labels": {},
+        "answers": 0,
+    }
+    assert left(**nothing) >= {"requests", "volume events"}
+    assert {g.name for g in failed(watch_gates(day(5), BEFORE, LIMITS, age_days=30.0))} == {"champion age"}
+
+
+def test_a_day_is_counted_from_the_logs(domain: Domain) -> None:
+    hour = 3_600_000
+    requests = pa.Table.from_pylist(
+        [
+            {"request_id": "r1", "user_id": "a", "timestamp_ms": T0, "item_ids": ["i", "j"], "model_version": "m",
+             "probabilities": [0.1, 0.2, 0.3, 0.4], "fallback_reason": "unknown_user"},
+            {"request_id": "r2", "user_id": "a", "timestamp_ms": T0 + 5 * hour, "item_ids": ["k"], "model_version": "m",
+             "fallback_reason": "candidates: timeout"},
+            {"request_id": "r3", "user_id": "b", "timestamp_ms": T0 + DAY_MS, "item_ids": ["i"]},
+        ],
+        schema=COLUMNS,
+    )  # fmt: skip
+    events = pa.Table.from_pylist(
+        [
+            {"user_id": "a", "event_hash": n, "item_id": item, "action": action, "timestamp_ms": at,
+             "received_at_ms": at, "commit_seq": 0, "request_id": request}
+            for n, (item, action, at, request) in enumerate(
+                [("i", "save", T0 + 1, "r1"), ("j", "hide", T0 + 2, "r1"), ("k", "save", T0 + DAY_MS + hour, "r2"),
+                 ("z", "click", T0 + 3, None)]
+            )
+        ],
+        schema=pa.schema([f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in LABEL_COLUMNS]),
+    )  # fmt: skip
+    counted = count_bucket(requests, events, T0, domain)
+    assert counted == {
+        "requests": 2, "users": 1, "shown": 3, "events": 3, "hours": [0, 5], "top_user_events": 3,
+        "answers": 2, "degraded": 1, "action save": 1, "action hide": 1, "action click": 1,
+        "label save": 2, "label hide": 1, "logged": 2, "sum save": pytest.approx(0.4), "sum hide": pytest.approx(0.6),
+    }  # fmt: skip
+    empty = count_bucket(COLUMNS.empty_table(), events.slice(0, 0), T0, domain)
+    assert (empty["requests"], empty["hours"], empty["top_user_events"]) == (0, [], 0)
+
+
+@pytest.fixture
+def window(rng: np.random.Generator, domain: Domain) -> Window:
+    """900 requests of 300 users, a third of them cold."""
+    user_R = rng.integers(0, 300, 900)
+    label_RCH = (rng.random((900, 8, len(domain.heads))) < 0.2).astype(np.float32)
+    activity_R = np.where(user_R < 100, 2, np.where(user_R < 200, 20, 50))
+    return Window(label_RCH, np.ones((900, 8), bool), user_R.astype(np.uint64), activity_R, user_R.astype(object))
+
+
+def judged(window: Window, domain: Domain, champion: np.ndarray, challenger: np.ndarray) -> list[Gate]:
+    rows = compare(window, {CHAMPION: [champion], CHALLENGER: [challenger]}, domain, references=[CHAMPION], draws=100)
+    segments = {name: window.segment(name) for name in ("all", *SEGMENTS)}
+    labels = segment_labels(window.label_RCH, window.valid_RC, segments, domain.head_names)
+    return absolute_gates(rows, labels, LIMITS) + relative_gates(rows, labels, LIMITS)
+
+
+def logits(window: Window, rng: np.random.Generator, signal: float | np.ndarray) -> np.ndarray:
+    """Logits that know the labels a little, and are calibrated about."""
+    label_RCH = window.label_RCH
+    return (signal * (label_RCH - 0.2) - 1.7 + 0.8 * rng.normal(size=label_RCH.shape)).astype(np.float32)
+
+
+def test_an_equal_model_passes_and_a_better_one_that_harms_cold_users_does_not(
+    window: Window, domain: Domain, rng: np.random.Generator
+) -> None:
+    champion = logits(window, rng, 1.0)
+    assert failed(judged(window, domain, champion, champion)) == []
+    for seed in range(5):  # retrained: other noise, the same strength
+        again = logits(window, np.random.default_rng(seed), 1.0)
+        assert [g.name for g in failed(judged(window, domain, champion, again)) if "auc" in g.name] == []
+    cold_R = window.segment("cold")[:, None, None]
+    better = logits(window, rng, np.where(cold_R, 0.2, 1.8))
+    names = {gate.name for gate in failed(judged(window, domain, champion, better))}
+    assert names >= {"auc of save, cold users", "auc of hide, cold users"}
+    assert not names & {"auc of save, everyone", "auc of save, core users"}
+
+
+def test_a_model_that_knows_nothing_or_predicts_too_much_is_refused(
+    window: Window, domain: Domain, rng: np.random.Generator
+) -> None:
+    champion = logits(window, rng, 1.0)
+    nothing = {gate.name for gate in failed(judged(window, domain, champion, logits(window, rng, 0.0)))}
+    assert nothing >= {"auc of save", "auc of save, everyone", "normalised entropy of save, everyone"}
+    assert "calibration of save" in {g.name for g in failed(judged(window, domain, champion, champion + 1.0))}
+
+
+def test_a_head_without_labels_is_not_judged(window: Window, domain: Domain, rng: np.random.Generator) -> None:
+    label_RCH = window.label_RCH.copy()
+    label_RCH[:, :, 1] = 0.0
+    rare = dataclasses.replace(window, label_RCH=label_RCH)
+    champion = logits(rare, rng, 1.0)
+    found = [gate for gate in judged(rare, domain, champion, champion) if "hide" in gate.name]
+    assert found
+    assert all(gate.passed and gate.value is None and "not judged" in gate.words for gate in found)
+
+
+def test_shift_latency_and_reload() -> None:
+    rng = np.random.default_rng(3)
+    score = rng.normal(size=5000).astype(np.float32)
+    means = {"save": (0.1, 0.11)}
+    assert failed(shift_gates(score, score + 0.1, means, LIMITS)) == []
+    moved = [g.name for g in failed(shift_gates(score, score + 1.0, means, LIMITS))]
+    assert moved == ["mean feed score", "spread of the feed score"]
+    assert [g.name for g in failed(shift_gates(score, 3 * score, means, LIMITS))] == ["spread of the feed score"]
+    assert [g.name for g in failed(shift_gates(score, score, {"save": (0.1, 0.2)}, LIMITS))] == ["predictions of save"]
+    assert latency_gate([0.010] * 5, [0.011, 0.9, 0.011], LIMITS).passed
+    assert not latency_gate([0.010] * 5, [0.020] * 5, LIMITS).passed
+    before = {"save": {"auc": 0.8, "calibration": None}}
+    assert reload_gate(before, {"save": {"auc": 0.8, "calibration": float("nan")}}, LIMITS).passed
+    assert not reload_gate(before, {"save": {"auc": 0.7, "calibration": None}}, LIMITS).passed
+    assert not reload_gate(before, {"save": {"auc": None, "calibration": None}}, LIMITS).passed
+
+
+@settings(max_examples=50)
+@given(st.lists(st.floats(-5, 5, width=32), min_size=1, max_size=50))
+def test_the_stability_index_is_0_for_the_same_scores_and_never_below(values: list[float]) -> None:
+    score = np.array(values, np.float32)
+    assert stability_index(score, score) == 0.0
+    assert stability_index(score, score + 1) >= 0.0
+
+
+def test_a_plan_takes_closed_days_only_and_leaves_out_what_was_refused() -> None:
+    days = [T0 + n * DAY_MS for n in range(6)]
+    now_ms = days[-1] + DAY_MS + DAY_MS  # the attribution of the last day is just over
+    assert closed_days(days, now_ms=now_ms, attribution_ms=DAY_MS) == days
+    assert closed_days(days, now_ms=now_ms - 1, attribution_ms=DAY_MS) == days[:-1]
+    plan = make_plan(candidates(days, {day_window(days[3])}, 2))
+    assert plan is not None
+    assert (plan.train, plan.validation, plan.test) == ((days[1], days[2]), days[4], days[5])
+    assert make_plan(days[:2]) is None
+    assert make_plan([]) is None
+
+
+def test_limits_are_read_strictly(tmp_path: Path) -> None:
+    assert read_limits(tmp_path) == GateLimits()
+    path = tmp_path / "retrain.toml"
+    path.write_text("min_auc = 0.6\nmin_requests = 5\n")
+    assert read_limits(tmp_path) == dataclasses.replace(GateLimits(), min_auc=0.6, min_requests=5)
+    for text, says in (
+        ("min_aux = 1", "names 'min_aux', which is no limit"),
+        ("min_requests = 1.5", "must be a whole number"),
+        ("min_auc = true", "must be a number"),
+        ("min_auc = -1", "must not be negative"),
+        ("min_auc", "not valid TOML"),
+    ):
+        path.write_text(text)
+        with pytest.raises(PublishError, match=says):
+            read_limits(tmp_path)
+
+
+def test_runs_and_refusals_are_kept_whole(tmp_path: Path) -> None:
+    first = states.new_run(tmp_path, {"scope": "full"}, T0)
+    first.stages["export"] = {"events": 1}
+    first.save()
+    second = states.new_run(tmp_path, {}, T0)
+    second.save()
+    assert first.id != second.id
+    assert {run.id: run.stages for run in states.read_runs(tmp_path)}[first.id] == {"export": {"events": 1}}
+    states.exclude(tmp_path, "w1", first.id, ["label save: flipped"])
+    assert states.refused_windows(tmp_path) == {"w1"}
+    with pytest.raises(PublishError, match="w2 was not refused; refused are: w1"):
+        states.accept(tmp_path, "w2")
+    states.accept(tmp_path, "w1")
+    assert states.refused_windows(tmp_path) == set()
+    (second.directory / "state.json").write_text(json.dumps({"format": 99}))
+    with pytest.raises(PublishError, match="another version of rayapp"):
+        states.read_runs(tmp_path)
+
+
+def test_the_watch_exports_prometheus_text(tmp_path: Path) -> None:
+    run = states.new_run(tmp_path, {}, T0)
+    run.outcome, run.finished_ms = states.REFUSED, T0
+    one = day(5)
+    gates = [gate.to_json() for gate in watch_gates(one, BEFORE, LIMITS, age_days=30.0)]
+    text = exposition([{**one.to_json(), "gates": gates}], [run])
+    lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
+    assert lines['rayapp_watch_within_threshold{measure="champion age"}'] == "0"
+    assert lines['rayapp_watch_within_threshold{measure="parity"}'] == "1"
+    assert float(lines["rayapp_champion_age_days"]) == 30
+    assert float(lines['rayapp_day_label_rate{head="save"}']) == pytest.approx(0.08, rel=0.01)
+    assert lines['rayapp_retraining_outcome{outcome="refused"}'] == "1"
+    helped = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
+    assert len(helped) == len(set(helped)) == len({line.split("{")[0].split(" ")[0] for line in lines})
+    assert exposition([], []) == "\n"

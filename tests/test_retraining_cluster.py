@@ -1,0 +1,228 @@
+"""The loop for real: days arrive, models are trained, judged and promoted while a graph serves; and what goes wrong."""
+
+import errno
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+
+from rayapp.config import day_name
+from rayapp.graph import free_port, running_graph
+from rayapp.publish import PublishError, exclusive, read_json, read_manifest, write_json
+from rayapp.registry.aliases import CHAMPION, promote, read_aliases, rollback
+from rayapp.registry.retrainings import read_retrainings
+from rayapp.registry.verdicts import read_verdict
+from rayapp.retraining import stages
+from rayapp.retraining.daily import watch_days
+from rayapp.retraining.plan import day_window
+from rayapp.retraining.preview import preview
+from rayapp.retraining.run import retrain
+from rayapp.retraining.state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
+from rayapp.workflow import seed_store
+from tests.retraining_world import DOMAIN, LIMITS, OPTIONS, day_ms, import_days, make_raw
+
+pytestmark = pytest.mark.cluster
+FIRST_DAYS = 6
+"""Days 0 to 5 make the first champion."""
+GOOD_DAYS = (6, 7)
+POISONED = 8
+ARM = "treatment"
+EXPERIMENT = """
+[[experiments]]
+name = "arms"
+salt = "arms-1"
+starts = {starts}
+planned_days = 30
+[[experiments.arms]]
+name = "control"
+alias = "champion"
+share = 0.5
+[[experiments.arms]]
+name = "treatment"
+alias = "treatment"
+share = 0.5
+"""
+
+
+class Load(threading.Thread):
+    """A client that asks for feeds all the time, and remembers what it got."""
+
+    def __init__(self, url: str) -> None:
+        super().__init__(daemon=True)
+        self.client = httpx.Client(base_url=url, timeout=30)
+        self.failures: list[str] = []
+        self.answers = 0
+        self._ended = threading.Event()
+
+    def run(self) -> None:
+        while not self._ended.wait(0.1):
+            answer = self.client.post("/v1/recommendations", json={"user_id": f"u{self.answers % 50}"})
+            self.answers += 1
+            if answer.status_code != 200:
+                self.failures.append(answer.text)
+
+    def stop(self) -> None:
+        self._ended.set()
+        self.join()
+
+
+@pytest.fixture(scope="module")
+def raw(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_raw(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="module")
+def root(raw: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Six days of log and no model. The tests of this module change it one after another."""
+    root = tmp_path_factory.mktemp("retraining") / "root"
+    import_days(root, raw, 0, FIRST_DAYS - 1)
+    (root / "retrain.toml").write_text(LIMITS)
+    return root
+
+
+def seconds_until_live(client: httpx.Client, version: str) -> float:
+    started = time.monotonic()
+    while client.post("/v1/recommendations", json={"user_id": "u1"}).json()["model_version"] != version:
+        assert time.monotonic() - started < 5, f"{version} is not live after 5 s"
+        time.sleep(0.02)
+    return time.monotonic() - started
+
+
+def on_day(root: Path, day: int) -> RunState:
+    """The run of the night in which that day closes."""
+    return retrain(root, OPTIONS, as_of_ms=day_ms(day + 2))
+
+
+def test_a_run_that_is_killed_in_any_stage_goes_on_and_the_model_is_the_same(root: Path) -> None:
+    """SIGKILL in one stage after another of one run; the alias moves only when it is through."""
+    command = [sys.executable, "-c", "from rayapp.cli.main import main; main()", "retrain", "--root", str(root)]
+    command += ["--preset", "nano", "--train-window-days", "5", "--as-of", day_name(day_ms(FIRST_DAYS + 1))]
+    killed_in = ["export", "windows", "judge", "item table of champion", "train champion", "gates of champion"]
+    for stage in killed_in:
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert any(line.startswith(f"{stage} …") for line in process.stdout)
+            os.kill(process.pid, signal.SIGKILL)
+        assert read_aliases(root) == {}
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = read_runs(root)
+    assert (run.outcome, run.resumed) == (PROMOTED, len(killed_in))
+    assert "train champion: done before" in done.stdout
+    assert read_aliases(root) == {CHAMPION: run.stages["train champion"]}
+    assert {p.name for p in (root / "windows").iterdir()} == {day_window(day_ms(d)) for d in range(FIRST_DAYS)}
+    assert (run.directory / "report.md").read_text().startswith(f"# Retraining {run.id}: promoted")
+
+
+def test_three_days_against_a_live_graph(root: Path, raw: Path) -> None:
+    """Two good days are promoted by the gates, a poisoned one is refused, a rollback answers; no request fails."""
+    live = [read_aliases(root)[CHAMPION]]
+    seed_store(root)
+    with running_graph(root, free_port()) as url:
+        load = Load(url)
+        load.start()
+        for day in GOOD_DAYS:
+            import_days(root, raw, day, day)
+            if day == GOOD_DAYS[-1]:  # an arm of its own from here on
+                promote(root, ARM, live[0])
+                (root / "experiments.toml").write_text(EXPERIMENT.format(starts=time.strftime("%Y-%m-%d")))
+            state = on_day(root, day)
+            assert state.outcome == PROMOTED, state.why
+            live.append(read_aliases(root)[CHAMPION])
+            seconds_until_live(load.client, live[-1])
+            assert state.stages["export"]["requests"] > 0, "what the graph answered reached the log"
+            manifest = read_manifest(root / "models" / live[-1])
+            assert manifest["test_window"] == day_window(day_ms(day))
+            assert manifest["parent"] == live[-2], "a warm start"
+        assert len(set(live)) == 3
+
+        import_days(root, raw, POISONED, POISONED, without="save")
+        state = on_day(root, POISONED)
+        assert state.outcome == REFUSED
+        assert "'save' vanished" in state.why
+        assert read_aliases(root)[CHAMPION] == live[-1]
+        assert refused_windows(root) == {day_window(day_ms(POISONED))}
+
+        rollback(root)
+        assert seconds_until_live(load.client, live[-2]) < 5
+        rollback(root)
+        seconds_until_live(load.client, live[-1])
+        load.stop()
+    assert not load.failures
+    assert load.answers > 20
+    last = read_retrainings(root)[-1]
+    assert last.aliases[CHAMPION] == {"from": live[-2], "to": live[-1]}
+    assert last.aliases[ARM]["from"] == live[0], "the arm's own line, in the same run on the same day"
+    verdict = read_verdict(root, live[-1])
+    assert verdict is not None
+    assert verdict["promoted"]
+    assert verdict["champion"] == live[-2]
+
+
+def test_the_report_says_what_happened_and_a_quiet_night_says_so_too(root: Path) -> None:
+    refused = read_runs(root)[-1]
+    text = (refused.directory / "report.md").read_text()
+    for words in (
+        "not promoted: the live models stay",
+        "vanished",
+        "--accept-window",
+        "| live: champion |",
+        "## Watch",
+    ):
+        assert words in text
+    assert json.loads((refused.directory / "report.json").read_text())["outcome"] == REFUSED
+    again = on_day(root, POISONED)
+    assert again.outcome == NO_NEW_DATA, again.why
+    rows = watch_days(root, DOMAIN, 3, day_ms(POISONED + 2))
+    assert [row["day_ms"] for row in rows] == [day_ms(n) for n in (POISONED - 1, POISONED, POISONED + 1)]
+    bad = {gate["name"] for gate in rows[1]["gates"] if not gate["passed"]}
+    assert bad >= {"action save", "label save"}
+    assert {gate["name"] for gate in rows[2]["gates"] if not gate["passed"]} >= {"requests"}, "a feed that stopped"
+
+
+def test_a_refused_day_is_read_once_an_operator_accepts_it(root: Path) -> None:
+    window = day_window(day_ms(POISONED))
+    found = preview(root, OPTIONS, day_ms(POISONED + 2))
+    assert (found.refused, found.new) == ([window], False)
+    accept(root, window)
+    found = preview(root, OPTIONS, day_ms(POISONED + 2))
+    assert found.plan is not None
+    assert (found.plan.test, found.new, found.to_build) == (day_ms(POISONED), True, [])
+    assert [line[0] for line in found.lines] == [CHAMPION, ARM]
+
+
+def test_faults_end_in_words_and_the_live_model_stays(root: Path, raw: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = read_aliases(root)
+    import_days(root, raw, POISONED + 1, POISONED + 1)
+
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "build", full)
+        state = on_day(root, POISONED + 1)
+    assert (state.outcome, read_aliases(root)) == (FAILED, before)
+    assert "No space left" in (state.directory / "report.md").read_text()
+
+    with exclusive(root, "another run"), pytest.raises(PublishError, match="another process holds"):
+        on_day(root, POISONED + 1)
+
+    path = root / "models" / before[CHAMPION] / "manifest.json"
+    saved = shutil.copy(path, path.with_suffix(".saved"))
+    write_json(path, read_json(path) | {"format": 99})
+    state = on_day(root, POISONED + 1)
+    shutil.move(saved, path)
+    assert (state.outcome, read_aliases(root)) == (FAILED, before)
+    assert "install the version that wrote it" in state.why
+
+    (root / "retrain.toml").write_text("min_aux = 1")
+    with pytest.raises(PublishError, match="which is no limit"):
+        on_day(root, POISONED + 1)
