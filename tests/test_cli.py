@@ -55,6 +55,7 @@ def test_the_set_of_commands_is_known() -> None:
         "erase",
         "compact",
         "export",
+        "parity",
         "store",
         "store rebuild",
         "store stats",
@@ -72,6 +73,9 @@ def test_the_set_of_commands_is_known() -> None:
         "bench react",
         "bench sequences",
         "bench train",
+        "bench ingest",
+        "bench memory",
+        "bench crash",
     }
 
 
