@@ -33,7 +33,10 @@ bench-docs: $(VENV)/.installed
 	$(BIN)/rayapp demo --exit
 	$(BIN)/rayapp bench models --seeds 3 --write docs/benchmarks/models_movielens.md
 	$(BIN)/rayapp bench react --write docs/benchmarks/react_movielens.md
-	$(PIP) install -c constraints.txt -e ".[bench]"
+	$(PIP) install -c constraints.txt -e ".[bench,redis]"
+	$(BIN)/rayapp bench ingest --write docs/benchmarks/ingest.md
+	$(BIN)/rayapp bench memory --write docs/benchmarks/store_memory.md
+	$(BIN)/rayapp bench crash --write docs/benchmarks/durability.md
 	$(BIN)/rayapp bench sequences --write docs/benchmarks/sequences.md
 	$(BIN)/rayapp bench train --write docs/benchmarks/train.md
 	$(BIN)/rayapp bench serve --write docs/benchmarks/serve.md

@@ -55,6 +55,7 @@ def test_the_set_of_commands_is_known() -> None:
         "erase",
         "compact",
         "export",
+        "parity",
         "store",
         "store rebuild",
         "store stats",
@@ -94,6 +95,9 @@ def test_the_set_of_commands_is_known() -> None:
         "bench sequences",
         "bench serve",
         "bench train",
+        "bench ingest",
+        "bench memory",
+        "bench crash",
     }
 
 

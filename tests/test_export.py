@@ -56,10 +56,28 @@ def fill(store: SequenceStore, first: int, number: int) -> list[str]:
 
 
 def export_all(root: Path, store: SequenceStore) -> Exported:
-    total = Exported()
-    while done := export(root, store, NOW):
-        total.add(done)
-    return total
+    return exporting.export_all(root, store, NOW)
+
+
+def test_an_export_ends_beside_clients_that_never_rest(
+    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And it frees what it has exported, also where a bucket holds more than a round takes."""
+    monkeypatch.setattr(exporting, "CHUNK_ROWS", 3)
+    ids, real = fill(store, 0, 40), exporting.commit_log
+
+    def commit(log: Path, number: int, manifest: dict[str, object]) -> None:
+        real(log, number, manifest)
+        if log.name == EVENTS and len(ids) < 100:
+            ids.extend(fill(store, len(ids), 1))
+
+    monkeypatch.setattr(exporting, "commit_log", commit)
+    assert 40 <= export_all(root, store).events < 100
+    assert store.stats().outbox_rows == len(ids) - len(logged(root))
+    monkeypatch.undo()  # they rest
+    export_all(root, store)
+    assert logged(root) == sorted(ids)
+    assert store.stats().outbox_rows == 0
 
 
 def request(number: int, user: str) -> dict[str, object]:

@@ -17,7 +17,7 @@ from typing import Any, Final
 import click
 
 from rayapp.bench.live import GraphProcess, RedisProcess, items_of, make_root
-from rayapp.bench.load import Load, Verdict, export_all, verify
+from rayapp.bench.load import Load, Verdict, export_now, verify
 from rayapp.bench.record import Bars, record
 from rayapp.publish import PublishError
 
@@ -119,7 +119,7 @@ def _rounds(
     with Load(graph.port, CLIENTS, BATCH, USERS, items_of(root)) as load:
         for number in range(rounds):
             load.wait_for_more(BATCHES_BEFORE)
-            export_all(root, store_url)  # under load too: its cursor must not skip what comes meanwhile
+            export_now(root, store_url)  # under load too: its cursor must not skip what comes meanwhile
             time.sleep(rng.uniform(0, 0.1))  # the kill falls anywhere into a commit
             started = time.monotonic()
             kill()

@@ -15,7 +15,7 @@ import numpy as np
 
 from rayapp.bench.live import wait_until
 from rayapp.hashing import hash64
-from rayapp.pipeline.export import LOCK, export
+from rayapp.pipeline.export import LOCK, export_all
 from rayapp.pipeline.logs import EVENTS, read_log
 from rayapp.publish import exclusive
 from rayapp.session import SessionError
@@ -176,20 +176,19 @@ class Verdict:
         return not (self.lost or self.duplicated or self.wrong_sequences)
 
 
-def export_all(root: Path, store_url: str | None) -> None:
+def export_now(root: Path, store_url: str | None) -> None:
     """What `rayapp export` does."""
     store = open_store(root, store_url)
     try:
         with exclusive(root / LOCK, "an export"):
-            while export(root, store, time.time_ns() // 1_000_000):
-                pass
+            export_all(root, store, time.time_ns() // 1_000_000)
     finally:
         store.close()
 
 
 def verify(root: Path, store_url: str | None, load: Load) -> Verdict:
     """Exports what is left and counts every acknowledged event."""
-    export_all(root, store_url)
+    export_now(root, store_url)
     acknowledged = [event_id for batch in load.acknowledged for event_id in batch.event_ids]
     log = read_log(root, EVENTS, ["event_id", "user_id", "timestamp_ms"])
     copies: Counter[str] = Counter()

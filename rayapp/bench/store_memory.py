@@ -21,8 +21,10 @@ from rayapp.store.lmdb import DATA, LmdbStore
 from rayapp.store.redis import RedisStore
 
 ACTIONS: Final = 100
-GROUP: Final = 5_000
-"""Events of one append: the largest group that the graph commits at once."""
+GROUP: Final = 500
+"""Events of one append: some requests that share a commit."""
+EXPORTED: Final = 10
+"""Appends between two times that the outbox is drained."""
 LIMIT: Final = 6_144
 FIRST_MS: Final = 1_767_225_600_000  # 2026-01-01
 
@@ -42,7 +44,7 @@ def run_memory(users: int, as_json: bool, write: Path | None) -> None:
 def fill(store: SequenceStore, users: int) -> None:
     """`ACTIONS` actions for each user, ids of 12 bytes, and an empty outbox."""
     group: list[Event] = []
-    cursors = [0] * DEFAULT_NUM_BUCKETS
+    cursors, appended = [0] * DEFAULT_NUM_BUCKETS, 0
     for n in range(users * ACTIONS):
         action, user = divmod(n, users)
         at_ms = FIRST_MS + action * 60_000
@@ -59,15 +61,21 @@ def fill(store: SequenceStore, users: int) -> None:
         if len(group) == GROUP or n == users * ACTIONS - 1:
             store.append(group)
             group.clear()
-            for bucket, cursor in enumerate(cursors):
-                rows = store.drain(bucket, cursor, 2 * GROUP)
-                cursors[bucket] = rows[-1].commit_seq if rows else cursor
+            appended += 1
+            if appended % EXPORTED == 0:
+                _drain(store, cursors)
         if action and not user:
             click.echo(f"\r  {action} of {ACTIONS} actions a user ", err=True, nl=False)
-    for bucket, cursor in enumerate(cursors):
-        store.drain(bucket, cursor, 1)
+    for _ in range(2):  # the second time acknowledges what the first has read
+        _drain(store, cursors)
     assert store.stats().outbox_rows == 0
     click.echo(f"\r  {ACTIONS} of {ACTIONS} actions a user", err=True)
+
+
+def _drain(store: SequenceStore, cursors: list[int]) -> None:
+    for bucket, cursor in enumerate(cursors):
+        rows = store.drain(bucket, cursor, 2 * GROUP * EXPORTED)
+        cursors[bucket] = rows[-1].commit_seq if rows else cursor
 
 
 def _lmdb(path: Path, users: int) -> dict[str, Any]:

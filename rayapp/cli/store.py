@@ -58,13 +58,11 @@ def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> N
 
 
 def _export_all(root: Path, store: "SequenceStore") -> None:
-    from rayapp.pipeline.export import LOCK, Exported, export
+    from rayapp.pipeline.export import LOCK, export_all
     from rayapp.publish import exclusive
 
-    total = Exported()
     with exclusive(root / LOCK, "an export"):
-        while done := export(root, store, time.time_ns() // 1_000_000):
-            total.add(done)
+        total = export_all(root, store, time.time_ns() // 1_000_000)
     click.echo(
         f"{total.events:,} events, {total.requests:,} requests, {total.users:,} users, {total.items:,} items exported"
     )

@@ -74,6 +74,7 @@ def read_log(root: Path, kind: str, columns: Sequence[str]) -> pa.Table:
 def write_file(log: Path, partition: str, bucket: int, name: str, table: pa.Table) -> dict[str, Any]:
     """Writes one bucket's file, whole or not at all, and returns its manifest entry."""
     path = Path(f"dt={partition}") / f"bucket={bucket:04d}" / f"{name}.parquet"
+    new = not (log / path).parent.exists()
     (log / path).parent.mkdir(parents=True, exist_ok=True)
     temporary = (log / path).with_suffix(".tmp")
     # Columns of distinct ids gain nothing from a dictionary; the others do.
@@ -85,7 +86,7 @@ def write_file(log: Path, partition: str, bucket: int, name: str, table: pa.Tabl
     )
     sync_file(temporary)  # a manifest that survives a power cut must not name a file that did not
     temporary.replace(log / path)
-    for directory in list(path.parents):
+    for directory in path.parents if new else path.parents[:1]:
         sync_file(log / directory)
     span = pc.min_max(table["timestamp_ms"]).as_py()
     return {

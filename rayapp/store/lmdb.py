@@ -45,6 +45,9 @@ DATA: Final = "data.mdb"
 _NUMBER: Final = struct.Struct(">Q")
 _OUTBOX_KEY: Final = struct.Struct(">HQ")
 _REBUILD_EVENTS: Final = 10_000
+_INLINE: Final = 2_030
+"""A value larger than this less its key moves from its leaf to pages of its own. LMDB joins leaves that became empty
+by this only where a key is deleted: so it is, and a user with 100 actions costs 4.3 KB and not 6.5."""
 _ACKNOWLEDGED_ROWS: Final = 5_000
 """Rows of the outbox that one transaction removes: appends wait no longer than that."""
 T = TypeVar("T")
@@ -224,6 +227,8 @@ class LmdbStore:
                     last[bucket] = commit_seq
                     self._put_outbox(txn, bucket, commit_seq, Kind.EVENT, event_value(event))
             if stored is not before:
+                if len(before) <= _INLINE - len(key) < len(stored):
+                    txn.delete(key, db=self._db["sequences"])
                 txn.put(key, stored, db=self._db["sequences"])
         self._put_last(txn, last)
         return outcomes
