@@ -231,5 +231,5 @@ def _wait_until_running(name: str) -> None:
             if application.status in ("DEPLOY_FAILED", "UNHEALTHY"):
                 words = [application.message, *(d.message for d in application.deployments.values())]
                 raise GraphError("the Serve graph did not start: " + "\n".join(w for w in words if w))
-        time.sleep(0.2)
+        time.sleep(0.5)  # asking costs the processor a tenth of a second
     raise GraphError(f"the Serve graph was not ready after {START_TIMEOUT_S} s; `serve status` tells more")

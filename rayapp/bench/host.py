@@ -39,7 +39,7 @@ def sized(config: dict[str, Any], replicas: dict[str, int]) -> dict[str, Any]:
         for name, option in options.items():
             count = replicas.get(name, 1)
             option["autoscaling_config"] |= {"min_replicas": count, "max_replicas": count}
-            option["ray_actor_options"]["num_cpus"] = 0.1  # several graphs share the machine, one at work at a time
+            option["ray_actor_options"] = {"num_cpus": 0.1}  # several graphs share the machine, one works at a time
     return config
 
 

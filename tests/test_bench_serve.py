@@ -1,0 +1,57 @@
+"""The arithmetic of the serving benches: what counts as a flap, as goodput, as one answer of two models."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rayapp.bench.autoscale import _flaps
+from rayapp.bench.host import empty_config, side_by_side, sized
+from rayapp.bench.http_load import Answer, good, quantile_ms
+from rayapp.bench.truth import Truth
+from rayapp.graph import serve_config
+
+
+@pytest.mark.parametrize(
+    ("counts", "flaps"),
+    [([1, 1, 1], 0), ([1, 2, 4, 4, 3, 1], 0), ([1, 2, 2], 0), ([1, 2, 1, 2, 1], 2), ([1, 3, 2, 3, 1], 2)],
+)
+def test_a_step_up_and_a_step_down_are_no_flap(counts: list[int], flaps: int) -> None:
+    assert _flaps(counts) == flaps
+
+
+def test_goodput_counts_whole_answers_that_came_in_time() -> None:
+    answers = [
+        Answer(0.0, 0.1, 200, False, False),
+        Answer(0.0, 5.0, 200, False, False),
+        Answer(0.0, 0.1, 200, False, True),
+        Answer(0.0, 0.1, 429, True, False),
+    ]
+    assert good(answers, 1.0) == 1
+    assert quantile_ms(answers, 0.99) == 5_000
+
+
+def test_an_answer_must_have_the_scores_of_the_model_that_it_names() -> None:
+    truth = Truth(("u",), ["a", "b"], {("u", "one"): np.array([0.1, 0.2]), ("u", "two"): np.array([0.3, 0.4])})
+
+    def answer(version: str, a: float, b: float) -> dict[str, object]:
+        return {"model_version": version, "items": [{"item_id": "b", "score": b}, {"item_id": "a", "score": a}]}
+
+    assert truth.agrees("u", answer("one", 0.1, 0.2))
+    assert not truth.agrees("u", answer("one", 0.3, 0.4)), "another model's scores"
+    assert not truth.agrees("u", answer("one", 0.1, 0.4)), "some of each"
+    assert not truth.agrees("u", answer("three", 0.1, 0.2)), "a model that nobody knows"
+
+
+def test_opponents_stand_side_by_side_with_as_many_replicas_each(tmp_path: Path) -> None:
+    configs = {
+        "inline": serve_config(tmp_path, 1),
+        "apart": serve_config(tmp_path, 1, inline=[]),
+        "empty": empty_config([]),
+    }
+    config = sized(side_by_side(configs), {"Ranker": 3})
+    assert [a["route_prefix"] for a in config["applications"]] == ["/inline", "/apart", "/empty"]
+    for application in config["applications"]:
+        counts = {d["name"]: d["autoscaling_config"] for d in application["deployments"]}
+        assert (counts["Ranker"]["min_replicas"], counts["Ranker"]["max_replicas"]) == (3, 3)
+        assert application["args"]["apart"]["candidates"]["autoscaling_config"]["max_replicas"] == 1
