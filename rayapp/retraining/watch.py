@@ -22,8 +22,8 @@ CLEAR_ERRORS: Final = 5.0
 PER: Final = {"actions": "requests", "labels": "shown"}
 NONE: Final = 1e-9
 """A ratio that lies outside of every limit."""
-DENSE_HOURS: Final = 8
-"""Below so many usual hours with requests, hours say nothing."""
+DENSE_REQUESTS: Final = 20
+"""Below so many usual requests an hour, an hour without any says nothing."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +90,7 @@ def _requests(facts: DayFacts, usual: Sequence[DayFacts], limits: GateLimits) ->
 def _hours(facts: DayFacts, usual: Sequence[DayFacts], limits: GateLimits) -> Gate:
     normal = _usual(usual, lambda d: d.hours) if len(usual) >= MIN_DAYS else 0
     limit = limits.min_hours_share * normal
-    if normal < DENSE_HOURS:
+    if not normal or _usual(usual, lambda d: d.requests / max(d.hours, 1)) < DENSE_REQUESTS:
         return not_judged("hours", limit, "too few days or requests before it to know its usual hours")
     words = f"requests in {facts.hours} of 24 hours, usually in {normal:g}"
     words += ": a part of a day" if facts.hours < limit else ""
