@@ -26,12 +26,13 @@ from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
 from rayapp.schema import Event, bucket_of
-from rayapp.serving.candidates import CandidateIndex
+from rayapp.serving.candidates import CandidateIndex, Query
 from rayapp.store.lmdb import LmdbStore
 from rayapp.workflow import Prepared
 
 pytestmark = pytest.mark.cluster
-RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
+RAYAPP = [sys.executable, "-c", "from rayapp.batch.models import SETTLED_MIX
+from rayapp.cli.main import main; main()"]
 DAY = "2025-01-17"
 DAY_MS = 1_737_072_000_000
 AS_OF = ["--as-of", DAY]
@@ -195,12 +196,8 @@ def test_every_user_gets_the_best_of_the_candidates_that_the_graph_would_fetch(
     assert len(users) > 90
     for user in users[::25]:
         mine = table.filter(pc.equal(table["user_id"], user))
-        found = index.fetch(store_of_day.lookup(user).history, domain.vocabulary, 40)
-        there = [
-            i
-            for i in found.item_ids
-            if index.table.item(int(index.table.rows_of_ids([i])[0]))["created_at_ms"] <= DAY_MS
-        ]
+        query = Query(40, now_ms=DAY_MS, mix=SETTLED_MIX)
+        there = index.fetch(store_of_day.lookup(user).history, domain.vocabulary, query).item_ids
         utility = by_hand(trained_root, store_of_day, user, there) @ np.array(domain.utilities, np.float32)
         assert mine.num_rows == 7
         assert set(mine["item_id"].to_pylist()) <= set(there)

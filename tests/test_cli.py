@@ -69,7 +69,6 @@ def test_the_set_of_commands_is_known() -> None:
         "retrain",
         "watch",
         "batch-score",
-        "parity",
         "keys",
         "keys add",
         "keys list",
@@ -95,9 +94,6 @@ def test_the_set_of_commands_is_known() -> None:
         "bench sequences",
         "bench serve",
         "bench train",
-        "bench ingest",
-        "bench memory",
-        "bench crash",
     }
 
 
