@@ -16,6 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from rayapp.batch.models import SETTLED_MIX
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import NO_WATERMARK, at_request
 from rayapp.graph import free_port
@@ -31,8 +32,7 @@ from rayapp.store.lmdb import LmdbStore
 from rayapp.workflow import Prepared
 
 pytestmark = pytest.mark.cluster
-RAYAPP = [sys.executable, "-c", "from rayapp.batch.models import SETTLED_MIX
-from rayapp.cli.main import main; main()"]
+RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
 DAY = "2025-01-17"
 DAY_MS = 1_737_072_000_000
 AS_OF = ["--as-of", DAY]
