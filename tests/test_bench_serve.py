@@ -1,15 +1,17 @@
 """The arithmetic of the serving benches: what counts as a flap, as goodput, as one answer of two models."""
 
+import asyncio
 from pathlib import Path
 
 import numpy as np
 import pytest
+from aiohttp import web
 
 from rayapp.bench.autoscale import _flaps
 from rayapp.bench.host import empty_config, side_by_side, sized
-from rayapp.bench.http_load import Answer, good, quantile_ms
+from rayapp.bench.http_load import FEED, Answer, closed_loop, feed_bodies, good, quantile_ms
 from rayapp.bench.truth import Truth
-from rayapp.graph import serve_config
+from rayapp.graph import free_port, serve_config
 
 
 @pytest.mark.parametrize(
@@ -29,6 +31,27 @@ def test_goodput_counts_whole_answers_that_came_in_time() -> None:
     ]
     assert good(answers, 1.0) == 1
     assert quantile_ms(answers, 0.99) == 5_000
+
+
+def test_load_is_sent_to_a_url_that_ends_in_a_path_too() -> None:
+    async def session() -> list[Answer]:
+        async def feed(request: web.Request) -> web.Response:
+            user = (await request.json())["user_id"]
+            return web.json_response({"degraded": False}, status=200 if user == "a" else 429)
+
+        app = web.Application()
+        app.router.add_post("/inline/v1/recommendations", feed)
+        runner = web.AppRunner(app)
+        await runner.setup()
+        port = free_port()
+        await web.TCPSite(runner, "127.0.0.1", port).start()
+        try:
+            return await closed_loop(f"http://127.0.0.1:{port}/inline", FEED, feed_bodies(["a", "b"], 10), 2, 0.2)
+        finally:
+            await runner.cleanup()
+
+    answers = asyncio.run(session())
+    assert {a.status for a in answers} == {200, 429}
 
 
 def test_an_answer_must_have_the_scores_of_the_model_that_it_names() -> None:

@@ -43,6 +43,7 @@ def run_autoscale(root: Path, preset: str, seconds: float, as_json: bool, write:
     result: dict[str, Any] = {"low_per_s": round(low, 1), "high_per_s": round(4 * low, 1)}
     for kind, values in counts.items():
         highest = max(values)
+        last_highest = max(t for t, n in zip(times, values, strict=True) if n == highest)
         result[kind.lower()] = {
             "before": values[0],
             "highest": highest,
@@ -50,7 +51,7 @@ def run_autoscale(root: Path, preset: str, seconds: float, as_json: bool, write:
             "changes": sum(a != b for a, b in pairwise(values)),
             "flaps": _flaps(values),
             "scaled_up_after_s": _first(times, values, lambda n, b=values[0]: n > b, first),
-            "scaled_down_after_s": _first(times, values, lambda n, h=highest: n < h, second),
+            "scaled_down_after_s": _first(times, values, lambda n, h=highest: n < h, second, last_highest),
         }
     result["steps"] = [
         _step(name, [a for second_, a in answers if since <= second_ < until])
@@ -97,9 +98,11 @@ async def _steps(url: str, host: int, seconds: float) -> tuple[list[tuple[float,
     return [(a.at_s - started, a) for a in answers], trace, low
 
 
-def _first(times: list[float], values: list[int], is_so: Any, since: float) -> float | None:
-    """Seconds after `since` until a count is so; None where it never is."""
-    return next((round(t - since, 1) for t, n in zip(times, values, strict=True) if t >= since and is_so(n)), None)
+def _first(times: list[float], values: list[int], is_so: Any, since: float, earliest: float = 0.0) -> float | None:
+    """Seconds after `since` until a count is so, looked for from `earliest` on; None where it never is."""
+    found = (t for t, n in zip(times, values, strict=True) if t >= max(since, earliest) and is_so(n))
+    moment = next(found, None)
+    return None if moment is None else round(moment - since, 1)
 
 
 def _flaps(values: list[int]) -> int:

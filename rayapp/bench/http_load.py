@@ -40,7 +40,7 @@ async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
     """As many connections as there are requests under way, kept open."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
-    async with aiohttp.ClientSession(url, connector=connector, timeout=timeout) as opened:
+    async with aiohttp.ClientSession(f"{url}/", connector=connector, timeout=timeout) as opened:
         yield opened
 
 
@@ -48,7 +48,7 @@ async def ask(client: aiohttp.ClientSession, path: str, body: Any) -> tuple[Answ
     """One POST; never raises for what a server or a network does."""
     started = time.monotonic()
     try:
-        async with client.post(path, json=body) as response:
+        async with client.post(path.lstrip("/"), json=body) as response:  # relative: the URL may end in a path
             text = await response.read()
             status, retry_after = response.status, "Retry-After" in response.headers
     except (aiohttp.ClientError, TimeoutError, OSError):
