@@ -91,29 +91,34 @@ class Sequences:
                 await self._commit_events()
             if self._rows:
                 groups, self._rows = self._rows, []
-                await self._write(groups, self._store.log_requests)
+                if await self._write(groups, self._store.log_requests):
+                    for _, future in groups:
+                        _answer(future, None)
 
     async def _commit_events(self) -> None:
         groups, size = [self._pending.pop(0)], 0
         while self._pending and (size := size + len(groups[-1][0])) < GROUP_EVENTS:
             groups.append(self._pending.pop(0))
         self._pending_events -= sum(len(events) for events, _ in groups)
-        outcomes = await self._write(groups, self._store.append)
-        now_ms = time.time_ns() // 1_000_000
+        written = await self._write(groups, self._store.append)
+        if not written:
+            return
+        (outcomes,) = written
         at = 0
         for events, future in groups:
-            mine = outcomes[at : at + len(events)] if outcomes is not None else []
+            _answer(future, outcomes[at : at + len(events)])
             at += len(events)
-            for event, outcome in zip(events, mine, strict=False):
-                if outcome is Outcome.ACCEPTED:
-                    self._freshness.committed(event.user_id, event.received_at_ms)
-                    if event.action in self._positive:
-                        self._trends.add([event.item_id], min(event.timestamp_ms, now_ms))
-            if outcomes is not None and not future.done():  # done: the client went away; its events are stored
-                future.set_result(mine)
+        # Behind the answers: nobody waits for this, and what goes wrong in it leaves nobody waiting.
+        now_ms = time.time_ns() // 1_000_000
+        for event, outcome in zip((e for events, _ in groups for e in events), outcomes, strict=True):
+            if outcome is Outcome.ACCEPTED:
+                self._freshness.committed(event.user_id, event.received_at_ms)
+                if event.action in self._positive:
+                    self._trends.add([event.item_id], min(event.timestamp_ms, now_ms))
 
-    async def _write(self, groups: list[tuple[Any, asyncio.Future[Any]]], write: Any) -> Any:
-        """Writes all groups at once; where that fails every waiting request gets the store's own words."""
+    async def _write(self, groups: list[tuple[Any, asyncio.Future[Any]]], write: Any) -> tuple[Any] | None:
+        """What `write` returned for all groups at once; None where it failed, and then every waiting request has the
+        store's own words."""
         try:
             result = await asyncio.to_thread(write, [row for rows, _ in groups for row in rows])
         except Exception as error:
@@ -123,11 +128,7 @@ class Sequences:
                     future.set_exception(error)
             return None
         self._problem = None
-        if result is None:
-            for _, future in groups:
-                if not future.done():
-                    future.set_result(None)
-        return result
+        return (result,)
 
     async def lookup(self, user_id: str) -> UserSequence:
         found = await asyncio.to_thread(self._store.lookup, user_id)
@@ -193,6 +194,11 @@ class Sequences:
             self._store.erase(user_id, now_ms)
 
         await asyncio.to_thread(erase)
+
+
+def _answer(future: "asyncio.Future[Any]", value: Any) -> None:
+    if not future.done():  # done: the client went away; what it sent is stored all the same
+        future.set_result(value)
 
 
 def _recent(store: SequenceStore, num_buckets: int, positive: set[str]) -> Trends:
