@@ -51,7 +51,7 @@ share = 0.5
 
 
 class Load(threading.Thread):
-    """A client that asks for feeds all the time, and remembers what it got."""
+    """A client that asks for feeds and acts on them all the time, and remembers what failed."""
 
     def __init__(self, url: str) -> None:
         super().__init__(daemon=True)
@@ -62,14 +62,25 @@ class Load(threading.Thread):
 
     def run(self) -> None:
         while not self._ended.wait(0.1):
-            answer = self.client.post("/v1/recommendations", json={"user_id": f"u{self.answers % 50}"})
+            user = f"u{self.answers % 50}"
+            answer = self.client.post("/v1/recommendations", json={"user_id": user})
             self.answers += 1
             if answer.status_code != 200:
                 self.failures.append(answer.text)
+                continue
+            event = {"user_id": user, "item_id": answer.json()["items"][0]["item_id"], "action": "click"}
+            event["timestamp_ms"] = time.time_ns() // 1_000_000
+            if self.client.post("/v1/events", json=event).status_code != 200:
+                self.failures.append("an event was not taken")
 
-    def stop(self) -> None:
+    def __enter__(self) -> "Load":
+        self.start()
+        return self
+
+    def __exit__(self, *_exception: object) -> None:
         self._ended.set()
         self.join()
+        self.client.close()
 
 
 @pytest.fixture(scope="module")
@@ -120,9 +131,7 @@ def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_
 def test_three_days_against_a_live_graph(root: Path) -> None:
     """Two good days are promoted by the gates, a poisoned one is refused, a rollback answers; no request fails."""
     live = [read_aliases(root)[CHAMPION]]
-    with running_graph(root, free_port()) as url:
-        load = Load(url)
-        load.start()
+    with running_graph(root, free_port()) as url, Load(url) as load:
         for day in GOOD_DAYS:
             import_day(root, day)
             if day == GOOD_DAYS[-1]:  # an arm of its own from here on
@@ -132,7 +141,7 @@ def test_three_days_against_a_live_graph(root: Path) -> None:
             assert state.outcome == PROMOTED, state.why
             live.append(read_aliases(root)[CHAMPION])
             seconds_until_live(load.client, live[-1])
-            assert state.stages["export"]["requests"] > 0, "what the graph answered reached the log"
+            assert state.stages["export"]["events"] > 0, "what the graph took in reached the log"
             manifest = read_manifest(root / "models" / live[-1])
             assert manifest["test_window"] == day_window(day_ms(day))
             assert manifest["parent"] == live[-2], "a warm start"
@@ -149,7 +158,6 @@ def test_three_days_against_a_live_graph(root: Path) -> None:
         assert seconds_until_live(load.client, live[-2]) < 5
         rollback(root)
         seconds_until_live(load.client, live[-1])
-        load.stop()
     assert not load.failures
     assert load.answers > 20
     last = read_retrainings(root)[-1]
