@@ -10,6 +10,7 @@ from ray import serve
 from deployments.data import data_routes
 from deployments.feeds import feed_routes, now_ms
 from deployments.http import LimitBody, RequestIds, install_errors
+from deployments.local import Local
 from deployments.metrics import Metrics
 from deployments.operations import operation_routes, or_none
 from deployments.service import Handles, Service
@@ -82,6 +83,8 @@ class Ingress:
     async def check_health(self) -> None:
         if any(task.done() for task in self._tasks):
             raise RuntimeError("a task that keeps the ingress fresh has ended")
+        if isinstance(self._service.candidates, Local):  # as a deployment, Serve asks it itself
+            await self._service.candidates.check_health.remote()
 
     async def _follow(self) -> None:
         """Keys and experiments as they stand on disk; a newly promoted champion once the stages hold it."""

@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, RedirectResponse
 from deployments.http import Problem
 from deployments.service import Service
 from rayapp.publish import PublishError
-from rayapp.registry.aliases import CHAMPION, promote, rollback
+from rayapp.registry.aliases import CHAMPION, promote, read_previous, rollback
 from rayapp.registry.models import list_models, load_model
 
 
@@ -43,11 +43,17 @@ def operation_routes(service: Service) -> APIRouter:
 
     @router.post("/v1/models/{version}:rollback", dependencies=admin)
     async def rollback_model(version: str, alias: str = CHAMPION) -> JSONResponse:
-        """Takes an alias from this version back to the one before it."""
+        """Takes an alias from this version back to the one before it, after loading that one."""
         if (named := service.live.aliases.get(alias)) != version:
             raise Problem(409, f"{alias} is {named or 'nothing'}, not {version}: somebody has moved it already")
+
+        def move() -> str:
+            if (before := read_previous(service.root).get(alias)) is not None:
+                load_model(service.root, before, service.domain)
+            return rollback(service.root, alias)[1]
+
         try:
-            _, now = await asyncio.to_thread(rollback, service.root, alias)
+            now = await asyncio.to_thread(move)
         except PublishError as error:
             raise Problem(409, str(error)) from None
         return JSONResponse({"alias": alias, "version": now, "previous": version})
