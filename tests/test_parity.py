@@ -235,6 +235,7 @@ def test_parity_survives_the_loss_of_the_store(root: Path, store: SequenceStore,
     """Numbers go on behind those of the log, so watermarks keep their order."""
     replay(Server(store, domain), np.random.default_rng(4), 4)
     export_all(root, store)
+    store.close()
     (root / "store").rename(root / "lost")
     restore_store(root)
     again = open_store(root)

@@ -198,36 +198,38 @@ class LmdbStore:
         if outbox:
             self._refuse_overflow(txn, len(events))
         outcomes = [Outcome.ACCEPTED] * len(events)
-        by_user: dict[str, list[int]] = {}
-        for i, event in enumerate(events):
-            by_user.setdefault(event.user_id, []).append(i)
+        before: dict[str, bytes] = {}
+        after: dict[str, bytes] = {}
+        erased: dict[str, bytes | None] = {}
         last: dict[int, int] = {}
-        for user_id, indices in by_user.items():
-            key, bucket = user_id.encode(), bucket_of(user_id, self.num_buckets)
-            stored = before = self._get(txn, "sequences", key) or EMPTY
-            erased = self._get(txn, "erased", key)
+        for i, event in enumerate(events):
+            user_id, bucket = event.user_id, bucket_of(event.user_id, self.num_buckets)
+            if user_id not in before:
+                key = user_id.encode()
+                before[user_id] = after[user_id] = self._get(txn, "sequences", key) or EMPTY
+                erased[user_id] = self._get(txn, "erased", key)
             if outbox and bucket not in last:
                 last[bucket] = self._last(txn, bucket)
-            for i in indices:
-                event = events[i]
-                front = head(event, hash64(event.event_id))
-                if erased is not None and front[:6] <= erased:
-                    outcomes[i] = Outcome.ERASED
-                    continue
-                item_id = event.item_id.encode()
-                behind = bytes((self._ids.get(event.action, UNKNOWN), len(item_id)))
-                commit_seq = last[bucket] + 1 if outbox else 0
-                row = front + commit_seq.to_bytes(6, "big") + behind
-                after = insert(stored, row, item_id, self._takes_slot, self.cap)
-                if after is None:
-                    outcomes[i] = Outcome.DUPLICATE
-                    continue
-                stored = after
-                if outbox:
-                    last[bucket] = commit_seq
-                    self._put_outbox(txn, bucket, commit_seq, Kind.EVENT, event_value(event))
-            if stored is not before:
-                if len(before) <= _INLINE - len(key) < len(stored):
+            front = head(event, hash64(event.event_id))
+            if (until := erased[user_id]) is not None and front[:6] <= until:
+                outcomes[i] = Outcome.ERASED
+                continue
+            item_id = event.item_id.encode()
+            behind = bytes((self._ids.get(event.action, UNKNOWN), len(item_id)))
+            commit_seq = last[bucket] + 1 if outbox else 0
+            row = front + commit_seq.to_bytes(6, "big") + behind
+            stored = insert(after[user_id], row, item_id, self._takes_slot, self.cap)
+            if stored is None:
+                outcomes[i] = Outcome.DUPLICATE
+                continue
+            after[user_id] = stored
+            if outbox:
+                last[bucket] = commit_seq
+                self._put_outbox(txn, bucket, commit_seq, Kind.EVENT, event_value(event))
+        for user_id, stored in after.items():
+            if stored is not before[user_id]:
+                key = user_id.encode()
+                if len(before[user_id]) <= _INLINE - len(key) < len(stored):
                     txn.delete(key, db=self._db["sequences"])
                 txn.put(key, stored, db=self._db["sequences"])
         self._put_last(txn, last)
