@@ -39,6 +39,9 @@ bench-docs: $(VENV)/.installed
 	$(BIN)/rayapp bench crash --write docs/benchmarks/durability.md
 	$(BIN)/rayapp bench sequences --write docs/benchmarks/sequences.md
 	$(BIN)/rayapp bench train --write docs/benchmarks/train.md
+	$(BIN)/rayapp bench score --write docs/benchmarks/score.md
+	$(BIN)/rayapp bench batch --write docs/benchmarks/batch.md
+	$(BIN)/rayapp bench experiments --write docs/benchmarks/experiments.md
 	$(BIN)/rayapp bench serve --write docs/benchmarks/serve.md
 	$(BIN)/rayapp bench faults --write docs/benchmarks/faults.md
 	$(BIN)/rayapp bench autoscale --write docs/benchmarks/autoscale.md
