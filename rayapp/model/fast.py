@@ -7,18 +7,15 @@ output width, X output width of the first linear layer, H heads.
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from rayapp.model.encoder import SequenceEncoder, TransActEncoder
-from rayapp.model.fast_encoder import EarlyFusion
+from rayapp.model.fast_encoder import EarlyFusion, plain_blocks
 from rayapp.model.ranker import Batch, Ranker
-
-PLAIN_BLOCK: Final = 64
-"""Candidates at a time in an encoder that has no fast form: their activations stay in the cache."""
 
 
 class FastRanker:
@@ -72,10 +69,4 @@ def candidate_encoder(encoder: SequenceEncoder | None) -> Callable[[Batch], Tens
     if isinstance(encoder, TransActEncoder) and encoder.config.fusion == "concat":
         return EarlyFusion(encoder)
 
-    def plain(batch: Batch) -> Tensor:
-        num_candidates = batch.candidate_BCE.shape[1]
-        size = num_candidates if encoder.shared_dim else PLAIN_BLOCK  # each block computes what is shared again
-        blocks = (batch.candidate_BCE[:, at : at + size] for at in range(0, num_candidates, size))
-        return torch.cat([encoder(batch.action_BL, batch.history_BLE, block_BCE)[0] for block_BCE in blocks])
-
-    return plain
+    return lambda batch: plain_blocks(encoder, batch)

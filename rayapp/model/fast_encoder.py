@@ -16,14 +16,18 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from rayapp.model.encoder import TransActEncoder
+from rayapp.model.encoder import SequenceEncoder, TransActEncoder
 from rayapp.model.ranker import Batch
 from rayapp.schema import PAD
 
 BLOCK_BYTES: Final = 320_000
 """Of one activation `[B, L, D]`: the five that live at a time fit a core's second-level cache of 2 MB."""
-LARGEST_RANGE: Final = 60.0
-"""Of attention logits that are exponentiated in two factors: beyond 70 their products leave the range of float32."""
+LARGEST_RANGE: Final = 40.0
+"""Of the first layer's attention logits. An error of rounding in a logit grows with it and the softmax passes it on, so
+beyond this the plain module is used: what it rounds, training has rounded alike. (Exponentiated in two factors, a range
+beyond 70 would also leave float32.)"""
+PLAIN_BLOCK: Final = 64
+"""Candidates at a time in the plain module: their activations stay in the cache."""
 Block = Callable[[slice], Tensor]
 
 
@@ -48,6 +52,8 @@ class EarlyFusion:
         if encoder.position_LD is not None:
             rows_LD = rows_LD + encoder.position_LD[:length]
         first = self._first.of_user(rows_LD, candidate_CE)
+        if first is None:
+            return plain_blocks(encoder, batch)
         output_CG = candidate_CE.new_empty(len(candidate_CE), encoder.output_dim)
         size = max(1, BLOCK_BYTES // (rows_LD.numel() * rows_LD.element_size()))
         for at in range(0, len(candidate_CE), size):
@@ -57,6 +63,14 @@ class EarlyFusion:
                 x_BLD = layer(x_BLD)
             output_CG[part] = encoder.read_out(x_BLD, None)
         return output_CG
+
+
+def plain_blocks(encoder: SequenceEncoder, batch: Batch) -> Tensor:
+    """The plain module's `[C, G]` of a batch of one request, some candidates at a time."""
+    num_candidates = batch.candidate_BCE.shape[1]
+    size = num_candidates if encoder.shared_dim else PLAIN_BLOCK  # each block computes what is shared again
+    blocks = (batch.candidate_BCE[:, at : at + size] for at in range(0, num_candidates, size))
+    return torch.cat([encoder(batch.action_BL, batch.history_BLE, block_BCE)[0] for block_BCE in blocks])
 
 
 class FirstLayer:
@@ -76,8 +90,9 @@ class FirstLayer:
         self._out_DD, self._out_bias_D = attention.out_proj.weight.detach(), attention.out_proj.bias.detach()
         self._rest = Rest(layer)
 
-    def of_user(self, rows_LD: Tensor, candidate_CE: Tensor) -> Block:
-        """A function from some of the candidates to the layer's output `[B, L, D]` for them."""
+    def of_user(self, rows_LD: Tensor, candidate_CE: Tensor) -> Block | None:
+        """A function from some of the candidates to the layer's output `[B, L, D]` for them; None where float32 holds
+        the logits less exactly than is promised."""
         width = self._item_dim
         q_LD = functional.linear(rows_LD, self._query_DD, self._query_bias_D) * self._scale
         k_LD = rows_LD @ self._key_DD.T
@@ -86,8 +101,10 @@ class FirstLayer:
         rows_LD = rows_LD + self._out_bias_D
         own_CD = candidate_CE @ self._value_DD[:, -width:].T @ self._out_DD.T
         own_CD[:, -width:] += candidate_CE
-        mix = self._factors(q_LD, k_LD, q_CD, v_LD) if self._heads == 1 else None
-        mix = mix or self._attention(q_LD, k_LD, q_CD, v_LD)
+        share = self._factors if self._heads == 1 else self._attention
+        mix = share(q_LD, k_LD, q_CD, v_LD)
+        if mix is None:
+            return None
 
         def block(part: slice) -> Tensor:
             return self._rest(mix(rows_LD, part).add_(own_CD[part, None]))
@@ -95,11 +112,11 @@ class FirstLayer:
         return block
 
     def _factors(self, q_LD: Tensor, k_LD: Tensor, q_CD: Tensor, v_LD: Tensor) -> "Mix | None":
-        """The attention of one head by factors of its weights; None where float32 can't hold them."""
+        """The attention of one head by factors of its weights; None where the logits' range is too large."""
         s_LL, t_CL = q_LD @ k_LD.T, q_CD @ k_LD.T
         highest_L1, highest_C1 = s_LL.amax(-1, keepdim=True), t_CL.amax(-1, keepdim=True)
         ranges = ((high_X1[:, 0] - x_XL.amin(-1)).max() for x_XL, high_X1 in ((s_LL, highest_L1), (t_CL, highest_C1)))
-        if min(map(float, ranges)) > LARGEST_RANGE:
+        if sum(map(float, ranges)) > LARGEST_RANGE:
             return None
         s_LL, t_CL = (s_LL - highest_L1).exp_(), (t_CL - highest_C1).exp_()
         share_CL = (t_CL @ s_LL.T).reciprocal_()
@@ -113,7 +130,7 @@ class FirstLayer:
         return mix
 
     def _attention(self, q_LD: Tensor, k_LD: Tensor, q_CD: Tensor, v_LD: Tensor) -> "Mix":
-        """The attention of any number of heads, with logits of any size; only the projections are shared."""
+        """The attention of several heads; only the projections are shared."""
 
         def split(x_BLD: Tensor) -> Tensor:
             return x_BLD.view(*x_BLD.shape[:2], self._heads, -1).transpose(1, 2)
