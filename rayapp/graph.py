@@ -205,6 +205,7 @@ def deployed(settings: dict[str, Any]) -> Iterator[str]:
     port, names = settings["http_options"]["port"], [a["name"] for a in settings["applications"]]
     check_port(port)
     config = ServeDeploySchema.model_validate(settings)
+    serve.shutdown()  # of an earlier graph on this Ray, whose proxy keeps its port
     # What `serve run FILE` does, without its own Ray and its endless wait.
     client = serve_start(proxy_location=config.proxy_location, http_options=config.http_options.model_dump())
     try:

@@ -150,7 +150,8 @@ class Poster:
         if answer.status == 200:
             result: dict[str, Any] = json.loads(text)
             return result
-        if answer.status == 429 or answer.status >= 500:
+        starting = answer.status == 404 and answer.getheader("Content-Type") != "application/problem+json"
+        if answer.status == 429 or answer.status >= 500 or starting:  # Serve's own 404: it has no routes yet
             return None
         raise SessionError(f"POST {path} answered {answer.status}: {text.decode(errors='replace')[:500]}")
 
