@@ -4,6 +4,7 @@ import contextlib
 import importlib.resources
 import logging
 import os
+import random
 import shutil
 import socket
 import sys
@@ -17,6 +18,7 @@ import yaml
 
 APPLICATION: Final = "rayapp"
 START_TIMEOUT_S: Final = 180
+PORTS: Final = range(20_000, 30_000)
 Profile = Literal["throughput", "plain"]
 THROUGHPUT: Final = {
     "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
@@ -169,10 +171,13 @@ def check_port(port: int) -> None:
 
 
 def free_port() -> int:
-    """A port that nobody uses at this moment."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A port that nobody uses at this moment, and that no outgoing connection gets meanwhile: those, Ray's workers and
+    Serve's replicas take theirs from other ranges."""
+    for port in random.sample(PORTS, 100):
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+    raise GraphError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 
 
 def serve_config(root: Path, port: int, store_url: str | None = None, **args: Any) -> dict[str, Any]:
