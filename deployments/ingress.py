@@ -68,7 +68,9 @@ class Ingress:
             metrics=Metrics(domain),
         )
         self._tasks = [
-            keep(self._follow, POLL_S),
+            keep(self._follow_keys, POLL_S),
+            keep(self._follow_experiments, POLL_S),
+            keep(self._follow_champion, POLL_S),
             keep(self._fetch_popular, POPULAR_EVERY_S),
             asyncio.get_running_loop().create_task(self._service.requests.run()),
         ]
@@ -86,11 +88,15 @@ class Ingress:
         if isinstance(self._service.candidates, Local):  # as a deployment, Serve asks it itself
             await self._service.candidates.check_health.remote()
 
-    async def _follow(self) -> None:
-        """Keys and experiments as they stand on disk; a newly promoted champion once the stages hold it."""
-        live, service = self._live, self._service
-        service.keys = await asyncio.to_thread(Keys.load, self._root)
+    async def _follow_keys(self) -> None:
+        self._service.keys = await asyncio.to_thread(Keys.load, self._root)
+
+    async def _follow_experiments(self) -> None:
         await asyncio.to_thread(self._book.refresh, now_ms())
+
+    async def _follow_champion(self) -> None:
+        """A newly promoted champion answers once the stages hold it."""
+        live, service = self._live, self._service
         live.aliases = await asyncio.to_thread(read_aliases, self._root)
         wanted = live.aliases[CHAMPION]
         if wanted != live.version:
