@@ -73,7 +73,7 @@ def listeners(pid: int) -> set[tuple[str, str, int]]:
 
 
 def is_ours(address: str, port: int) -> bool:
-    """Whether the port answers with the API, or with HAProxy's own page. (Ray's exporter has one page for all paths.)"""
+    """Whether the port answers with the API, or with HAProxy's own page. (Ray's exporter has one page for all.)"""
     for path, words in (("/v1/models", '"serving":'), ("/stats", "Statistics Report for HAProxy")):
         with contextlib.suppress(httpx.HTTPError):
             if words in httpx.get(f"http://{address}:{port}{path}", timeout=2).text:
