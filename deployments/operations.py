@@ -1,6 +1,7 @@
 """Routes for operators: models, promotion and rollback, health."""
 
 import asyncio
+import re
 from typing import Any
 
 from fastapi import APIRouter, Depends
@@ -32,6 +33,7 @@ def operation_routes(service: Service) -> APIRouter:
         """Makes a model live under an alias, after loading it once. Replicas follow within seconds."""
 
         def move() -> str | None:
+            _check_name(version)
             load_model(service.root, version, service.domain)
             return promote(service.root, alias, version)
 
@@ -85,6 +87,13 @@ def operation_routes(service: Service) -> APIRouter:
 
 
 STAGE_TIMEOUT_S = 5.0
+VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
+
+
+def _check_name(version: str) -> None:
+    """Nothing that comes from a client becomes part of a path without this."""
+    if not VERSION.fullmatch(version):
+        raise PublishError("that can't be a model's version; GET /v1/models lists those there are")
 
 
 async def or_none(answer: Any) -> Any:

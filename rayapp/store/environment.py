@@ -2,10 +2,14 @@
 
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import lmdb
+
+T = TypeVar("T")
 
 
 @dataclass(slots=True)
@@ -20,6 +24,15 @@ class Environment:
     users: int = 0
     turn: threading.Lock = field(default_factory=threading.Lock)
     mapping: threading.Lock = field(default_factory=threading.Lock)
+
+    def following(self, use: Callable[[], T]) -> T:
+        """`use()`, again on a larger map where another process has made it larger meanwhile."""
+        while True:
+            try:
+                return use()
+            except lmdb.MapResizedError:
+                with self.turn, self.mapping:
+                    self.env.set_mapsize(0)
 
     def release(self) -> None:
         """Closes it when this was the last user."""

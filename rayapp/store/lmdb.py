@@ -88,8 +88,8 @@ class LmdbStore:
                 _sync_directory(path.parent)
             self._refuse_truncated()
             self._env.reader_check()  # a reader that was killed keeps old pages from being used again
-            self._db = {name: self._env.open_db(name.encode()) for name in DATABASES}
-            self.identity = self._check()
+            self._db = self._shared.following(lambda: {n: self._env.open_db(n.encode()) for n in DATABASES})
+            self.identity = self._shared.following(self._check)
         except StoreError:
             self.close()
             raise
