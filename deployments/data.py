@@ -9,7 +9,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.feeds import now_ms
-from deployments.http import MergeBody, Problem
+from deployments.http import MergeBody, Problem, invalid
 from deployments.sequences import Busy
 from deployments.service import Service
 from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, id_problem
@@ -83,7 +83,7 @@ def data_routes(service: Service) -> APIRouter:
         """The actions of an anonymous id become this user's too. May be repeated."""
         _check_id(user_id)
         if user_id == body.anonymous_id:
-            raise _field("anonymous_id", "anonymous_id must be another id than the user's")
+            raise invalid("anonymous_id", "anonymous_id must be another id than the user's")
         outcomes = await stored(sequences.merge.remote(body.anonymous_id, user_id, now_ms()))
         return JSONResponse({"user_id": user_id, "merged": outcomes.count(Outcome.ACCEPTED)})
 
@@ -99,7 +99,7 @@ def data_routes(service: Service) -> APIRouter:
         """The user's stored actions, newest first."""
         _check_id(user_id)
         if not 1 <= limit <= MAX_SEQUENCE:
-            raise _field("limit", f"limit must be from 1 to {MAX_SEQUENCE}")
+            raise invalid("limit", f"limit must be from 1 to {MAX_SEQUENCE}")
         found = await stored(sequences.lookup.remote(user_id))
         names = domain.vocabulary.names
         rows = [
@@ -150,16 +150,12 @@ class _named_fields:  # noqa: N801  # reads as a statement
 
     def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
         if isinstance(error, BadAttribute):
-            raise _field(error.field, str(error)) from None
+            raise invalid(error.field, str(error)) from None
 
 
 def _check_id(user_id: str) -> None:
     if problem := id_problem(user_id):
-        raise _field("user_id", f"user_id {problem}")
-
-
-def _field(field: str, message: str) -> Problem:
-    return Problem(422, message, errors=[{"field": field, "code": "invalid", "message": message}])
+        raise invalid("user_id", f"user_id {problem}")
 
 
 def _body_schema(schema: dict[str, Any]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 
-from deployments.http import Problem, RankBody, RecommendationsBody
+from deployments.http import Problem, RankBody, RecommendationsBody, invalid
 from deployments.service import Service
 from rayapp.config import Domain
 from rayapp.schema import AttributeKind
@@ -44,7 +44,7 @@ def feed_routes(service: Service) -> APIRouter:
     async def rank(body: RankBody) -> JSONResponse:
         """Ranks the caller's candidates for a user."""
         if len(set(body.item_ids)) != len(body.item_ids):
-            raise _invalid("item_ids", "duplicate", "item_ids holds an item twice; each may be named once")
+            raise invalid("item_ids", "item_ids holds an item twice; each may be named once", "duplicate")
         utilities = _utilities(body.utilities, domain) or domain.utilities
         aliases = service.live.aliases
         wanted = aliases.get(body.model, body.model) if body.model else None
@@ -94,11 +94,11 @@ def _ask(body: RecommendationsBody, domain: Domain) -> Ask:
     except ExpiredToken as error:
         raise Problem(410, str(error)) from None
     except BadToken as error:
-        raise _invalid("page_token", "invalid", str(error)) from None
+        raise invalid("page_token", str(error)) from None
     categories = [a.name for a in domain.attributes if a.kind is AttributeKind.CATEGORIES]
     for name in body.filter:
         if name not in categories:
-            raise _invalid("filter", "unknown", f"filter: {name[:64]!r} is no categorical attribute; {categories} are")
+            raise invalid("filter", f"filter: {name[:64]!r} is no categorical attribute; {categories} are", "unknown")
     return Ask(
         request_id=str(uuid.uuid4()),
         user_id=body.user_id,
@@ -121,7 +121,7 @@ def _utilities(given: Mapping[str, float] | None, domain: Domain) -> tuple[float
     for head in given:
         if head not in domain.head_names:
             known = list(domain.head_names)
-            raise _invalid(f"utilities.{head[:64]}", "unknown", f"utilities: {head[:64]!r} is no head; {known} are")
+            raise invalid(f"utilities.{head[:64]}", f"utilities: {head[:64]!r} is no head; {known} are", "unknown")
     return tuple(given.get(head.name, head.utility) for head in domain.heads)
 
 
@@ -129,8 +129,4 @@ def _context(values: dict[str, Any], domain: Domain) -> dict[str, Any]:
     try:
         return check_attributes(values, domain.context_attributes)
     except BadAttribute as error:
-        raise _invalid(f"context.{error.field}", "invalid", f"context: {error}") from None
-
-
-def _invalid(field: str, code: str, message: str) -> Problem:
-    return Problem(422, message, errors=[{"field": field, "code": code, "message": message}])
+        raise invalid(f"context.{error.field}", f"context: {error}") from None

@@ -111,6 +111,11 @@ class Problem(Exception):
         self.status, self.detail, self.errors, self.retry_after_s = status, detail, errors or [], retry_after_s
 
 
+def invalid(field: str, message: str, code: str = "invalid") -> Problem:
+    """A 422 that names one field."""
+    return Problem(422, message, errors=[{"field": field, "code": code, "message": message}])
+
+
 def problem_response(request: Request, problem: Problem) -> JSONResponse:
     """The one error shape of the API."""
     body = {

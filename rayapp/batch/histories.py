@@ -13,7 +13,7 @@ from rayapp.config import Domain
 from rayapp.erasure import Tombstones
 from rayapp.features.sequence import NO_WATERMARK, History
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.histories import EVENT_COLUMNS, read_events
+from rayapp.pipeline.histories import EVENT_COLUMNS, history_of, read_events
 from rayapp.pipeline.search import group_starts, search_in_groups
 from rayapp.publish import Manifest
 from rayapp.schema import Vocabulary
@@ -65,14 +65,7 @@ def read_histories(root: Path, bucket: int, manifest: Manifest, domain: Domain, 
     """
     read = read_events(root, bucket, manifest, EVENT_COLUMNS, erased)
     events = read.events
-    history = History(
-        events["timestamp_ms"].to_numpy(),
-        events["received_at_ms"].to_numpy(),
-        events["commit_seq"].to_numpy(),
-        events["event_hash"].to_numpy(),
-        hash64_column(events["item_id"]),
-        domain.vocabulary.ids_of(events["action"]),
-    )
+    history = history_of(events, domain)
     starts = group_starts(events["user_id"])
     user_hash_U = hash64_column(events["user_id"].combine_chunks().take(starts)) if len(starts) else _none()
     order = np.argsort(user_hash_U)

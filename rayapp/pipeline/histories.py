@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.erasure import Tombstones, hide
+from rayapp.features.sequence import History
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.logs import EVENTS, coded, codes, read_bucket, sort_log
 from rayapp.pipeline.search import group_numbers, group_starts
@@ -53,6 +54,18 @@ class Bucket:
 
     def filter(self, keep_E: NDArray[np.bool_]) -> "Bucket":
         return self if keep_E.all() else Bucket.of(self.events.filter(pa.array(keep_E)))
+
+
+def history_of(events: Any, domain: Domain) -> History:
+    """Event columns (a table, or arrays by name) as the point-in-time cut reads them."""
+    return History(
+        events["timestamp_ms"].to_numpy(),
+        events["received_at_ms"].to_numpy(),
+        events["commit_seq"].to_numpy(),
+        events["event_hash"].to_numpy(),
+        hash64_column(events["item_id"]),
+        domain.vocabulary.ids_of(events["action"]),
+    )
 
 
 def read_events(root: Path, bucket: int, manifest: Manifest, schema: pa.Schema, erased: Tombstones) -> Bucket:

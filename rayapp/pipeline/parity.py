@@ -22,7 +22,7 @@ from rayapp.erasure import Tombstones, erased_rows, tombstones
 from rayapp.features.sequence import History, Ints, Sequences, at_request, point_in_time
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.export import exported
-from rayapp.pipeline.histories import EVENT_COLUMNS, read_events
+from rayapp.pipeline.histories import EVENT_COLUMNS, history_of, read_events
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
 from rayapp.pipeline.search import search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
@@ -169,14 +169,7 @@ class _Users:
     @staticmethod
     def of(events: pa.Table, domain: Domain) -> "_Users":
         user_hash_E = hash64_column(events["user_id"])
-        history = History(
-            events["timestamp_ms"].to_numpy(),
-            events["received_at_ms"].to_numpy(),
-            events["commit_seq"].to_numpy(),
-            events["event_hash"].to_numpy(),
-            hash64_column(events["item_id"]),
-            domain.vocabulary.ids_of(events["action"]),
-        )
+        history = history_of(events, domain)
         new_E = np.r_[True, user_hash_E[1:] != user_hash_E[:-1]][: len(user_hash_E)]
         starts = np.flatnonzero(new_E)
         order = np.argsort(user_hash_E[starts])

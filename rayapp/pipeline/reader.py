@@ -23,7 +23,7 @@ from rayapp.config import Domain, day_name
 from rayapp.features.requests import Requests
 from rayapp.features.sequence import History, point_in_time
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.histories import HISTORY_COLUMNS
+from rayapp.pipeline.histories import HISTORY_COLUMNS, history_of
 from rayapp.publish import PublishError, read_manifest
 from rayapp.rates import Snapshot, load_items, load_users, snapshot_start
 
@@ -169,14 +169,7 @@ class WindowReader:
     def _load(self, directory: Path, bucket: int) -> _Bucket:
         file = f"bucket={bucket:04d}.parquet"
         flat = _flat_history(pq.read_table(directory / "histories" / file, partitioning=None))
-        history = History(
-            flat["timestamp_ms"].to_numpy(),
-            flat["received_at_ms"].to_numpy(),
-            flat["commit_seq"].to_numpy(),
-            flat["event_hash"].to_numpy(),
-            hash64_column(flat["item_id"]),
-            self.domain.vocabulary.ids_of(flat["action"]),
-        )
+        history = history_of(flat, self.domain)
         requests = pq.read_table(directory / "requests" / file, partitioning=None)
         items = requests["item_ids"].combine_chunks()
         labels = pc.list_flatten(requests["labels"]).to_numpy()
