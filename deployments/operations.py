@@ -19,7 +19,7 @@ def operation_routes(service: Service) -> APIRouter:
     router = APIRouter(tags=["operations"])
     admin = [Depends(service.admin_only)]
 
-    @router.get("/v1/models")
+    @router.get("/v1/models", dependencies=[Depends(service.any_key)])
     async def models() -> JSONResponse:
         """Published models with their metrics, the aliases, what answers now, and what was refused."""
         rows = await asyncio.to_thread(list_models, service.root)

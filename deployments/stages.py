@@ -3,8 +3,9 @@
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import ray
 import torch
@@ -22,6 +23,7 @@ from rayapp.store import UserSequence
 from rayapp.store.opening import open_store
 
 log = logging.getLogger(__name__)
+T = TypeVar("T")
 POLL_S = 0.5
 """How often replicas look for a moved alias or a new item."""
 TRENDS_EVERY_S = 5.0
@@ -107,13 +109,15 @@ class Ranker(_HoldsModels):
         self._gpu = own_gpu()
         super().__init__(root, store, self._gpu)
         self._rates = LiveRates(Path(root), self._domain, self._num_buckets)
+        # One thread that scores: two would fight for the core, and another thread's memory is cold.
+        self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._tasks.append(keep(lambda: asyncio.to_thread(self._rates.refresh), POLL_S))
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         """None when this replica does not hold `version`."""
         if self._gpu is None:
             model = self._shelf.get(version)
-            return None if model is None else await asyncio.to_thread(rank, model, self._rates, self._domain, call)
+            return None if model is None else await self._on_thread(rank, model, self._rates, self._domain, call)
         answer: Ranking | Exception | None = await self._rank_together((version, call))
         if isinstance(answer, Exception):
             raise answer
@@ -121,7 +125,10 @@ class Ranker(_HoldsModels):
 
     @serve.batch(max_batch_size=LARGEST_BATCH, batch_wait_timeout_s=BATCH_WAIT_S)  # type: ignore[untyped-decorator]
     async def _rank_together(self, calls: list[tuple[str, RankCall]]) -> list[Ranking | Exception | None]:
-        return await asyncio.to_thread(rank_many, self._shelf.get, self._rates, self._domain, calls)
+        return await self._on_thread(rank_many, self._shelf.get, self._rates, self._domain, calls)
+
+    async def _on_thread(self, function: Callable[..., T], *arguments: Any) -> T:
+        return await asyncio.get_running_loop().run_in_executor(self._scoring, function, *arguments)
 
 
 def own_gpu() -> torch.device | None:

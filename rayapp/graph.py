@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.resources
+import ipaddress
 import logging
 import os
 import random
@@ -17,6 +18,8 @@ from typing import Any, Final, Literal
 import yaml
 
 APPLICATION: Final = "rayapp"
+LOOPBACK: Final = "127.0.0.1"
+EVERY_INTERFACE: Final = "0.0.0.0"  # noqa: S104
 START_TIMEOUT_S: Final = 180
 PORTS: Final = range(20_000, 30_000)
 Profile = Literal["throughput", "plain"]
@@ -154,19 +157,27 @@ def _only_errors(line: logging.LogRecord) -> bool:
     return line.levelno >= logging.ERROR
 
 
-def check_port(port: int) -> None:
-    """Finds out early that somebody else has the port.
+def is_loopback(host: str) -> bool:
+    """Whether nobody but this machine reaches what listens on `host`. A name other than localhost counts as a no."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def check_port(port: int, host: str = LOOPBACK) -> None:
+    """Finds out early that somebody else has the port, or that the machine has no such address.
 
     Raises:
         GraphError: names the port and what to do.
     """
-    with socket.socket() as probe:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((host, port))
         except OSError as error:
             raise GraphError(
-                f"port {port} on 127.0.0.1 can't be used ({error.strerror}); stop what uses it or choose another --port"
+                f"port {port} on {host} can't be used ({error.strerror}); stop what uses it or choose another --port"
             ) from None
 
 
@@ -180,23 +191,27 @@ def free_port() -> int:
     raise GraphError(f"no port of {PORTS.start} to {PORTS.stop - 1} is free")
 
 
-def serve_config(root: Path, port: int, store_url: str | None = None, **args: Any) -> dict[str, Any]:
+def serve_config(
+    root: Path, port: int, store_url: str | None = None, host: str = LOOPBACK, **args: Any
+) -> dict[str, Any]:
     """`deployments/serve.yaml` with the root, the port and the store filled in, and other arguments changed."""
     text = importlib.resources.files("deployments").joinpath("serve.yaml").read_text()
     config: dict[str, Any] = yaml.safe_load(text)
-    config["http_options"]["port"] = port
+    config["http_options"] |= {"host": host, "port": port}
     config["applications"][0]["args"] |= {"root": str(root.resolve()), "store": store_url, **args}
     return config
 
 
 @contextlib.contextmanager
-def running_graph(root: Path, port: int, store_url: str | None = None, **args: Any) -> Iterator[str]:
+def running_graph(
+    root: Path, port: int, store_url: str | None = None, host: str = LOOPBACK, **args: Any
+) -> Iterator[str]:
     """The graph on the current Ray; yields its URL once it is ready and takes the application down at the end.
 
     Raises:
         GraphError: a deployment failed, in its own words, or nothing was ready in time.
     """
-    with deployed(serve_config(root, port, store_url, **args)) as url:
+    with deployed(serve_config(root, port, store_url, host, **args)) as url:
         yield url
 
 
@@ -207,8 +222,9 @@ def deployed(settings: dict[str, Any]) -> Iterator[str]:
     from ray.serve._private.api import serve_start
     from ray.serve.schema import ServeDeploySchema
 
-    port, names = settings["http_options"]["port"], [a["name"] for a in settings["applications"]]
-    check_port(port)
+    options, names = settings["http_options"], [a["name"] for a in settings["applications"]]
+    host, port = options["host"], options["port"]
+    check_port(port, host)
     config = ServeDeploySchema.model_validate(settings)
     serve.shutdown()  # of an earlier graph on this Ray, whose proxy keeps its port
     # What `serve run FILE` does, without its own Ray and its endless wait.
@@ -217,12 +233,21 @@ def deployed(settings: dict[str, Any]) -> Iterator[str]:
         client.deploy_apps(config)
         for name in names:
             _wait_until_running(name)
-        yield f"http://127.0.0.1:{port}"
+        reached = LOOPBACK if host == EVERY_INTERFACE else host
+        yield f"http://{f'[{reached}]' if ':' in reached else reached}:{port}"
     finally:
         # Drains and stops the replicas. The controller and the proxy go with Ray, which is stopped next: stopping
         # them here too makes Ray print an error about its own shutdown.
         for name in names:
             serve.delete(name)
+
+
+def metrics_url() -> str:
+    """Where Ray's exporter gives Prometheus the metrics of this machine."""
+    import ray
+
+    (node,) = (row for row in ray.nodes() if row["Alive"])
+    return f"http://{node['NodeManagerAddress']}:{node['MetricsExportPort']}/metrics"
 
 
 def _wait_until_running(name: str) -> None:

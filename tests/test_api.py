@@ -159,8 +159,10 @@ def test_keys_open_what_their_role_allows(api: Any, models: Any) -> None:  # noq
             assert await status("POST", "/v1/recommendations", key) == 401
             assert await status("DELETE", "/v1/users/u", key) == 401
             assert await status("POST", "/v1/models/b:promote", key) == 401
+            assert await status("GET", "/v1/models", key) == 401
         assert await status("POST", "/v1/recommendations", client) == 200
         assert await status("POST", "/v1/recommendations", client, "X-API-Key") == 200
+        assert await status("GET", "/v1/models", client) == 200
         assert await status("DELETE", "/v1/users/u", client) == 403
         assert await status("POST", "/v1/models/b:promote", client) == 403
         assert await status("POST", "/v1/models/a:rollback", client) == 403

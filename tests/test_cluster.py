@@ -1,6 +1,9 @@
 """With Ray: the data stages, a Ray Train run, and the Serve graph over real HTTP, on one small made-up world."""
 
+import datetime
 import json
+import subprocess
+import sys
 import time
 import uuid
 from collections.abc import Callable, Iterator
@@ -28,6 +31,7 @@ from rayapp.workflow import (
 )
 
 pytestmark = pytest.mark.cluster
+RAYAPP = str(Path(sys.executable).with_name("rayapp"))
 
 
 def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepared]) -> None:
@@ -315,6 +319,45 @@ def test_the_context_of_a_request_and_the_day_s_rates_reach_the_ranker(
         scores.append({item["item_id"]: item["score"] for item in answer["items"]})
     assert scores[0] == scores[2] != scores[1]
     assert answer["rate_snapshot"] == max(path.name for path in (root / "rates").iterdir())
+
+
+def test_what_was_served_is_scored_again_from_the_log(
+    client: httpx.Client, world: tuple[Path, Prepared], tmp_path: Path
+) -> None:
+    """1,000 live requests, two thirds of the events late, the champion moved midway."""
+    root, _ = world
+    rng, since_ms = np.random.default_rng(3), time.time_ns() // 1_000_000
+    aliases = client.get("/v1/models").json()["aliases"]
+    versions, asked = set(), set()
+    try:
+        for n in range(1_000):
+            if n == 500:
+                promote(root, CHAMPION, aliases[BASELINE])
+            user, late_ms = f"again-{n % 12}", int(rng.integers(3_600_000)) if n % 3 else 0
+            at_ms = time.time_ns() // 1_000_000 - late_ms
+            new = event(user, f"i{rng.integers(200)}", ("save", "click", "hide")[n % 3], timestamp_ms=at_ms)
+            assert client.post("/v1/events", json=new).json()["accepted"] == 1
+            feed = post_feed(client, user, num_results=10)
+            versions.add(feed["model_version"])
+            asked.add(feed["request_id"])
+    finally:
+        promote(root, CHAMPION, aliases[CHAMPION])
+    assert versions == {aliases[CHAMPION], aliases[BASELINE]}
+
+    def logged() -> bool:
+        assert CliRunner().invoke(cli, ["export", "--root", str(root)]).exit_code == 0
+        return asked <= set(read_log(root, "requests", ["request_id"])["request_id"].to_pylist())
+
+    until(logged, 30)
+    since = datetime.datetime.fromtimestamp(since_ms / 1000, datetime.UTC).isoformat()
+    command = [RAYAPP, "batch-score", "--root", str(root), "--requests", "--since", since, "--strict", "--json"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "audit")], capture_output=True, text=True, timeout=180, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    assert told["compared"] == told["hashes"] == told["equal_hashes"] == 1_000
+    assert told["max_difference"] < 1e-5
 
 
 def test_models_are_compared_on_a_window(world: tuple[Path, Prepared], tmp_path: Path) -> None:

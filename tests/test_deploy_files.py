@@ -3,7 +3,12 @@
 import importlib
 import re
 import shlex
+import signal
 import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +16,7 @@ import pytest
 import yaml
 
 from deployments.haproxy import corrected
-from rayapp.graph import HAPROXY, THROUGHPUT, GraphError, check_port, free_port, serve_config
+from rayapp.graph import HAPROXY, THROUGHPUT, GraphError, check_port, free_port, haproxy_path, serve_config
 
 ROOT = Path(__file__).parents[1]
 SERVE = ["serve.yaml", "production.yaml"]
@@ -101,19 +106,35 @@ def test_cluster_yaml_passes_ray_s_own_validator_and_gives_every_node_the_same_p
     assert serve == THROUGHPUT
 
 
-def test_haproxy_keeps_its_own_pages_on_loopback() -> None:
+def ray_s_haproxy_config(directory: Path, port: int, metrics: int = 9101, stats: int = 8404) -> str:
     """Ray's own template, so that a Ray that changes it is found here and not by a port scan."""
     from jinja2 import Environment
     from ray.serve._private.haproxy import HAProxyConfig
     from ray.serve._private.haproxy_templates import HAPROXY_CONFIG_TEMPLATE
     from ray.serve.config import HTTPOptions
 
-    config = HAProxyConfig(http_options=HTTPOptions(host="127.0.0.1", port=8000), socket_path="/tmp/x/admin.sock")
+    config = HAProxyConfig(
+        http_options=HTTPOptions(host="127.0.0.1", port=port),
+        socket_path=str(directory / "admin.sock"),
+        server_state_base=str(directory),
+        server_state_file=str(directory / "state"),
+        metrics_port=metrics,
+        stats_port=stats,
+    )
     environment = Environment()
     environment.filters["haproxy_fmt"] = str
     text = environment.from_string(HAPROXY_CONFIG_TEMPLATE).render(
-        config=config, backends=[], route_info=config.build_health_route_info([]), healthz_rules=""
+        config=config,
+        backends=[],
+        route_info=config.build_health_route_info([]),
+        healthz_rules="",
+        metrics_socket_path=str(directory / "metrics.sock"),
     )
+    return f"{text}\n"
+
+
+def test_haproxy_keeps_its_own_pages_on_loopback(tmp_path: Path) -> None:
+    text = ray_s_haproxy_config(tmp_path, 8000)
     assert "bind *:8404" in text
     assert "mode 666" in text
     done = corrected(text)
@@ -123,6 +144,29 @@ def test_haproxy_keeps_its_own_pages_on_loopback() -> None:
     assert corrected(done) == done
     with pytest.raises(ValueError, match="another form"):
         corrected(text.replace("frontend prometheus", "frontend exporter"))
+
+
+def test_haproxy_ends_with_whoever_started_it(tmp_path: Path) -> None:
+    config, port = tmp_path / "haproxy.cfg", free_port()
+    config.write_text(ray_s_haproxy_config(tmp_path, port, free_port(), free_port()))
+    starts = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
+    command = [sys.executable, "-c", starts, haproxy_path(), "-db", "-f", str(config)]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
+        until(lambda: not is_free(port))
+        parent.send_signal(signal.SIGKILL)
+    until(lambda: is_free(port))
+
+
+def is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 30
+    while not condition():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.02)
 
 
 def test_a_busy_port_is_told_apart() -> None:

@@ -5,6 +5,7 @@ import asyncio
 import contextlib
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -22,6 +23,8 @@ from rayapp.bench.http_load import FEED, Answer, ask, session
 from rayapp.bench.memory import tree
 from rayapp.bench.replicas import replica_pids
 from rayapp.graph import free_port
+from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.serving.keys import Role, add_key
 from rayapp.workflow import Prepared
 
 pytestmark = pytest.mark.cluster
@@ -35,18 +38,28 @@ class Served:
     url: str
     port: int
     process: subprocess.Popen[bytes]
+    key: str
+    root: Path
+    log: Path
+
+    def feed(self) -> httpx.Response:
+        return httpx.post(f"{self.url}{FEED}", json={"user_id": "u1"}, headers=self.headers, timeout=30)
+
+    @property
+    def headers(self) -> dict[str, str]:
+        return {"X-API-Key": self.key}
 
 
 @pytest.fixture(scope="module")
 def served(world: tuple[Path, Prepared]) -> Iterator[Served]:
-    """The default profile."""
-    port = free_port()
-    command = [RAYAPP, "serve", "--root", str(world[0]), "--port", str(port)]
+    """The default profile, and callers need keys."""
+    port, key = free_port(), add_key(world[0], "test", Role.CLIENT)
+    command = [RAYAPP, "serve", "--root", str(world[0]), "--port", str(port), "--keys"]
     log = world[0].parent / "serve.log"
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
             wait_until_ready(f"http://127.0.0.1:{port}/health/ready")
-            yield Served(f"http://127.0.0.1:{port}", port, process)
+            yield Served(f"http://127.0.0.1:{port}", port, process, key, world[0], log)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(timeout=60)
@@ -74,7 +87,7 @@ def listeners(pid: int) -> set[tuple[str, str, int]]:
 
 def is_ours(address: str, port: int) -> bool:
     """Whether the port answers with the API, or with HAProxy's own page. (Ray's exporter has one page for all.)"""
-    for path, words in (("/v1/models", '"serving":'), ("/stats", "Statistics Report for HAProxy")):
+    for path, words in (("/health/live", '"status":"live"'), ("/stats", "Statistics Report for HAProxy")):
         with contextlib.suppress(httpx.HTTPError):
             if words in httpx.get(f"http://{address}:{port}{path}", timeout=2).text:
                 return True
@@ -82,7 +95,7 @@ def is_ours(address: str, port: int) -> bool:
 
 
 def test_a_feed_comes_through_haproxy_and_nothing_of_ours_can_be_reached_from_outside(served: Served) -> None:
-    answer = httpx.post(f"{served.url}/v1/recommendations", json={"user_id": "u1"}, timeout=30)
+    answer = served.feed()
     assert answer.status_code == 200
     assert answer.json()["degraded"] is False
     sockets = listeners(served.process.pid)
@@ -99,27 +112,25 @@ def test_a_feed_comes_through_haproxy_and_nothing_of_ours_can_be_reached_from_ou
 
 
 def test_a_client_that_goes_away_or_sends_half_a_body_harms_nobody(served: Served) -> None:
-    head = b"POST /v1/events HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 5000\r\n\r\n"
+    def request(path: str, body: bytes, announced: int) -> bytes:
+        lines = (f"POST {path} HTTP/1.1", "Host: x", f"X-API-Key: {served.key}", "Content-Type: application/json")
+        return "\r\n".join((*lines, f"Content-Length: {announced}", "", "")).encode() + body
+
     whole = b'{"user_id": "u1", "num_candidates": 200}'
-    feed = (
-        b"POST /v1/recommendations HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: "
-        + str(len(whole)).encode()
-        + b"\r\n\r\n"
-        + whole
-    )
-    for sent in (head + b'[{"user_id":', feed, head[:40]):
+    half = request("/v1/events", b'[{"user_id":', 5000)
+    for sent in (half, request(FEED, whole, len(whole)), half[:40]):
         for _ in range(10):
             with socket.create_connection(("127.0.0.1", served.port), timeout=5) as connection:
                 connection.sendall(sent)
     for _ in range(20):
-        answer = httpx.post(f"{served.url}/v1/recommendations", json={"user_id": "u1"}, timeout=30)
+        answer = served.feed()
         assert answer.status_code == 200
         assert answer.json()["degraded"] is False
 
 
 def test_what_comes_beyond_the_queue_is_told_to_come_again(served: Served) -> None:
     async def burst() -> list[Answer]:
-        async with session(served.url) as client:
+        async with session(served.url, served.headers) as client:
             body = {"user_id": "u1", "num_candidates": 200}
             return [answer for answer, _ in await asyncio.gather(*(ask(client, FEED, body) for _ in range(300)))]
 
@@ -133,14 +144,66 @@ def test_a_killed_ranker_costs_no_answer(served: Served) -> None:
     os.kill(ranker, signal.SIGKILL)
     deadline = time.monotonic() + 90
     whole = 0
-    with httpx.Client(base_url=served.url, timeout=30) as client:
-        while whole < 5:
-            answer = client.post("/v1/recommendations", json={"user_id": "u1"})
-            assert answer.status_code == 200
-            assert answer.json()["items"]
-            whole = 0 if answer.json()["degraded"] else whole + 1
-            assert time.monotonic() < deadline, "the ranker did not come back"
+    while whole < 5:
+        answer = served.feed()
+        assert answer.status_code == 200
+        assert answer.json()["items"]
+        whole = 0 if answer.json()["degraded"] else whole + 1
+        assert time.monotonic() < deadline, "the ranker did not come back"
     assert ranker not in replica_pids(served.process.pid, "Ranker")
+
+
+def test_prometheus_reads_what_the_graph_did(served: Served) -> None:
+    url = re.search(r"Prometheus: (http://\S+/metrics)", served.log.read_text())
+    assert url is not None, "the start says where"
+    now_ms = time.time_ns() // 1_000_000
+    event = {"event_id": "seen", "user_id": "u1", "item_id": "i1", "action": "save", "timestamp_ms": now_ms}
+    assert httpx.post(f"{served.url}/v1/events", json=event, headers=served.headers, timeout=30).status_code == 200
+    assert served.feed().status_code == 200
+    names = (
+        "rayapp_answers_total",
+        "rayapp_stage_ms_bucket",
+        "rayapp_probability_bucket",
+        "rayapp_freshness_ms_bucket",
+    )
+    missing = set(names)
+    deadline = time.monotonic() + 60  # Ray hands its metrics on every ten seconds
+    while missing:
+        assert time.monotonic() < deadline, f"not exported: {missing}"
+        page = httpx.get(url[1], timeout=10).text
+        missing = {name for name in names if f"ray_{name}{{" not in page}
+        time.sleep(0.5)
+    version = read_aliases(served.root)[CHAMPION]
+    answers = [line for line in page.splitlines() if line.startswith("ray_rayapp_answers_total{")]
+    assert any(f'model_version="{version}"' in line and 'reason="none"' in line for line in answers)
+
+
+def test_no_key_is_written_to_a_log_or_metric(served: Served) -> None:
+    """A right key and a wrong one, in both headers, with requests that fail; Ray's logs of everything that ran."""
+    wrong = "rayapp_client_wrong-but-secret-all-the-same"
+    for key in (served.key, wrong):
+        for headers in ({"X-API-Key": key}, {"Authorization": f"Bearer {key}"}):
+            for body in (b'{"user_id": "u1"}', b"{", b'{"user_id": 7}'):
+                status = httpx.post(f"{served.url}{FEED}", content=body, headers=headers, timeout=30).status_code
+                assert status == 401 if key == wrong else status in (200, 400, 415, 422)
+    session = ray_session_of(served.process.pid)
+    files = [path for path in (*session.rglob("*"), served.log) if path.is_file()]
+    assert len(files) > 10, "Ray's logs are there"
+    for path in files:
+        text = path.read_bytes()
+        assert served.key.encode() not in text, path
+        assert wrong.encode() not in text, path
+
+
+def ray_session_of(pid: int) -> Path:
+    """The directory of the Ray that a process started, from its raylet's command line."""
+    for below in tree(pid):
+        with contextlib.suppress(OSError):
+            words = Path(f"/proc/{below}/cmdline").read_bytes().decode().split("\0")
+            for word in words:
+                if word.startswith("--session_dir=") or word.startswith("--session-dir="):
+                    return Path(word.partition("=")[2]) / "logs"
+    raise AssertionError("no raylet")
 
 
 def test_the_end_leaves_nothing_behind(served: Served) -> None:

@@ -116,12 +116,15 @@ def wait_until_ready(url: str) -> None:
     raise GraphError(f"{url} was not ready after {START_S} s")
 
 
-def empty_config(inline: list[str]) -> dict[str, Any]:
-    """A graph of the same shape that computes nothing (`deployments/empty.py`)."""
+def empty_config(inline: list[str], busy_ms: float = 0.0) -> dict[str, Any]:
+    """A graph of the same shape that computes nothing, or nothing useful (`deployments/empty.py`)."""
     config = serve_config(Path(), free_port())
     (application,) = config["applications"]
     options = application["args"]["apart"]
-    application |= {"import_path": "deployments.empty:build", "args": {"inline": inline, "apart": options}}
+    application |= {
+        "import_path": "deployments.empty:build",
+        "args": {"inline": inline, "apart": options, "busy_ms": busy_ms},
+    }
     return config
 
 

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 import statistics
 import time
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
@@ -36,11 +36,11 @@ Body = Callable[[], dict[str, Any]]
 
 
 @asynccontextmanager
-async def session(url: str) -> AsyncIterator[aiohttp.ClientSession]:
+async def session(url: str, headers: Mapping[str, str] | None = None) -> AsyncIterator[aiohttp.ClientSession]:
     """As many connections as there are requests under way, kept open."""
     connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=60)
     timeout = aiohttp.ClientTimeout(total=GIVE_UP_S)
-    async with aiohttp.ClientSession(f"{url}/", connector=connector, timeout=timeout) as opened:
+    async with aiohttp.ClientSession(f"{url}/", connector=connector, timeout=timeout, headers=headers) as opened:
         yield opened
 
 

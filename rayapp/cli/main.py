@@ -64,7 +64,14 @@ def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> N
 @cli.command()
 @root_option
 @store_option
-@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
+@click.option(
+    "--host",
+    default="127.0.0.1",
+    show_default=True,
+    help="Address to listen on; 0.0.0.0 is every one. Off loopback callers need API keys (`rayapp keys add`).",
+)
+@click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port.")
+@click.option("--keys", is_flag=True, help="Ask for API keys on loopback too, as behind a proxy of your own.")
 @click.option(
     "--profile",
     type=click.Choice(["throughput", "plain"]),
@@ -72,11 +79,11 @@ def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> N
     show_default=True,
     help="throughput: HAProxy and gRPC between replicas; plain: Ray Serve's own defaults, slower.",
 )
-def serve(root: Path, store_url: str | None, port: int, profile: str) -> None:
+def serve(root: Path, store_url: str | None, host: str, port: int, keys: bool, profile: str) -> None:
     """Serve the champion of a root over HTTP until Ctrl-C."""
     from rayapp.cli.serve import run_serve
 
-    run_serve(root, store_url, port, "plain" if profile == "plain" else "throughput")
+    run_serve(root, store_url, host, port, "plain" if profile == "plain" else "throughput", keys)
 
 
 COMMANDS = (

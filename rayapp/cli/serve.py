@@ -5,11 +5,12 @@ from pathlib import Path
 
 import click
 
-from rayapp.graph import Profile, check_port, local_ray, running_graph
+from rayapp.graph import Profile, check_port, is_loopback, local_ray, metrics_url, running_graph
 from rayapp.publish import PublishError, exclusive
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
+from rayapp.serving.keys import Keys
 from rayapp.workflow import seed_store
 
 
@@ -27,19 +28,22 @@ def check_champion(root: Path) -> str:
     return version
 
 
-def run_serve(root: Path, store_url: str | None, port: int, profile: Profile) -> None:
+def run_serve(root: Path, store_url: str | None, host: str, port: int, profile: Profile, keys: bool) -> None:
     version = check_champion(root)
-    check_port(port)
+    keys = keys or not is_loopback(host)
+    if keys and not Keys.load(root).rows:
+        raise PublishError(f"callers need a key on {host}, and {root} has none: rayapp keys add NAME --root {root}")
+    check_port(port, host)
     with exclusive(root / "serving", "serving"), local_ray(profile=profile):
         seed_store(root, store_url)  # a store that was moved away or lost comes back from the log
         click.echo(f"starting the graph with {version} …")
-        with running_graph(root, port, store_url) as url:
+        with running_graph(root, port, store_url, host, keys=keys) as url:
             wait(url)
 
 
 def wait(url: str) -> None:
     """Serves until Ctrl-C."""
-    click.echo(f"serving at {url} (API: {url}/docs); Ctrl-C stops")
+    click.echo(f"serving at {url} (API: {url}/docs; Prometheus: {metrics_url()}); Ctrl-C stops")
     try:
         threading.Event().wait()
     except KeyboardInterrupt:
