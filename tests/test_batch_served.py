@@ -17,14 +17,16 @@ from rayapp.batch.histories import read_histories
 from rayapp.batch.job import Job, Kind, Workspace, workspace
 from rayapp.batch.part import PartScorer
 from rayapp.config import Domain
-from rayapp.features.requests import Requests, context_row
-from rayapp.features.sequence import NO_WATERMARK, at_request
+from rayapp.features.sequence import NO_WATERMARK
 from rayapp.hashing import hash64
 from rayapp.pipeline.export import export
 from rayapp.publish import log_manifest, write_json
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root import read_root
 from rayapp.schema import bucket_of
+from rayapp.serving.ranking import rank
+from rayapp.serving.rates import LiveRates
+from rayapp.serving.stages import RankCall
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event
 from tests.test_serving import item_table, models  # noqa: F401  (a fixture)
@@ -51,41 +53,26 @@ def events_of_test() -> list[dict[str, object]]:
 
 
 def live(
-    store: LmdbStore, domain: Domain, model: LoadedModel, user: str, at_ms: int, items: list[str]
+    store: LmdbStore, rates: LiveRates, domain: Domain, model: LoadedModel, user: str, at_ms: int, items: list[str]
 ) -> dict[str, object]:
     """What a replica does with one request, and the row it logs."""
     seen = store.lookup(user)
-    sequences = at_request(
-        seen.history,
-        timestamp_ms=at_ms,
-        watermark=seen.watermark,
-        length=model.config.history_length,
-        vocabulary=domain.vocabulary,
-    )
-    width = len(domain.heads) + 1
-    request = Requests(
-        np.array([hash64(user)], np.uint64),
-        np.array([at_ms]),
-        context_row(domain.context_attributes, at_ms, {}),
-        sequences,
-        np.array([[hash64(i) for i in items]], np.uint64),
-        np.zeros((1, width), np.float32),
-        np.zeros((1, len(items), width), np.float32),
-    )
+    ranking = rank(model, rates, domain, RankCall(user, seen, at_ms, items, {}))
     return {
         "user_id": user,
         "timestamp_ms": at_ms,
         "item_ids": items,
-        "probabilities": model.scorer.score(request)[0].ravel().tolist(),
+        "probabilities": ranking.probability_CH.ravel().tolist(),
         "model_version": model.version,
         "watermark": seen.watermark,
-        "sequence_hash": sequences.hash_of(0),
+        "sequence_hash": ranking.sequence_hash,
     }
 
 
 def serve(root: Path, store: LmdbStore, domain: Domain, num_requests: int) -> Path:
     """The root, its log holding requests served while events arrived, many late, and while the champion changed."""
     loaded = {version: load_model(root, version, domain) for version in ("a", "b")}
+    rates = LiveRates(root, domain, 4)
     arriving = sorted(events_of_test(), key=lambda e: int(e["at"]) + int(e["lag"]))  # type: ignore[call-overload]
     rng, requests = np.random.default_rng(2), 0
     for round in range(20):
@@ -95,7 +82,7 @@ def serve(root: Path, store: LmdbStore, domain: Domain, num_requests: int) -> Pa
         rows = []
         for user in (f"u{k % 7}" for k in range(num_requests // 20)):
             items = [f"i{i}" for i in rng.choice(32, 1 + requests % 40, replace=requests % 40 > 30)]
-            row = live(store, domain, loaded["a" if round < 10 else "b"], user, now, items)
+            row = live(store, rates, domain, loaded["a" if round < 10 else "b"], user, now, items)
             rows.append({"request_id": f"r{requests}", **row})
             requests += 1
         store.log_requests(rows)
