@@ -1,7 +1,7 @@
 """A graph of the shape of the real one whose stages answer constants: what an answer costs before any work is done.
 
-Its ranker may be told to compute for some milliseconds, on the same thread as the real one and over as much memory: the
-rest of the graph then waits as long as it does in earnest, and finds its caches as cold.
+Its ranker may be told to compute for some milliseconds, off its event loop as the real one does: the rest of the graph
+then waits as long as it does in earnest.
 """
 
 import asyncio

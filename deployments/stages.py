@@ -109,7 +109,7 @@ class Ranker(_HoldsModels):
         self._gpu = own_gpu()
         super().__init__(root, store, self._gpu)
         self._rates = LiveRates(Path(root), self._domain, self._num_buckets)
-        # One thread that scores: two would fight for the core, and another thread's memory is cold.
+        # One thread that scores: two of one replica would fight for its core.
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._tasks.append(keep(lambda: asyncio.to_thread(self._rates.refresh), POLL_S))
 

@@ -2,7 +2,9 @@
 
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import hypothesis
@@ -35,6 +37,8 @@ from rayapp.workflow import (
 hypothesis.settings.register_profile("no-deadline", deadline=None)
 hypothesis.settings.load_profile("no-deadline")
 
+RAYAPP = str(Path(sys.executable).with_name("rayapp"))
+"""The command as it is installed."""
 T0 = 1_767_225_600_000  # 2026-01-01
 
 
@@ -82,6 +86,14 @@ def make_event(
 ) -> Event:
     """The n-th event: its id is `e<n>`."""
     return Event(event_id=f"e{n}", user_id=user, item_id=item, action=action, timestamp_ms=at, received_at_ms=at + lag)
+
+
+def until(condition: Callable[[], bool], seconds: float) -> None:
+    """Waits for something that must become true."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it did not become true in time"
+        time.sleep(0.01)
 
 
 @pytest.fixture(scope="session")

@@ -6,8 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +29,7 @@ from rayapp.schema import Event, bucket_of
 from rayapp.serving.candidates import CandidateIndex, Query
 from rayapp.store.lmdb import LmdbStore
 from rayapp.workflow import Prepared
+from tests.conftest import until
 
 pytestmark = pytest.mark.cluster
 RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
@@ -54,13 +54,6 @@ def run(root: Path, out: Path, *arguments: object) -> dict[str, object]:
     assert done.returncode == 0, done.stderr
     manifest: dict[str, object] = json.loads(done.stdout)
     return manifest
-
-
-def until(condition: Callable[[], bool], seconds: float = 120) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
 
 
 @pytest.fixture(scope="module")
@@ -242,17 +235,17 @@ def test_killed_drivers_and_actors_cost_the_parts_in_flight_and_no_row(
     def done() -> dict[Path, int]:
         return {p: p.stat().st_mtime_ns for p in tmp_path.glob(".out.job-*/done/[!.]*.json")}
 
-    until(lambda: len(done()) >= 8)  # of 16
+    until(lambda: len(done()) >= 8, 120)  # of 16
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     assert not out.exists(), "nothing half is published"
-    until(lambda: not processes_of_dead(running.pid))
+    until(lambda: not processes_of_dead(running.pid), 120)
     before = done()
     (workspace,) = tmp_path.glob(".out.job-*")
     parts = {p: p.stat().st_mtime_ns for p in (workspace / "result").rglob("*.parquet")}
 
     running = subprocess.Popen([*whole, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: len(done()) > len(before) or running.poll() is not None)
+    until(lambda: len(done()) > len(before) or running.poll() is not None, 120)
     kept = {p: m for p, m in done().items() if p in before}
     assert kept == before, "finished parts are not scored again"
     for actor in processes(running.pid, "MapBatches(_Actor)")[:1]:
@@ -297,7 +290,7 @@ def test_a_ray_job_scores_on_the_cluster_it_was_submitted_to(trained_root: Path,
     )  # fmt: skip
     address = f"http://127.0.0.1:{port}"
     try:
-        until(lambda: _answers(address))
+        until(lambda: _answers(address), 120)
         out = tmp_path / "out"
         example = Path(__file__).parents[1] / "docs" / "examples" / "batch-runtime-env.yaml"
         arguments = command(trained_root, out, "--pairs", pairs, *AS_OF)[len(RAYAPP) :]
@@ -312,7 +305,7 @@ def test_a_ray_job_scores_on_the_cluster_it_was_submitted_to(trained_root: Path,
     finally:
         os.killpg(head.pid, signal.SIGKILL)
         head.wait()
-        until(lambda: not processes_of_dead(head.pid))
+        until(lambda: not processes_of_dead(head.pid), 120)
         shutil.rmtree(temp, ignore_errors=True)
 
 

@@ -3,10 +3,9 @@
 import datetime
 import json
 import subprocess
-import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,10 @@ from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.schema import EVENT_SCHEMA, bucket_of
-from rayapp.workflow import (
-    Prepared,
-    import_once,
-)
+from rayapp.workflow import Prepared, import_once
+from tests.conftest import RAYAPP, until
 
 pytestmark = pytest.mark.cluster
-RAYAPP = str(Path(sys.executable).with_name("rayapp"))
 
 
 def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepared]) -> None:
@@ -95,14 +91,6 @@ def client(world: tuple[Path, Prepared]) -> Iterator[httpx.Client]:
     """The running graph."""
     with running_graph(world[0], free_port()) as url, httpx.Client(base_url=url, timeout=30) as opened:
         yield opened
-
-
-def until(condition: Callable[[], bool], seconds: float = 10) -> None:
-    """Waits for something that must become true."""
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.05)
 
 
 def event(user_id: str, item_id: str, action: str = "save", **changes: Any) -> dict[str, Any]:
@@ -279,8 +267,8 @@ def test_a_new_item_can_be_recommended_within_seconds(client: httpx.Client) -> N
     item_id = f"new-{uuid.uuid4().hex[:8]}"
     body = {"title": "Fresh", "topics": ["Travel"], "created_at_ms": time.time_ns() // 1_000_000}
     assert client.put(f"/v1/items/{item_id}", json=body).status_code == 200
-    until(lambda: item_id in [row["item_id"] for row in post_feed(client, "never-seen", num_results=200)["items"]])
-    until(lambda: client.post("/v1/rank", json={"user_id": "u", "item_ids": [item_id]}).json()["items"][0]["known"])
+    until(lambda: item_id in [row["item_id"] for row in post_feed(client, "never-seen", num_results=200)["items"]], 10)
+    until(lambda: client.post("/v1/rank", json={"user_id": "u", "item_ids": [item_id]}).json()["items"][0]["known"], 10)
 
 
 def test_promotion_is_picked_up_without_a_restart_and_a_broken_model_is_not(
@@ -292,15 +280,15 @@ def test_promotion_is_picked_up_without_a_restart_and_a_broken_model_is_not(
     assert answer["serving"] == old
     assert {row["version"] for row in answer["models"]} == {old, new}
     promote(root, CHAMPION, new)
-    until(lambda: post_feed(client, "u")["model_version"] == new)
+    until(lambda: post_feed(client, "u")["model_version"] == new, 10)
     promote(root, CHAMPION, old)
-    until(lambda: post_feed(client, "u")["model_version"] == old)
+    until(lambda: post_feed(client, "u")["model_version"] == old, 10)
     broken = root / "models" / "broken"
     broken.mkdir()
     (broken / "manifest.json").write_text('{"format": 1}')
     try:
         promote(root, CHAMPION, "broken")
-        until(lambda: client.get("/v1/models").json()["aliases"][CHAMPION] == "broken")
+        until(lambda: client.get("/v1/models").json()["aliases"][CHAMPION] == "broken", 10)
         for _ in range(20):
             assert post_feed(client, "u")["model_version"] == old
     finally:

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +15,7 @@ import yaml
 
 from deployments.haproxy import corrected
 from rayapp.graph import HAPROXY, THROUGHPUT, GraphError, check_port, free_port, haproxy_path, serve_config
+from tests.conftest import until
 
 ROOT = Path(__file__).parents[1]
 SERVE = ["serve.yaml", "production.yaml"]
@@ -152,21 +151,14 @@ def test_haproxy_ends_with_whoever_started_it(tmp_path: Path) -> None:
     starts = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
     command = [sys.executable, "-c", starts, haproxy_path(), "-db", "-f", str(config)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
-        until(lambda: not is_free(port))
+        until(lambda: not is_free(port), 30)
         parent.send_signal(signal.SIGKILL)
-    until(lambda: is_free(port))
+    until(lambda: is_free(port), 30)
 
 
 def is_free(port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex(("127.0.0.1", port)) != 0
-
-
-def until(condition: Callable[[], bool]) -> None:
-    deadline = time.monotonic() + 30
-    while not condition():
-        assert time.monotonic() < deadline, "it did not become true in time"
-        time.sleep(0.02)
 
 
 def test_a_busy_port_is_told_apart() -> None:

@@ -6,8 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +29,7 @@ from rayapp.pipeline.windows import Window, build
 from rayapp.publish import PublishError, log_manifest, read_manifest
 from rayapp.rates import load_items, load_users, newest, read_users
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
+from tests.conftest import until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 WORLD = World(num_users=250, num_items=150, num_days=5)
@@ -230,13 +229,6 @@ def workers_of(pid: int) -> list[int]:
     return found
 
 
-def until(condition: Callable[[], bool], seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "it did not happen in time"
-        time.sleep(0.01)
-
-
 @pytest.fixture(scope="module")
 def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Enough rows that an import takes seconds: time to kill something."""
@@ -262,7 +254,7 @@ def command(root: Path, raw: Path) -> list[str]:
 def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_row(large: Path, tmp_path: Path) -> None:
     root = tmp_path / "root"
     running = subprocess.Popen(command(root, large), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: bool(list((root / ".staging").glob("*"))) and bool(workers_of(running.pid)))
+    until(lambda: bool(list((root / ".staging").glob("*"))) and bool(workers_of(running.pid)), 90)
     os.kill(workers_of(running.pid)[0], signal.SIGKILL)
     out, err = running.communicate(timeout=180)
     assert running.returncode == 0, err
@@ -278,7 +270,7 @@ def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_ro
         (more / file.name.removesuffix(".gz")).write_text(text)
     again = [a if a != str(large / "events") else str(more) for a in command(root, large)]
     running = subprocess.Popen(again, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
-    until(lambda: bool(list((root / ".staging").glob("*.arrow"))))
+    until(lambda: bool(list((root / ".staging").glob("*.arrow"))), 90)
     os.killpg(running.pid, signal.SIGKILL)
     running.wait()
     assert log_manifest(root / "events") == (number, manifest), "what was published stays"
@@ -297,7 +289,7 @@ def test_a_worker_killed_in_a_window_build_costs_a_retry(large: Path, tmp_path: 
     running = subprocess.Popen(
         [*RAYAPP, "windows", "--root", str(root), *days], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
-    until(lambda: bool(workers_of(running.pid)))
+    until(lambda: bool(workers_of(running.pid)), 90)
     os.kill(workers_of(running.pid)[0], signal.SIGKILL)
     _, err = running.communicate(timeout=180)
     assert running.returncode == 0, err

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.config import DAY_MS, Domain
-from rayapp.features.sequence import History, point_in_time
-from rayapp.hashing import hash64, hash64_column
-from rayapp.pipeline.histories import LABEL_COLUMNS, as_lists, in_sequence, latest, merge
+from rayapp.features.sequence import point_in_time
+from rayapp.hashing import hash64
+from rayapp.pipeline.histories import LABEL_COLUMNS, as_lists, history_of, in_sequence, latest, merge
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.rates import count_bucket
 from rayapp.pipeline.windows import Window, build_bucket
@@ -178,14 +178,7 @@ def test_a_planted_future_is_never_seen(domain: Domain, length_more: int, late: 
     bucket = merge([events.select(LABEL_COLUMNS.names)], LABEL_COLUMNS)
     histories, cut = build_bucket(bucket, request, Window(t - DAY_MS, t + DAY_MS, length), domain)
     flat = {name: histories[name].combine_chunks().flatten() for name in histories.column_names[1:]}
-    history = History(
-        flat["timestamp_ms"].to_numpy(),
-        flat["received_at_ms"].to_numpy(),
-        flat["commit_seq"].to_numpy(),
-        flat["event_hash"].to_numpy(),
-        hash64_column(flat["item_id"]),
-        domain.vocabulary.ids_of(flat["action"]),
-    )
+    history = history_of(flat, domain)
     seen = point_in_time(
         history,
         cut["start"].to_numpy(),
