@@ -1,6 +1,7 @@
 """The registry: where a model comes from, what the gates said, moving aliases forth and back, and retention."""
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -122,3 +123,15 @@ def test_what_the_commands_say(registry: Path, domain: Domain) -> None:
     assert json.loads((registry / "aliases" / "champion.json").read_text())["version"] == "f"
     with pytest.raises(PublishError, match="install the version that wrote it"):
         run("promote", *root, "newer")
+
+
+def test_a_manifest_that_does_not_tell_what_a_model_was_trained_on_is_named(registry: Path, tmp_path: Path) -> None:
+    path = registry / "models" / "b" / "manifest.json"
+    path.write_text(json.dumps({"format": FORMAT}))
+    told = f"{path} does not tell created_at_ms, item_table, preset"
+    with pytest.raises(PublishError, match=re.escape(told)):
+        run("show", "--root", str(registry), "b")
+    done = CliRunner().invoke(cli, ["evaluate", "--root", str(registry), "a", "b"])
+    assert isinstance(done.exception, PublishError)
+    assert told in str(done.exception)
+    assert "b " in run("list", "--root", str(registry)), "one damaged manifest hides no other model"

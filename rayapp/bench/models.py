@@ -17,10 +17,10 @@ from rayapp.config import Domain
 from rayapp.features.segments import SEGMENTS
 from rayapp.graph import local_ray
 from rayapp.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
-from rayapp.publish import PublishError, exclusive, read_json, read_manifest
+from rayapp.publish import PublishError, exclusive, read_json
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
-from rayapp.registry.models import load_model
+from rayapp.registry.models import load_model, model_manifest
 from rayapp.root import read_root
 from rayapp.training.compare import Logits, Row, compare, difference_table, table
 from rayapp.training.diversity import candidate_categories, categories_in_top
@@ -50,7 +50,7 @@ def run_evaluate(
     trained = [version for version in versions.values() if version != POPULARITY]
     if not trained:
         raise PublishError("name at least one model; `rayapp models list` shows them")
-    manifests = {version: read_manifest(root / "models" / version) for version in trained}
+    manifests = {version: model_manifest(root, version) for version in trained}
     window_name = window_name or manifests[trained[0]]["test_window"]
     for version, manifest in manifests.items():
         if window_name in (*manifest["train_windows"], manifest["validation_window"]):

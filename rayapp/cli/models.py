@@ -47,24 +47,22 @@ def models_list(root: Path) -> None:
 @click.argument("model")
 def models_show(root: Path, model: str) -> None:
     """Where MODEL (a version or an alias) comes from, how good it is, and what the gates said."""
-    from rayapp.publish import read_json, read_manifest
+    from rayapp.publish import read_json
     from rayapp.registry.aliases import read_aliases, read_previous, resolve
-    from rayapp.registry.models import check_format
+    from rayapp.registry.models import model_manifest
     from rayapp.registry.verdicts import read_verdict
     from rayapp.root import read_root
 
     domain, _ = read_root(root)
     version = resolve(root, model)
-    directory = root / "models" / version
-    manifest = read_manifest(directory)
-    check_format(version, manifest)
+    manifest = model_manifest(root, version)
     aliases = [alias for alias, live in read_aliases(root).items() if live == version]
     before = [f"{alias} (rollback)" for alias, other in read_previous(root).items() if other == version]
     rows = {"version": version, "aliases": ", ".join([*aliases, *before]) or "none", **_lineage(manifest)}
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:{width}}  {value}")
-    click.echo(f"\n{_metrics(read_json(directory / 'metrics.json'), domain)}")
+    click.echo(f"\n{_metrics(read_json(root / 'models' / version / 'metrics.json'), domain)}")
     verdict = read_verdict(root, version)
     if verdict is None:
         click.echo("\nno gate has seen it: it was trained or promoted by hand")

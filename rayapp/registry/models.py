@@ -25,6 +25,7 @@ from rayapp.registry.item_tables import load_table
 from rayapp.schema import Vocabulary
 
 FORMAT = 2
+LINEAGE = ("created_at_ms", "item_table", "preset", "train_windows", "validation_window", "test_window")
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,11 +91,7 @@ def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
 
 
 def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
-    directory = root / "models" / version
-    if not directory.is_dir():
-        raise PublishError(f"there is no model {version!r} in {root / 'models'}; `rayapp models list` shows what is")
-    manifest = read_manifest(directory)
-    check_format(version, manifest)
+    directory, manifest = _published(root, version)
     schema = read_json(directory / "schema.json")
     vocabulary = Vocabulary.from_json(schema["vocabulary"])
     if not domain.vocabulary.extends(vocabulary):
@@ -123,6 +120,15 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
 
 
+def _published(root: Path, version: str) -> tuple[Path, Manifest]:
+    directory = root / "models" / version
+    if not directory.is_dir():
+        raise PublishError(f"there is no model {version!r} in {root / 'models'}; `rayapp models list` shows what is")
+    manifest = read_manifest(directory)
+    check_format(version, manifest)
+    return directory, manifest
+
+
 def check_format(version: str, manifest: Manifest) -> None:
     """Raises:
     PublishError: another version of this program wrote the model, one that keeps other files in it.
@@ -132,6 +138,20 @@ def check_format(version: str, manifest: Manifest) -> None:
             f"model {version} has format {manifest.get('format')}, this version reads {FORMAT}; "
             "install the version that wrote it"
         )
+
+
+def model_manifest(root: Path, version: str) -> Manifest:
+    """The manifest of a trained model, which tells its settings, its windows and its item table.
+
+    Raises:
+        PublishError: absent, of another format, or it does not tell all of them.
+    """
+    directory, manifest = _published(root, version)
+    if missing := [name for name in LINEAGE if name not in manifest]:
+        raise PublishError(
+            f"{directory / 'manifest.json'} does not tell {', '.join(missing)}; restore the file or use another model"
+        )
+    return manifest
 
 
 def list_models(root: Path) -> list[dict[str, Any]]:

@@ -10,6 +10,7 @@ from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.parity import parity
 from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.models import model_manifest
 from rayapp.retraining.facts import count_days
 from rayapp.retraining.limits import GateLimits, read_limits
 from rayapp.retraining.plan import day_window
@@ -28,7 +29,7 @@ def tested_until_ms(root: Path, version: str | None) -> int:
     """The end of the newest data that a model knows, its test included; 0 for none."""
     if version is None:
         return 0
-    window = read_manifest(root / "models" / version)["test_window"]
+    window = model_manifest(root, version)["test_window"]
     return int(read_manifest(root / "windows" / window)["until_ms"])
 
 

@@ -8,9 +8,8 @@ from typing import Any
 
 from rayapp.config import Domain
 from rayapp.presets import Preset
-from rayapp.publish import read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
-from rayapp.registry.models import check_format
+from rayapp.registry.models import model_manifest
 from rayapp.serving.experiment_file import read_experiments
 from rayapp.serving.experiments import read_state
 
@@ -51,8 +50,7 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
         if version is None:
             lines.append(Line(alias, None, chosen or first, None))
             continue
-        manifest = read_manifest(root / "models" / version)
-        check_format(version, manifest)
+        manifest = model_manifest(root, version)
         preset = chosen if chosen is not None and alias == CHAMPION else Preset.from_json(manifest["preset"])
         lines.append(Line(alias, version, preset, manifest["item_table"]))
     return lines
