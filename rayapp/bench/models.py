@@ -113,7 +113,8 @@ def run_models(
     users = len(np.unique(window.user_hash_R))
     notes = [
         f"Preset `{base.name}`, {seeds} seeds, {hours:.2f} hours of training in all; {len(window.valid_RC):,} requests "
-        f"of {users:,} users, {int(window.valid_RC.sum()):,} shown items."
+        f"of {users:,} users, {int(window.valid_RC.sum()):,} shown items. Trained on {prepared.train_window}, "
+        f"validated on {prepared.validation_window}."
     ]
     if window.valid_RC.shape[1] > 3:
         category_RCW = candidate_categories(items, domain, root, prepared.test_window)
