@@ -96,8 +96,8 @@ def point_in_time(
     num_requests = len(start_R)
     size_R = np.maximum(end_R - start_R, 0)
     request_N = np.repeat(np.arange(num_requests), size_R)
-    within_N = np.arange(len(request_N)) - np.repeat(np.cumsum(size_R) - size_R, size_R)
-    row_N = start_R[request_N] + within_N
+    # Backwards: histories in ascending order, as windows keep them, then need no sorting.
+    row_N = np.repeat(start_R + np.cumsum(size_R) - 1, size_R) - np.arange(len(request_N))
 
     happened_N = history.timestamp_ms_E[row_N] < (timestamp_ms_R - mask_ms_R)[request_N]
     arrived_N = np.where(
@@ -107,38 +107,47 @@ def point_in_time(
     )
     in_sequence_N = vocabulary.flags(in_sequence=True)[history.action_E[row_N]]
     keep = happened_N & arrived_N & in_sequence_N
-    request_N, row_N = request_N[keep], row_N[keep]
+    request_N, row_N = _places(history, request_N[keep], row_N[keep], vocabulary)
 
-    timestamp_N = history.timestamp_ms_E[row_N]
-    event_hash_N = history.event_hash_E[row_N]
-    item_N = history.item_hash_E[row_N]
-
-    # One place for one (item, millisecond): sort each group best first and keep its first row.
-    priority_N = vocabulary.priorities[history.action_E[row_N]]
-    order = np.lexsort((~event_hash_N, -priority_N, item_N, timestamp_N, request_N))
-    first = np.ones(len(order), bool)
-    first[1:] = (
-        (np.diff(request_N[order]) != 0)
-        | (np.diff(timestamp_N[order]) != 0)
-        | (item_N[order][1:] != item_N[order][:-1])
-    )
-    best = order[first]
-
-    # Newest first within each request; the bitwise complement of an unsigned hash sorts it descending.
-    best = best[np.lexsort((~event_hash_N[best], -timestamp_N[best], request_N[best]))]
-    request_N, row_N = request_N[best], row_N[best]
     count_R = np.bincount(request_N, minlength=num_requests)
     place_N = np.arange(len(row_N)) - np.repeat(np.cumsum(count_R) - count_R, count_R)
     keep = place_N < length
-    request_N, row_N, place_N = request_N[keep], row_N[keep], place_N[keep]
+    row_N, at_N = row_N[keep], request_N[keep] * length + place_N[keep]
 
     action_RL = np.full((num_requests, length), PAD, np.uint8)
     item_hash_RL = np.zeros((num_requests, length), np.uint64)
     timestamp_ms_RL = np.zeros((num_requests, length), np.int64)
-    action_RL[request_N, place_N] = history.action_E[row_N]
-    item_hash_RL[request_N, place_N] = history.item_hash_E[row_N]
-    timestamp_ms_RL[request_N, place_N] = history.timestamp_ms_E[row_N]
+    action_RL.reshape(-1)[at_N] = history.action_E[row_N]
+    item_hash_RL.reshape(-1)[at_N] = history.item_hash_E[row_N]
+    timestamp_ms_RL.reshape(-1)[at_N] = history.timestamp_ms_E[row_N]
     return Sequences(action_RL, item_hash_RL, timestamp_ms_RL, np.minimum(count_R, length))
+
+
+def _places(history: History, request_N: Ints, row_N: Ints, vocabulary: Vocabulary) -> tuple[Ints, Ints]:
+    """Requests and rows in the order of `point_in_time`, one row for each of a request's (item, millisecond).
+
+    `request_N` ascends. Rows that stand in order already are not sorted, and only ties are looked at for repetitions.
+    """
+    time_N, hash_N = history.timestamp_ms_E[row_N], history.event_hash_E[row_N]
+    same_request = request_N[1:] == request_N[:-1]
+    tied = same_request & (time_N[1:] == time_N[:-1])
+    in_order = (time_N[1:] < time_N[:-1]) | (tied & (hash_N[1:] <= hash_N[:-1]))
+    if not (in_order | ~same_request).all():
+        order = np.lexsort((~hash_N, -time_N, request_N))  # the complement of an unsigned hash sorts it descending
+        row_N, time_N, hash_N = row_N[order], time_N[order], hash_N[order]
+        tied = same_request & (time_N[1:] == time_N[:-1])
+    if not tied.any():
+        return request_N, row_N
+    # Rows of one millisecond: the best of each item stays.
+    place_T = np.flatnonzero(np.r_[tied, False] | np.r_[False, tied])
+    row_T, item_T = row_N[place_T], history.item_hash_E[row_N[place_T]]
+    priority_T = vocabulary.priorities[history.action_E[row_T]]
+    order_T = np.lexsort((~hash_N[place_T], -priority_T, item_T, time_N[place_T], request_N[place_T]))
+    key_3T = (request_N[place_T][order_T], time_N[place_T][order_T], item_T[order_T])
+    repeated_T = np.r_[False, np.all([key[1:] == key[:-1] for key in key_3T], axis=0)]
+    keep_N = np.ones(len(row_N), bool)
+    keep_N[place_T[order_T[repeated_T]]] = False
+    return request_N[keep_N], row_N[keep_N]
 
 
 def at_request(
