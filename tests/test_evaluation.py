@@ -1,5 +1,7 @@
 """Metrics against values worked out by hand and against slow definitions; comparisons with their intervals."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -7,7 +9,7 @@ from hypothesis import strategies as st
 
 from rayapp.config import Domain
 from rayapp.training.compare import Row, compare, difference_table, table
-from rayapp.training.evaluate import Window, measures, report
+from rayapp.training.evaluate import Window, feed_score, measures, popularity_logits, report
 from rayapp.training.metrics import (
     auc,
     auc_by_request,
@@ -136,3 +138,16 @@ def test_hit_rate_weighs_requests(window: Window, domain: Domain) -> None:
     expected = measures(first, np.zeros_like(first.label_RCH), domain, 0)["hit3"](None)
     assert measure(weights)[0] == pytest.approx(expected[0])
     assert np.isnan(hit_rate(np.zeros(2), np.zeros(2))[0])
+
+
+@pytest.mark.parametrize("utilities", [(1.0, 0.5, -1.5), (0.2, 1.0, -5.0), (1.0, 1.0, 1.0)])
+def test_popularity_sorts_a_list_by_likes_whatever_the_utilities(domain: Domain, utilities: tuple[float, ...]) -> None:
+    names = ("save", "click", "hide")
+    heads = tuple(
+        dataclasses.replace(domain.heads[0], name=n, utility=u) for n, u in zip(names, utilities, strict=True)
+    )
+    weighed = dataclasses.replace(domain, heads=heads, positive_head="save", label_weights=())
+    likes_BC = np.array([[3, 0, 10, 7]])
+    logits = popularity_logits(likes_BC, 10, weighed)
+    score_C = feed_score(1 / (1 + np.exp(-logits)), weighed)[0]
+    assert np.argsort(-score_C).tolist() == [2, 3, 0, 1]

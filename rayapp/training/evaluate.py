@@ -17,7 +17,7 @@ from rayapp.config import Domain
 from rayapp.features.segments import CORE_ACTIONS, SEGMENTS
 from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
-from rayapp.pipeline.reader import RequestBatch, WindowReader
+from rayapp.pipeline.reader import WindowReader
 from rayapp.training import metrics
 
 BATCH_REQUESTS: Final = 512
@@ -68,17 +68,20 @@ def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArr
 
 
 def score_popularity(table: ItemTable, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
-    """The comparison without any model: every head's log-odds are those of the item's share of likes before the test
-    window."""
-    scale = float(max(table.likes_N.max(), 1)) + 1.0
-
-    def logits(batch: RequestBatch) -> NDArray[np.float32]:
-        share_BC = (table.likes_N[table.rows_of(batch.requests.candidate_hash_BC)] + 0.5) / (scale + 0.5)
-        log_odds_BC = np.log(share_BC / (1 - share_BC)).astype(np.float32)
-        return np.repeat(log_odds_BC[:, :, None], len(domain.heads), axis=2)
-
+    """The comparison without any model: `popularity_logits` of the likes before the test window."""
+    most = int(table.likes_N.max())
     reader = WindowReader(root, [name], domain, 1, rates=False)
-    return padded([logits(batch) for batch in reader.in_order(BATCH_REQUESTS)])
+    batches = (table.likes_N[table.rows_of(b.requests.candidate_hash_BC)] for b in reader.in_order(BATCH_REQUESTS))
+    return padded([popularity_logits(likes_BC, most, domain) for likes_BC in batches])
+
+
+def popularity_logits(likes_BC: NDArray[np.generic], most: int, domain: Domain) -> NDArray[np.float32]:
+    """`[B, C, H]`: a head's log-odds are those of the item's share of `most` likes; a negative head's are their
+    opposite, so that the feed score puts the liked first whatever the utilities are."""
+    share_BC = (likes_BC + 0.5) / (max(most, 1) + 1.5)
+    log_odds_BC = np.log(share_BC / (1 - share_BC)).astype(np.float32)
+    sign_H = np.where(np.array(domain.utilities) < 0, -1, 1).astype(np.float32)
+    return np.asarray(log_odds_BC[:, :, None] * sign_H, np.float32)
 
 
 def padded(parts: list[NDArray[Any]]) -> NDArray[Any]:
