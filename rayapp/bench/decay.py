@@ -204,7 +204,8 @@ def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | N
     until_ms = starts[window_days - 1]
     table = f"{day_name(until_ms)}-{preset.model.item_dim}d"
     if not (root / "item_tables" / table).exists():
-        build_item_table(root, table, domain, until_ms=until_ms, width=preset.model.item_dim, seed=0)
+        with local_ray():
+            build_item_table(root, table, domain, until_ms=until_ms, width=preset.model.item_dim, seed=0)
     return Study(root, domain, table, names, window_days, lag_days)
 
 
