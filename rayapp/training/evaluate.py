@@ -75,7 +75,7 @@ def score_popularity(table: ItemTable, root: Path, name: str, domain: Domain) ->
     return padded([popularity_logits(likes_BC, most, domain) for likes_BC in batches])
 
 
-def popularity_logits(likes_BC: NDArray[np.generic], most: int, domain: Domain) -> NDArray[np.float32]:
+def popularity_logits(likes_BC: NDArray[np.int64], most: int, domain: Domain) -> NDArray[np.float32]:
     """`[B, C, H]`: a head's log-odds are those of the item's share of `most` likes; a negative head's are their
     opposite, so that the feed score puts the liked first whatever the utilities are."""
     share_BC = (likes_BC + 0.5) / (max(most, 1) + 1.5)
