@@ -125,7 +125,7 @@ def test_what_the_commands_say(registry: Path, domain: Domain) -> None:
         run("promote", *root, "newer")
 
 
-def test_a_manifest_that_does_not_tell_what_a_model_was_trained_on_is_named(registry: Path, tmp_path: Path) -> None:
+def test_a_manifest_that_does_not_tell_what_a_model_was_trained_on_is_named(registry: Path) -> None:
     path = registry / "models" / "b" / "manifest.json"
     path.write_text(json.dumps({"format": FORMAT}))
     told = f"{path} does not tell created_at_ms, item_table, preset"

@@ -104,15 +104,13 @@ def _metrics(metrics: dict[str, Any], domain: "Domain") -> str:
 @click.argument("b")
 def models_diff(root: Path, a: str, b: str) -> None:
     """What is different between A and B (versions or aliases): settings, windows, item table, metrics."""
-    from rayapp.publish import read_json, read_manifest
+    from rayapp.publish import read_json
     from rayapp.registry.aliases import resolve
-    from rayapp.registry.models import check_format
+    from rayapp.registry.models import published
 
     values = []
     for version in (resolve(root, a), resolve(root, b)):
-        directory = root / "models" / version
-        manifest = read_manifest(directory)
-        check_format(version, manifest)
+        directory, manifest = published(root, version)
         described = {name: manifest[name] for name in manifest if name not in ("created_at_ms", "format")}
         metrics = read_json(directory / "metrics.json")["heads"]
         config = {"config": read_json(directory / "config.json"), "schema": read_json(directory / "schema.json")}

@@ -1,6 +1,7 @@
 """The user's last L actions as the server could have known them at a request's time: the cut and the encoding.
 
-Shapes: E events of one or many users, R requests, L history length (newest first).
+Shapes: E events of one or many users, R requests, L history length (newest first), N rows that are
+looked at, T those of them that share their millisecond.
 """
 
 from dataclasses import dataclass

@@ -91,7 +91,7 @@ def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
 
 
 def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
-    directory, manifest = _published(root, version)
+    directory, manifest = published(root, version)
     schema = read_json(directory / "schema.json")
     vocabulary = Vocabulary.from_json(schema["vocabulary"])
     if not domain.vocabulary.extends(vocabulary):
@@ -120,16 +120,21 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
 
 
-def _published(root: Path, version: str) -> tuple[Path, Manifest]:
+def published(root: Path, version: str) -> tuple[Path, Manifest]:
+    """A model's directory and its manifest.
+
+    Raises:
+        PublishError: absent, or of another format.
+    """
     directory = root / "models" / version
     if not directory.is_dir():
         raise PublishError(f"there is no model {version!r} in {root / 'models'}; `rayapp models list` shows what is")
     manifest = read_manifest(directory)
-    check_format(version, manifest)
+    _check_format(version, manifest)
     return directory, manifest
 
 
-def check_format(version: str, manifest: Manifest) -> None:
+def _check_format(version: str, manifest: Manifest) -> None:
     """Raises:
     PublishError: another version of this program wrote the model, one that keeps other files in it.
     """
@@ -146,7 +151,7 @@ def model_manifest(root: Path, version: str) -> Manifest:
     Raises:
         PublishError: absent, of another format, or it does not tell all of them.
     """
-    directory, manifest = _published(root, version)
+    directory, manifest = published(root, version)
     if missing := [name for name in LINEAGE if name not in manifest]:
         raise PublishError(
             f"{directory / 'manifest.json'} does not tell {', '.join(missing)}; restore the file or use another model"
@@ -161,7 +166,7 @@ def list_models(root: Path) -> list[dict[str, Any]]:
         row: dict[str, Any] = {"version": directory.name, "metrics": None, "manifest": {}, "error": None}
         try:
             row["manifest"] = read_manifest(directory)
-            check_format(directory.name, row["manifest"])
+            _check_format(directory.name, row["manifest"])
             row["metrics"] = read_json(directory / "metrics.json")
         except PublishError as error:
             row["error"] = str(error)
