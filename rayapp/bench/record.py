@@ -7,6 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+
 from rayapp.publish import PublishError
 from rayapp.revision import commit
 from rayapp.training.picture import svg
@@ -51,9 +53,10 @@ def write_result(path: Path, title: str, command: str, body: str, draw_pictures:
     Raises:
         PublishError: it can't be written.
     """
+    gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     text = (
         f"# {title}\n\nCommand: `{command}`\\\nDate: {time.strftime('%Y-%m-%d')}, commit {commit()}\\\n"
-        f"Hardware: {os.cpu_count()} {platform.machine()} cores, no GPU; Python {platform.python_version()}\n\n"
+        f"Hardware: {os.cpu_count()} {platform.machine()} cores, {gpu}; Python {platform.python_version()}\n\n"
         f"{body}\n"
     )
     try:

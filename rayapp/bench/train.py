@@ -13,6 +13,7 @@ import torch
 
 from rayapp.bench.expanded import read_expanded, write_expanded
 from rayapp.bench.record import Bars, record
+from rayapp.bench.train_gpu import measure_gpu, told_of
 from rayapp.config import Domain
 from rayapp.domains import load_domain
 from rayapp.graph import local_ray
@@ -39,6 +40,8 @@ LIMITS: Final = {
 
 def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | None) -> None:
     preset = PRESETS[preset_name]()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    gpu: dict[str, Any] | None = None
     with tempfile.TemporaryDirectory(prefix="rayapp-bench-") as directory:
         root = Path(directory) / "root"
         domain_file = load_domain("synthetic")
@@ -50,11 +53,14 @@ def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | N
             tables = {name: item_table(root, prepared, PRESETS[name]())[0] for name in {preset_name, SMALL}}
             _say("Ray Train and a plain loop")
             small = training_run(root, prepared, PRESETS[SMALL](), tables[SMALL])
-            detail: dict[str, Any] = _ray_overhead(small, domain)
+            detail: dict[str, Any] = _ray_overhead(small, domain, device)
+            if device.type == "cuda":
+                _say(f"train {preset_name} on the GPU")
+                gpu = measure_gpu(training_run(root, prepared, preset, tables[preset_name]), domain)
         detail |= _loader(root, prepared, domain, preset, tables[preset_name], Path(directory))
         for key, name in (("cross", "cross"), ("concat", "v1.1")):
             run = training_run(root, prepared, variant(preset, name), tables[preset_name])
-            detail |= {f"{key}_{k}": v for k, v in _steps(run, domain, Path(directory), steps).items()}
+            detail |= {f"{key}_{k}": v for k, v in _steps(run, domain, device, Path(directory), steps).items()}
     result = {
         "loader_speedup": detail["loader_centred_per_s"] / detail["loader_expanded_per_s"],
         "train_speedup_cross": detail["cross_centred_per_s"] / detail["cross_expanded_per_s"],
@@ -63,8 +69,9 @@ def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | N
     }
     if as_json:
         rounded = {name: round(value, 4) for name, value in result.items()}
-        click.echo(json.dumps({"bench": "train", "preset": preset_name, **rounded, "detail": detail}))
+        click.echo(json.dumps({"bench": "train", "preset": preset_name, **rounded, "detail": detail, "gpu": gpu}))
     text = _table(result, detail, preset_name)
+    text += f"\n\n{told_of(gpu, preset_name) if gpu else 'On a GPU: not measured, there was none.'}"
     if not as_json:
         click.echo(text)
     if write is not None:
@@ -73,9 +80,9 @@ def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | N
         record(write, "Training, request-centred", f"rayapp bench train --preset {preset_name}", text, bars)
 
 
-def _ray_overhead(run: TrainingRun, domain: Domain) -> dict[str, float]:
+def _ray_overhead(run: TrainingRun, domain: Domain, device: torch.device) -> dict[str, float]:
     """Seconds from the first step to the last one, the workers' start left out, which takes seconds and is told too."""
-    plain = make_loop(run.settings, domain, torch.device("cpu"))
+    plain = make_loop(run.settings, domain, device, prepare=lambda module: module.to(device))
     plain_s = plain.run().seconds
     started = time.monotonic()
     ray_s = float(train_and_publish(run, domain)["train"]["seconds"])
@@ -107,7 +114,7 @@ def _loader(
     }
 
 
-def _steps(run: TrainingRun, domain: Domain, place: Path, steps: int) -> dict[str, float]:
+def _steps(run: TrainingRun, domain: Domain, device: torch.device, place: Path, steps: int) -> dict[str, float]:
     """Examples a second of whole training steps, each from its own loader; the first step warms up."""
     _say(f"training steps of {run.preset.variant}")
 
@@ -121,7 +128,9 @@ def _steps(run: TrainingRun, domain: Domain, place: Path, steps: int) -> dict[st
             examples.append(int(batch.valid_BC.sum()))
         return sum(examples[1:]) / sum(times[1:])
 
-    centred, expanded = (make_loop(run.settings, domain, torch.device("cpu")) for _ in range(2))
+    centred, expanded = (
+        make_loop(run.settings, domain, device, prepare=lambda module: module.to(device)) for _ in range(2)
+    )
     rows = STEP_REQUESTS * WORLD.list_size
     return {
         "centred_per_s": rate(centred, centred.train.batches(STEP_REQUESTS, seed=0, epoch=0)),
