@@ -66,7 +66,7 @@ def read_expanded(path: Path, batch_rows: int, context: list[str]) -> Iterator[R
             sequences,
             table["candidate"].to_numpy()[:, None],
             matrix("user_rate"),
-            matrix("item_rate")[:, None],
+            matrix("item_rate").copy()[:, None],  # torch warns of memory that it may not write
         )
         label_NH = matrix("label")
         yield RequestBatch(np.full(size, "", object), requests, label_NH[:, None], np.ones((size, 1), bool))
