@@ -8,7 +8,7 @@ import itertools
 import statistics
 import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -68,6 +68,20 @@ async def closed_loop(url: str, path: str, body: Body, clients: int, seconds: fl
 
     async with session(url) as client:
         await asyncio.gather(*(one(client) for _ in range(clients)))
+    return answers
+
+
+async def alternating(urls: Mapping[str, str], path: str, body: Body, seconds: float) -> dict[str, list[Answer]]:
+    """One client that asks every server once, then every one again in the opposite order, and so on."""
+    answers: dict[str, list[Answer]] = {name: [] for name in urls}
+    until = time.monotonic() + seconds
+    async with AsyncExitStack() as stack:
+        clients = {name: await stack.enter_async_context(session(url)) for name, url in urls.items()}
+        order = list(clients)
+        while time.monotonic() < until:
+            for name in order:
+                answers[name].append((await ask(clients[name], path, body()))[0])
+            order.reverse()
     return answers
 
 

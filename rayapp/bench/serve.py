@@ -20,6 +20,7 @@ from rayapp.bench.host import empty_config, graph, handwritten, side_by_side, si
 from rayapp.bench.http_load import (
     FEED,
     Answer,
+    alternating,
     closed_loop,
     feed_bodies,
     good,
@@ -67,7 +68,7 @@ def run_serve(root: Path, preset: str, seconds: float, rounds: int, as_json: boo
         hand = servers.enter_context(handwritten(root, cores))
         busy_ms = quantile_ms(_closed(hand, 1, 4.0), 0.5)
         urls = _start(servers, root, cores, {EMPTY: empty_config(INLINE), BUSY: empty_config(INLINE, busy_ms)})
-        alone = _alone(urls | {HANDWRITTEN: hand}, seconds / 4, rounds)
+        alone = _alone(urls | {HANDWRITTEN: hand}, 2 * seconds, rounds)
         urls = {GRAPH: urls[GRAPH], **_start_others(servers, root, cores), HANDWRITTEN: hand}
         loaded, client_cpu = _loaded(urls, seconds, rounds)
         peak = median(loaded[GRAPH].per_s)
@@ -127,13 +128,14 @@ def _host(servers: ExitStack, profile: Profile, configs: dict[str, dict[str, Any
 
 
 def _alone(urls: dict[str, str], seconds: float, rounds: int) -> dict[str, list[float]]:
-    """p50 with one client, by turns."""
+    """p50 with one client. The turns are single requests: a core's speed can change by half within seconds, with what
+    the machine's other guests do, and a turn of seconds would take that for a difference."""
     found: dict[str, list[float]] = {name: [] for name in urls}
     for number in range(rounds + 1):  # the first one warms up
         _say(f"one client, round {number} of {rounds}")
-        for name in _turn(urls, number):
-            p50_ms = quantile_ms(_closed(urls[name], 1, seconds), 0.5)
-            found[name] += [p50_ms] if number else []
+        answers = asyncio.run(alternating(urls, FEED, feed_bodies(USERS, CANDIDATES), seconds))
+        for name in urls:
+            found[name] += [quantile_ms(answers[name], 0.5)] if number else []
     return found
 
 
