@@ -33,9 +33,10 @@ class SequenceEncoder(nn.Module, ABC):
         self.config = config
         self.row_dim = row_dim
         self.action_embedding = nn.Embedding(vocabulary_size, config.action_dim, padding_idx=PAD)
-        if not config.action_types:
-            self.action_embedding.requires_grad_(False)
-            nn.init.zeros_(self.action_embedding.weight)
+        # Beside item vectors of length 1. PyTorch's own N(0, 1) drowns them, and training starts with unlearning that.
+        with torch.no_grad():
+            self.action_embedding.weight *= 0.1 if config.action_types else 0.0
+        self.action_embedding.requires_grad_(config.action_types)
         rows = config.history_length + (config.fusion == "append")
         learned = config.positions == "learned"
         self.position_LD = nn.Parameter(torch.randn(rows, row_dim) * 0.02) if learned else None
