@@ -113,7 +113,7 @@ class TransActEncoder(SequenceEncoder):
         self.output_dim = self.readout_dim
         self.shared_dim = self.readout_dim if config.fusion == "none" else 0
         if config.fusion == "append":
-            self.candidate_action_A = nn.Parameter(torch.randn(config.action_dim))
+            self.candidate_action_A = nn.Parameter(torch.randn(config.action_dim) * 0.1)
             self.output_dim += row_dim
 
     def forward(self, action_BL: Tensor, history_BLE: Tensor, candidate_BCE: Tensor) -> Tensor:
