@@ -53,9 +53,10 @@ def demo() -> Preset:
 
 
 def study() -> Preset:
-    """Small enough for comparisons of many variants over many seeds."""
+    """Small enough for comparisons of many variants over many seeds. As many epochs as help: `cross` needs more of them
+    than V1.1, which soon stops by itself (docs/log.md)."""
     model = ModelConfig(history_length=32, action_dim=8, item_dim=16, category_dim=8, num_cross_layers=2, mlp_dim=64)
-    train = TrainConfig(num_epochs=2, batch_requests=256, warmup_steps=50, learning_rate=2e-3)
+    train = TrainConfig(num_epochs=5, batch_requests=256, warmup_steps=50, learning_rate=2e-3)
     return Preset(name="study", model=model, train=train)
 
 
