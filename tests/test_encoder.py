@@ -133,6 +133,13 @@ def test_without_action_types_all_actions_are_alike() -> None:
     assert torch.equal(encoder(action, history, candidate), encoder(other, history, candidate))
 
 
+def test_before_training_an_item_is_more_of_its_row_than_the_action() -> None:
+    """Item vectors have length 1. At the published size PyTorch's own start gives an action 5.7."""
+    encoder = ENCODERS["transact"](ModelConfig(), VOCABULARY_SIZE)
+    assert encoder.action_embedding.weight.norm(dim=1).max() < 1
+    assert not encoder.action_embedding.weight[PAD].any()
+
+
 @pytest.mark.parametrize("name", SEQUENCE_VARIANTS)
 def test_an_empty_history_gives_finite_gradients(name: str) -> None:
     encoder = make(variant(nano(), name).model).train()
