@@ -24,6 +24,11 @@ class Preset:
     def seeded(self, seed: int) -> "Preset":
         return dataclasses.replace(self, train=dataclasses.replace(self.train, seed=seed))
 
+    def with_epochs(self, num_epochs: int | None) -> "Preset":
+        """At most so many passes over the training window; None leaves them as they are."""
+        train = self.train if num_epochs is None else dataclasses.replace(self.train, num_epochs=num_epochs)
+        return dataclasses.replace(self, train=train)
+
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Preset":
         model, train = model_config_from_json(values["model"]), TrainConfig(**values["train"])

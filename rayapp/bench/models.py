@@ -71,6 +71,7 @@ def run_evaluate(
 def run_models(
     root: Path,
     preset_name: str,
+    num_epochs: int | None,
     variants: str,
     seeds: int,
     moments: tuple[int | None, ...],
@@ -82,7 +83,7 @@ def run_models(
     if unknown := [name for name in names if name not in VARIANTS]:
         raise PublishError(f"there is no variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
     domain, _ = read_root(root)
-    base = PRESETS[preset_name]()
+    base = PRESETS[preset_name]().with_epochs(num_epochs)
     versions: dict[str, list[str]] = {name: [] for name in names}
     with exclusive(root, "a comparison"), local_ray():
         prepared, _ = build_windows(root, domain, split_of(root, *moments))
@@ -123,7 +124,8 @@ def run_models(
             for name, each in logits.items()
         }
         notes.append("Different categories among the top 3: " + ", ".join(f"{n} {s:.3f}" for n, s in shares.items()))
-    command = f"rayapp bench models --preset {base.name} --variants {variants} --seeds {seeds}"
+    epochs = "" if num_epochs is None else f"--epochs {num_epochs} "
+    command = f"rayapp bench models --preset {base.name} {epochs}--variants {variants} --seeds {seeds}"
     title = f"Variants of the model on {domain.name}"
     _tell(rows, domain, prepared.test_window, title, command, as_json, write, domain.head_names, notes)
 

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rayapp.cli.options import moment, preset_option, root_option, write_option
+from rayapp.cli.options import epochs_option, moment, preset_option, root_option, write_option
 
 
 def moments(since: str | None, test_since: str | None, until: str | None) -> tuple[int | None, ...]:
@@ -21,6 +21,7 @@ until_option = click.option("--until", help="Behind the last moment of the test.
 @click.command("train")
 @root_option
 @preset_option("demo")
+@epochs_option
 @click.option("--variant", default="v1.1", show_default=True, help="v1.1, v1.0, cross, … (docs/model.md).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same model.")
 @click.option(
@@ -32,6 +33,7 @@ until_option = click.option("--until", help="Behind the last moment of the test.
 def train(
     root: Path,
     preset: str,
+    epochs: int | None,
     variant: str,
     seed: int,
     workers: int,
@@ -51,7 +53,7 @@ def train(
     if variant not in VARIANTS:
         raise click.UsageError(f"there is no variant {variant!r}; known: {', '.join(VARIANTS)}")
     told = moments(since, test_since, until)
-    run_train(root, preset, variant, seed, workers, told)
+    run_train(root, preset, epochs, variant, seed, workers, told)
 
 
 @click.command("evaluate")
@@ -84,6 +86,7 @@ def evaluate(
 @click.command("models")
 @root_option
 @preset_option("study")
+@epochs_option
 @click.option("--variants", default="models", show_default=True, help="`models`, `ablations`, or names with commas.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trainings of each variant.")
 @since_option
@@ -95,6 +98,7 @@ def evaluate(
 def bench_models(
     root: Path,
     preset: str,
+    epochs: int | None,
     variants: str,
     seeds: int,
     since: str | None,
@@ -111,7 +115,7 @@ def bench_models(
     from rayapp.bench.models import run_models
 
     told = moments(since, test_since, until)
-    run_models(root, preset, variants, seeds, told, truth, as_json, write)
+    run_models(root, preset, epochs, variants, seeds, told, truth, as_json, write)
 
 
 @click.command("train")

@@ -45,6 +45,12 @@ def preset_option(default: str) -> Callable[[F], F]:
     )
 
 
+epochs_option = click.option(
+    "--epochs",
+    type=click.IntRange(1),
+    help="Passes over the training window, at most; the learning rate falls over all of them. [default: the preset's]",
+)
+
 write_option = click.option(
     "--write",
     type=click.Path(path_type=Path, dir_okay=False),

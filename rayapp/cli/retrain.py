@@ -1,6 +1,8 @@
 """`rayapp retrain` and `rayapp watch`: the loop that operators leave alone, and what it looks at."""
 
 import json
+import multiprocessing
+import signal
 import sys
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ if TYPE_CHECKING:
     from rayapp.retraining.stages import Options
 
 NOT_PROMOTED_EXIT, NO_NEW_DATA_EXIT = 4, 5
+STOP_TIMEOUT_S = 20
 
 as_of_option = click.option(
     "--as-of", help="As if it were this moment: for simulations and tests; now unless told. Days after it are not read."
@@ -93,27 +96,48 @@ def retrain(
     if dry_run:
         _dry_run(root, options, _as_of(as_of))
         return
+    if pause_s is None:
+        sys.exit(_run(root, options, as_of, store_url))
+    _go_on(pause_s, root, options, as_of, store_url)
+
+
+def _go_on(pause_s: float, *run: Any) -> None:
+    """Run after run, each in a process of its own: what one leaves of Ray or in memory ends with it, and a crash of one
+    ends only that one."""
     while True:
         started = time.monotonic()
+        process = multiprocessing.get_context("spawn").Process(target=_run_alone, args=run)
+        process.start()
         try:
-            code = _run(root, options, _as_of(as_of), store_url)
-        except Exception as error:  # a full disk, a lock, a Ray that did not start: the next run may do better
-            if pause_s is None:
-                raise
-            click.echo(f"rayapp: {error}; trying again in {pause_s:g} s", err=True)
-            code = 1
-        if pause_s is None:
-            sys.exit(code)
-        time.sleep(max(0.0, pause_s - (time.monotonic() - started)))
+            process.join()
+        finally:  # also after Ctrl-C or SIGTERM
+            process.terminate()
+            process.join(STOP_TIMEOUT_S)
+            process.kill()
+        pause_left_s = max(0.0, pause_s - (time.monotonic() - started))
+        if process.exitcode not in (0, NOT_PROMOTED_EXIT, NO_NEW_DATA_EXIT):
+            click.echo(f"rayapp: that run ended with {process.exitcode}; the next is in {pause_left_s:.0f} s", err=True)
+        time.sleep(pause_left_s)
 
 
-def _run(root: Path, options: "Options", as_of_ms: int, store_url: str | None) -> int:
+def _run_alone(*run: Any) -> None:
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C reaches both; the loop ends this one by SIGTERM
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        code = _run(*run)
+    except Exception as error:  # a full disk, a lock, a Ray that did not start: the next run may do better
+        click.echo(f"rayapp: {error}", err=True)
+        code = 1
+    sys.exit(code)
+
+
+def _run(root: Path, options: "Options", as_of: str | None, store_url: str | None) -> int:
     from rayapp.graph import job_ray
     from rayapp.retraining import state as states
     from rayapp.retraining.run import retrain as run_once
 
     with job_ray():
-        state = run_once(root, options, as_of_ms=as_of_ms, store_url=store_url, say=_say)
+        state = run_once(root, options, as_of_ms=_as_of(as_of), store_url=store_url, say=_say)
     codes = {states.PROMOTED: 0, states.REFUSED: NOT_PROMOTED_EXIT, states.NO_NEW_DATA: NO_NEW_DATA_EXIT}
     return codes.get(str(state.outcome), 1)
 
@@ -155,7 +179,7 @@ def _seconds(text: str) -> float:
     from rayapp.domains.parse import duration_ms
 
     try:
-        seconds = duration_ms(text, "--every") / 1000
+        seconds = duration_ms("--every", text) / 1000
     except DomainError as error:
         raise click.UsageError(str(error)) from None
     if seconds < 60:

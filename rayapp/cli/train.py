@@ -45,10 +45,16 @@ class Stages:
 
 
 def run_train(
-    root: Path, preset_name: str, variant_name: str, seed: int, num_workers: int, moments: tuple[int | None, ...]
+    root: Path,
+    preset_name: str,
+    num_epochs: int | None,
+    variant_name: str,
+    seed: int,
+    num_workers: int,
+    moments: tuple[int | None, ...],
 ) -> None:
     domain, _ = read_root(root)
-    preset = variant(PRESETS[preset_name](), variant_name).seeded(seed)
+    preset = variant(PRESETS[preset_name]().with_epochs(num_epochs), variant_name).seeded(seed)
     stages = Stages(7 if variant_name != NO_SEQUENCE else 6)
     with exclusive(root, "training"):
         split = split_of(root, *moments)
