@@ -7,9 +7,11 @@ import logging
 import os
 import random
 import shutil
+import signal
 import socket
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -54,7 +56,7 @@ def local_ray(spare_cpus: int = 2, profile: Profile = "plain") -> Iterator[None]
     # Sockets are below it, whose paths may have 97 characters, and Ray alone adds 68; hence not the user's TMPDIR.
     with tempfile.TemporaryDirectory(prefix="rayapp-", dir="/tmp", ignore_cleanup_errors=True) as haproxy:
         # Ray's processes inherit the profile from this one when they start; this one itself goes on without it.
-        with _environment(_flags(haproxy) if profile == "throughput" else {}):
+        with _environment(_flags(haproxy) if profile == "throughput" else {}), _same_end():
             ray.init(
                 address="local",
                 num_cpus=(os.cpu_count() or 1) + spare_cpus,
@@ -67,6 +69,15 @@ def local_ray(spare_cpus: int = 2, profile: Profile = "plain") -> Iterator[None]
             yield
         finally:
             ray.shutdown()
+
+
+@contextlib.contextmanager
+def _same_end() -> Iterator[None]:
+    """Ray answers SIGTERM in its own way, with a stack trace and without our `finally`; what was set before stays."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, before)
 
 
 def _flags(haproxy: str) -> dict[str, str]:

@@ -2,14 +2,19 @@
 
 import dataclasses
 import json
+import os
+import signal
+import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+from click.testing import CliRunner
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from rayapp.cli import retrain as command
 from rayapp.config import DAY_MS, Domain
 from rayapp.pipeline.histories import LABEL_COLUMNS
 from rayapp.publish import PublishError
@@ -322,3 +327,35 @@ def test_the_watch_exports_prometheus_text(tmp_path: Path) -> None:
     helped = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
     assert len(helped) == len(set(helped)) == len({line.split("{")[0].split(" ")[0] for line in lines})
     assert exposition([], []) == "\n"
+
+
+def killed_at_first(path: Path, *_options: object) -> None:
+    with path.open("a") as runs:
+        runs.write("run\n")
+    if path.read_text() == "run\n":
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_the_loop_goes_on_when_a_run_is_killed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pauses: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(command, "_run_alone", killed_at_first)
+    monkeypatch.setattr(time, "sleep", sleep)
+    with pytest.raises(KeyboardInterrupt):
+        command._go_on(3600, tmp_path / "runs")
+    assert (tmp_path / "runs").read_text() == "run\nrun\n"
+    assert all(3000 < pause <= 3600 for pause in pauses), "from start to start"
+    assert capsys.readouterr().err.count("that run ended with -9; the next is in") == 1
+
+
+@pytest.mark.parametrize(("every", "says"), [("40s", "a minute or more"), ("soon", 'like "30s", "24h" or "7d"')])
+def test_a_loop_of_no_time_is_refused(root: Path, every: str, says: str) -> None:
+    done = CliRunner().invoke(command.retrain, ["--root", str(root), "--every", every])
+    assert (done.exit_code, says in done.output, repr(every) in done.output or every == "40s") == (2, True, True)

@@ -228,3 +228,14 @@ def test_faults_end_in_words_and_the_live_model_stays(root: Path, monkeypatch: p
     (root / "retrain.toml").write_text("min_aux = 1")
     with pytest.raises(PublishError, match="which is no limit"):
         on_day(root, POISONED + 1)
+
+
+def test_the_loop_outlives_a_failed_run_and_ends_when_told(root: Path) -> None:
+    """The limits are still those that can't be read."""
+    command = [sys.executable, "-c", "from rayapp.cli.main import main; main()", "retrain", "--root", str(root)]
+    with subprocess.Popen([*command, "--every", "1h"], stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        assert any("which is no limit" in line for line in process.stderr)
+        assert "that run ended with 1; the next is in" in next(process.stderr)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 143

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from rayapp.retraining.stages import Options
 
 NOT_PROMOTED_EXIT, NO_NEW_DATA_EXIT = 4, 5
-STOP_TIMEOUT_S = 20
+STOP_TIMEOUT_S = 10
 
 as_of_option = click.option(
     "--as-of", help="As if it were this moment: for simulations and tests; now unless told. Days after it are not read."
