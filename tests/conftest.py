@@ -107,6 +107,15 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
         yield
 
 
+@pytest.fixture(scope="session")
+def on_our_ray(ray_session: None) -> dict[str, str]:
+    """The environment of commands that run on that Ray, as those of `ray job submit` run on theirs: each is spared the
+    start of its own."""
+    import ray
+
+    return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
 def make_request(
     action_L: np.ndarray,
     item_hash_L: np.ndarray,

@@ -47,10 +47,9 @@ def command(root: Path, out: Path, *arguments: object) -> list[str]:
     return [*RAYAPP, "batch-score", "--root", str(root), "--out", str(out), *map(str, arguments)]
 
 
-def run(root: Path, out: Path, *arguments: object) -> dict[str, object]:
-    done = subprocess.run(
-        [*command(root, out, *arguments), "--json"], capture_output=True, text=True, check=False, timeout=240
-    )
+def run(environment: dict[str, str], root: Path, out: Path, *arguments: object) -> dict[str, object]:
+    whole = [*command(root, out, *arguments), "--workers", "2", "--json"]
+    done = subprocess.run(whole, env=environment, capture_output=True, text=True, check=False, timeout=240)
     assert done.returncode == 0, done.stderr
     manifest: dict[str, object] = json.loads(done.stdout)
     return manifest
@@ -122,7 +121,7 @@ def store_of_day(trained_root: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_pairs_are_scored_as_of_the_moment_and_nothing_later_is_seen(
-    trained_root: Path, pairs: Path, store_of_day: LmdbStore, tmp_path: Path
+    trained_root: Path, pairs: Path, store_of_day: LmdbStore, on_our_ray: dict[str, str], tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
@@ -133,7 +132,7 @@ def test_pairs_are_scored_as_of_the_moment_and_nothing_later_is_seen(
     )
     (bad / "b.parquet").write_bytes((pairs / "0.parquet").read_bytes()[:2_000])
     out = tmp_path / "out"
-    manifest = run(trained_root, out, "--pairs", pairs, "--pairs", bad, *AS_OF)
+    manifest = run(on_our_ray, trained_root, out, "--pairs", pairs, "--pairs", bad, *AS_OF)
     assert (manifest["rows"], manifest["duplicates"], manifest["quarantined"]) == (12_002, 1, 1)
     assert (manifest["cold_requests"], manifest["unknown_items"]) == (_cold(store_of_day, pairs) + 1, 2)
     assert "b.parquet" in (out / "quarantine.ndjson").read_text()
@@ -154,19 +153,18 @@ def test_pairs_are_scored_as_of_the_moment_and_nothing_later_is_seen(
     assert of_everyone["rows"] == 12_002
     again = subprocess.run(
         command(trained_root, out, "--pairs", pairs, "--pairs", bad, *AS_OF),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+        env=on_our_ray, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert "finished already" in again.stdout, again.stderr
     other = subprocess.run(
-        command(trained_root, out, "--pairs", pairs, *AS_OF), capture_output=True, text=True, check=False
-    )
+        command(trained_root, out, "--pairs", pairs, *AS_OF),
+        env=on_our_ray, capture_output=True, text=True, check=False,
+    )  # fmt: skip
     assert other.returncode == 1
     assert "--overwrite" in other.stderr
     strict = subprocess.run(
         command(trained_root, tmp_path / "strict", "--pairs", bad, *AS_OF, "--strict"),
-        capture_output=True, text=True, check=False,
+        env=on_our_ray, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert strict.returncode == 3, strict.stderr
     assert not (tmp_path / "strict").exists()
@@ -178,10 +176,10 @@ def _cold(store: LmdbStore, pairs: Path) -> int:
 
 
 def test_every_user_gets_the_best_of_the_candidates_that_the_graph_would_fetch(
-    trained_root: Path, store_of_day: LmdbStore, tmp_path: Path
+    trained_root: Path, store_of_day: LmdbStore, on_our_ray: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run(trained_root, out, "--all-users", *AS_OF, "--candidates", 40, "--top-k", 7)
+    run(on_our_ray, trained_root, out, "--all-users", *AS_OF, "--candidates", 40, "--top-k", 7)
     table = pq.read_table(out / "scores")
     domain, _ = read_root(trained_root)
     index = CandidateIndex(load_model(trained_root, read_aliases(trained_root)[CHAMPION], domain).table)
@@ -197,7 +195,7 @@ def test_every_user_gets_the_best_of_the_candidates_that_the_graph_would_fetch(
         np.testing.assert_allclose(mine["utility"].to_numpy(), np.sort(utility)[::-1][:7], atol=1e-5)
     asked = tmp_path / "users.csv"
     asked.write_text("user_id,mail\n" + "".join(f"{u},{u}@x\n" for u in [*users[:5], "nobody"]))
-    run(trained_root, tmp_path / "some", "--users", asked, *AS_OF, "--candidates", 40, "--top-k", 7)
+    run(on_our_ray, trained_root, tmp_path / "some", "--users", asked, *AS_OF, "--candidates", 40, "--top-k", 7)
     some = pq.read_table(tmp_path / "some" / "scores")
     assert some.num_rows == 42
     assert set(some["mail"].to_pylist()) == {f"{u}@x" for u in [*users[:5], "nobody"]}

@@ -13,7 +13,7 @@ from rayapp.workflow import Prepared
 from tests.redis_server import MISSING
 
 pytestmark = pytest.mark.cluster
-ROUNDS = 3
+ROUNDS = 2
 
 
 def check(crashed: Crashed) -> None:

@@ -103,7 +103,9 @@ def on_day(root: Path, day: int) -> RunState:
     return retrain(root, OPTIONS, as_of_ms=day_ms(day + 2))
 
 
-def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_end(root: Path) -> None:
+def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_end(
+    root: Path, on_our_ray: dict[str, str]
+) -> None:
     """SIGKILL in one stage after another of one run."""
     before = read_aliases(root)
     import_day(root, NEXT)
@@ -111,12 +113,12 @@ def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_
     command += ["--train-window-days", "3", "--as-of", day_name(day_ms(NEXT + 2))]
     killed_in = ["export", "windows", "judge", "item table of champion", "train champion", "gates of champion"]
     for stage in killed_in:
-        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(command, env=on_our_ray, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
             assert any(line.startswith(f"{stage} …") for line in process.stdout)
             os.kill(process.pid, signal.SIGKILL)
         assert read_aliases(root) == before
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, env=on_our_ray, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "train champion: done before" in done.stdout
     (run,) = read_runs(root)

@@ -16,21 +16,17 @@ from safetensors.torch import load_file
 from rayapp.domains import load_domain
 from rayapp.presets import Preset, nano
 from rayapp.publish import read_json
-from rayapp.sources.synthetic import World
 from rayapp.training.errors import TrainingError
 from rayapp.training.run import TRAIN_LOG, TrainingRun, train_and_publish
-from rayapp.workflow import Prepared, build_windows, import_once, item_table, make_world, split_of, training_run
+from rayapp.workflow import Prepared, item_table, training_run
 
 pytestmark = pytest.mark.cluster
-WORLD = World(num_users=150, num_items=200, num_days=10, sessions_per_day=0.6)
 DOMAIN = load_domain("synthetic")
 
 
 @pytest.fixture(scope="module")
-def prepared(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared, str]:
-    root = tmp_path_factory.mktemp("root")
-    import_once(root, DOMAIN, lambda: make_world(WORLD, root / "raw"))
-    windows, _ = build_windows(root, DOMAIN.domain, split_of(root))
+def prepared(world: tuple[Path, Prepared]) -> tuple[Path, Prepared, str]:
+    root, windows = world
     return root, windows, item_table(root, windows, nano())[0]
 
 
