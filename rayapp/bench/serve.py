@@ -68,7 +68,7 @@ def run_serve(root: Path, preset: str, seconds: float, rounds: int, as_json: boo
         hand = servers.enter_context(handwritten(root, cores))
         busy_ms = quantile_ms(_closed(hand, 1, 4.0), 0.5)
         urls = _start(servers, root, cores, {EMPTY: empty_config(INLINE), BUSY: empty_config(INLINE, busy_ms)})
-        alone = _alone(urls | {HANDWRITTEN: hand}, 2 * seconds, rounds)
+        alone = _alone(urls | {HANDWRITTEN: hand}, 4 * seconds, rounds)
         urls = {GRAPH: urls[GRAPH], **_start_others(servers, root, cores), HANDWRITTEN: hand}
         loaded, client_cpu = _loaded(urls, seconds, rounds)
         peak = median(loaded[GRAPH].per_s)

@@ -28,7 +28,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 def bench_serve(root: Path, preset: str, seconds: float, rounds: int, as_json: bool, write: Path | None) -> None:
     """Answers a second and their times, against Ray's default flags and a hand-written application.
 
-    Real HTTP, 100 candidates, 100 actions. Takes about 4 minutes on 2 cores.
+    Real HTTP, 100 candidates, 100 actions. Takes about 8 minutes on 2 cores.
     """
     from rayapp.bench.serve import run_serve
 
