@@ -112,10 +112,10 @@ def watch_table(rows: list[dict[str, Any]], domain: Domain) -> str:
     body = []
     for row in rows:
         cells = [row["day"], *(f"{row[name]:,}" for name in ("requests", "users", "events"))]
-        cells += [f"{row['actions'].get(a, 0) / max(row['requests'], 1):.4f}" for a in actions]
+        cells += [_number(row["actions"].get(a, 0), row["requests"]) for a in actions]
         cells += [_number(row["labels"].get(h), row["shown"]) for h in heads]
         cells += [_number(row["predictions"].get(h), 1) for h in heads]
-        cells.append(_number(row["degraded"] if row["answers"] else None, row["answers"]))
+        cells.append(_number(row["degraded"], row["answers"]))
         body.append([*cells, _number(row["parity"], 1)])
     left = [(row["day"], gate) for row in rows for gate in row["gates"] if not gate["passed"]]
     findings = [f"- {day}, {gate['name']}: {gate['words']}" for day, gate in left]
@@ -123,7 +123,8 @@ def watch_table(rows: list[dict[str, Any]], domain: Domain) -> str:
 
 
 def _number(value: float | None, of: int) -> str:
-    return "–" if value is None else f"{value / max(of, 1):.4f}"
+    """A share; a dash where it is not known, or of nothing."""
+    return "–" if value is None or not of else f"{value / of:.4f}"
 
 
 def _table(head: list[str], rows: list[list[str]]) -> str:
