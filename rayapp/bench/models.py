@@ -110,11 +110,11 @@ def run_models(
         references=[name for name in REFERENCES.get(variants, (NO_SEQUENCE, "average-pool")) if name in logits],
     )
     trainings = [version for of_variant in versions.values() for version in of_variant]
-    hours = sum(read_json(root / "models" / v / "metrics.json")["train"]["seconds"] for v in trainings) / 3600
+    hours = sum(read_json(root / "models" / v / "metrics.json")["train"]["cpu_seconds"] for v in trainings) / 3600
     users = len(np.unique(window.user_hash_R))
     notes = [
-        f"Preset `{base.name}`, {seeds} seeds, {hours:.2f} hours of training in all; {len(window.valid_RC):,} requests "
-        f"of {users:,} users, {int(window.valid_RC.sum()):,} shown items. Trained on {prepared.train_window}, "
+        f"Preset `{base.name}`, {seeds} seeds, {hours:.2f} CPU hours of training in all; {len(window.valid_RC):,} "
+        f"requests of {users:,} users, {int(window.valid_RC.sum()):,} shown items. Trained on {prepared.train_window}, "
         f"validated on {prepared.validation_window}."
     ]
     if window.valid_RC.shape[1] > 3:

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import torch
 
@@ -24,8 +25,15 @@ class Bars:
     spread: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
 
 
+MOST_BARS: Final = 10
+"""Of a group. More series are drawn as a line each, with a point for each group: there are ten colours."""
+
+
 def draw(path: Path, title: str, bars: Bars) -> None:
     """Writes an SVG that reads the same when drawn again from the same numbers."""
+    if len(bars.series) > MOST_BARS:
+        _draw_lines(path, title, bars)
+        return
     width = 0.8 / len(bars.series)
     with svg(path, 9, 3.6) as axes:
         for n, (name, values) in enumerate(bars.series.items()):
@@ -34,6 +42,23 @@ def draw(path: Path, title: str, bars: Bars) -> None:
             axes.bar(at, values, width, label=name, yerr=error, capsize=3)
         axes.set_xticks(range(len(bars.groups)), bars.groups)
         axes.set_ylabel(bars.label)
+        axes.set_title(title)
+
+
+def _draw_lines(path: Path, title: str, bars: Bars) -> None:
+    """A line for each series, its name at the left; the groups are the points on it."""
+    names = list(bars.series)
+    with svg(path, 9, 1.2 + 0.25 * len(names)) as axes:
+        for g, group in enumerate(bars.groups):
+            at = [n + (g - (len(bars.groups) - 1) / 2) * 0.2 for n in range(len(names))]
+            spread = bars.spread
+            error = [[spread[name][end][g] for name in names] for end in (0, 1)] if spread else None
+            values = [bars.series[name][g] for name in names]
+            axes.errorbar(values, at, xerr=error, fmt="o", markersize=3, capsize=2, label=group)
+        axes.set_yticks(range(len(names)), names)
+        axes.invert_yaxis()  # the first one on top
+        axes.grid(axis="y", alpha=0.3)
+        axes.set_xlabel(bars.label)
         axes.set_title(title)
 
 
