@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import click
 import numpy as np
 import pytest
 
@@ -44,7 +45,8 @@ def test_no_training_sees_a_day_whose_labels_are_open(domain: Domain, lag: int) 
 
 
 def test_ageing_is_told_where_it_is_and_only_there(domain: Domain, tmp_path: Path) -> None:
-    report = tell(ages(0.01), domain, "Ageing", "rayapp bench decay", ["A note."], False, tmp_path / "decay.md")
+    with click.Context(click.Command("decay"), info_name="rayapp"):
+        report = tell(ages(0.01), domain, "Ageing", ["A note."], False, tmp_path / "decay.md")
     ageing = next(line for line in report.splitlines() if line.startswith("| v1.1: none less daily"))
     first, last = (float(cell.split()[0]) for cell in (ageing.split("|")[2], ageing.split("|")[4]))
     assert first == pytest.approx(-0.005)

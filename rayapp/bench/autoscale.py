@@ -64,7 +64,6 @@ def run_autoscale(root: Path, preset: str, seconds: float, as_json: bool, write:
         write_result(
             write,
             title,
-            f"rayapp bench autoscale --seconds {seconds:g}",
             f"{text}\n\n![{title}]({picture.name})",
             lambda: _draw(picture, title, times, counts, [0, first, second, seconds], low),
         )

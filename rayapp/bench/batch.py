@@ -98,7 +98,7 @@ def run_bench_batch(as_json: bool, write: Path | None) -> None:
         click.echo(text)
     if write is not None:
         speeds = {name: [detail[f"{key}_rows_per_s"]] for name, key in (("job", "job"), ("two processes", "plain"))}
-        record(write, "Batch scoring", "rayapp bench batch", text, Bars("rows/s", ["2 cores"], speeds))
+        record(write, "Batch scoring", text, Bars("rows/s", ["2 cores"], speeds))
 
 
 def make_root_with_model(root: Path, place: Path) -> Domain:

@@ -57,13 +57,12 @@ def run_crash(targets: tuple[str, ...], rounds: int, as_json: bool, write: Path 
     text = _table(results)
     click.echo(json.dumps(result) if as_json else text)
     if write is not None:
-        command = "rayapp bench crash " + " ".join(f"--target {t}" for t in results) + f" --rounds {rounds}"
         series = {
             "median": [statistics.median(c.recovery_s) for c in results.values()],
             "longest": [max(c.recovery_s) for c in results.values()],
         }
         bars = Bars("seconds from the kill to the next acknowledged batch", list(results), series)
-        record(write, "Kills under load", command, text, bars)
+        record(write, "Kills under load", text, bars)
     return all(crashed.verdict.clean for crashed in results.values())
 
 

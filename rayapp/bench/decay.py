@@ -146,13 +146,9 @@ def run_decay(
                         continue
                     days += (followed := follow(study, preset, policy, measure))
                     click.echo(f"  seed {seed} {name} {policy}: {costs_told(followed)}", err=True)
-            command = (
-                f"rayapp bench decay --preset {preset_name} --variants {','.join(variants)} "
-                f"--policies {','.join(policies)} --window-days {window_days} --seeds {seed + 1}"
-            )
             title = f"Ageing on {study.domain.name}"
             # After each seed: whoever stops a long study has a result of fewer.
-            text = tell(Ages(days), study.domain, title, command, _notes(study, windows), as_json, write)
+            text = tell(Ages(days), study.domain, title, _notes(study, windows, seed + 1), as_json, write)
     click.echo(text)
 
 
@@ -165,7 +161,7 @@ def sized(preset: Preset, windows: Mapping[int, Window]) -> Preset:
     return dataclasses.replace(preset, train=train)
 
 
-def _notes(study: Study, windows: Mapping[int, Window]) -> list[str]:
+def _notes(study: Study, windows: Mapping[int, Window], seeds: int) -> list[str]:
     first, scored = (study.windows[day].split("_")[0] for day in (0, study.scored[0]))
     users = len(np.unique(np.concatenate([w.user_hash_R for w in windows.values()])))
     requests, items = (
@@ -174,7 +170,7 @@ def _notes(study: Study, windows: Mapping[int, Window]) -> list[str]:
     )
     return [
         f"Window 0: {study.window_days} days from {first}. {len(windows)} days are scored, from {scored} on: "
-        f"{requests:,} requests of {users:,} users, {items:,} shown items."
+        f"{requests:,} requests of {users:,} users, {items:,} shown items. {seeds} seed{'s' * (seeds > 1)}."
     ]
 
 

@@ -129,9 +129,7 @@ def estimate(value_K: Floats) -> Estimate:
     return Estimate.of(float(value_K[0]), value_K[1:])
 
 
-def tell(
-    ages: Ages, domain: Domain, title: str, command: str, notes: Sequence[str], as_json: bool, write: Path | None
-) -> str:
+def tell(ages: Ages, domain: Domain, title: str, notes: Sequence[str], as_json: bool, write: Path | None) -> str:
     """The result as text; with `write` also as a file with two pictures."""
     head = domain.positive_head
     body = [
@@ -155,7 +153,7 @@ def tell(
             draw_curves(curves, title, ages)
             draw_costs(costs, title, ages)
 
-        write_result(write, title, command, "\n\n".join([*pictures, text]), draw)
+        write_result(write, title, "\n\n".join([*pictures, text]), draw)
     if as_json:
         rows = [
             {

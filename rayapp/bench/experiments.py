@@ -137,7 +137,7 @@ def run_experiments(num_experiments: int, num_users: int, days: int, as_json: bo
             for name, key in series.items()
         }
         bars = Bars("% of experiments stopped", [row["world"] for row in rows[:-1]], heights, spread)  # type: ignore[arg-type]
-        record(write, "Automatic stops under daily looks", "rayapp bench experiments --write", body, bars)
+        record(write, "Automatic stops under daily looks", body, bars)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

@@ -249,7 +249,7 @@ def run_faults(root: Path, preset: str, seconds: float, as_json: bool, write: Pa
     click.echo(json.dumps({"bench": "faults", "preset": preset, **result, "phases": rows}) if as_json else text)
     if write is not None:
         bars = Bars("p99, ms", [r["phase"] for r in rows], {"feeds": [r["p99_ms"] for r in rows]})
-        record(write, "What clients see when things break", f"rayapp bench faults --seconds {seconds:g}", text, bars)
+        record(write, "What clients see when things break", text, bars)
 
 
 async def _phases(bench: Bench, seconds: float) -> tuple[float, list[Phase]]:

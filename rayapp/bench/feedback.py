@@ -95,8 +95,7 @@ def run_feedback(
                     click.echo(f"  seed {seed}, {share:.1%} of the traffic, {each}: AUC {value_K[0]:.4f}", err=True)
     logs = {share: describe(roots[share], domain) for share in shares}
     mean = {line: over_seeds(each) for line, each in auc.items()}
-    command = f"rayapp bench feedback --preset {preset_name} --variant {name} --seeds {seeds}"
-    _tell(mean, logs, name, world, seeds, command, as_json, write)
+    _tell(mean, logs, name, world, seeds, as_json, write)
 
 
 def _prepare(root: Path, world: World, share: float, preset_name: str) -> tuple[Prepared, str]:
@@ -169,7 +168,7 @@ def _topics(root: Path) -> Mapping[str, str]:
 
 def _tell(
     mean: Mapping[tuple[float, str], Floats], logs: Mapping[float, Log], name: str, world: World, seeds: int,
-    command: str, as_json: bool, write: Path | None,
+    as_json: bool, write: Path | None,
 ) -> None:  # fmt: skip
     gain = {share: mean[share, name] - mean[share, NO_SEQUENCE] for share in logs}
     first = min(gain)
@@ -207,4 +206,4 @@ def _tell(
             {"gain": [g.value for g in gains]},
             {"gain": ([g.value - g.low for g in gains], [g.high - g.value for g in gains])},
         )
-        record(write, "Feedback: the gain after training on a share of responsive traffic", command, text, bars)
+        record(write, "Feedback: the gain after training on a share of responsive traffic", text, bars)

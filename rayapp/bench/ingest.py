@@ -88,7 +88,6 @@ def run_ingest(
     text = _table(result)
     click.echo(json.dumps(result) if as_json else text)
     if write is not None:
-        store = f" --store {result['store']}://…" if store_url else ""
         bars = Bars(
             "milliseconds",
             ["p50", "p99"],
@@ -97,7 +96,7 @@ def run_ingest(
                 "acknowledged to shown in a feed": [result["freshness_p50_ms"], result["freshness_p99_ms"]],
             },
         )
-        record(write, "Events in, feeds out", f"rayapp bench ingest --seconds {seconds:g}{store}", text, bars)
+        record(write, "Events in, feeds out", text, bars)
     return not (result["lost"] or result["duplicated"] or result["wrong_sequences"] or result["missed"])
 
 

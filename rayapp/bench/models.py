@@ -64,8 +64,7 @@ def run_evaluate(
         else:
             logits[name] = [score_window(load_model(root, version, domain).scorer, root, window_name, domain)]
     rows = compare(window, logits, domain, references=[reference or models[0]], heads=heads or None)
-    command = "rayapp evaluate " + " ".join(models)
-    _tell(rows, domain, window_name, "Models on one window", command, as_json, write, heads or domain.head_names, [])
+    _tell(rows, domain, window_name, "Models on one window", as_json, write, heads or domain.head_names, [])
 
 
 def run_models(
@@ -124,10 +123,8 @@ def run_models(
             for name, each in logits.items()
         }
         notes.append("Different categories among the top 3: " + ", ".join(f"{n} {s:.3f}" for n, s in shares.items()))
-    epochs = "" if num_epochs is None else f"--epochs {num_epochs} "
-    command = f"rayapp bench models --preset {base.name} {epochs}--variants {variants} --seeds {seeds}"
     title = f"Variants of the model on {domain.name}"
-    _tell(rows, domain, prepared.test_window, title, command, as_json, write, domain.head_names, notes)
+    _tell(rows, domain, prepared.test_window, title, as_json, write, domain.head_names, notes)
 
 
 def oracle(truth: Path, window: Window, domain: Domain) -> NDArray[np.float32]:
@@ -157,7 +154,6 @@ def _tell(
     domain: Domain,
     window: str,
     title: str,
-    command: str,
     as_json: bool,
     write: Path | None,
     heads: Sequence[str],
@@ -180,7 +176,7 @@ def _tell(
     else:
         click.echo(text)
     if write is not None:
-        record(write, title, command, text, _bars(rows, heads))
+        record(write, title, text, _bars(rows, heads))
 
 
 EXPLAINED = (

@@ -89,9 +89,7 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
     text = _table(probes, result)
     click.echo(json.dumps(result) if as_json else text)
     if write is not None:
-        record(
-            write, "Does the ranking follow the user?", f"rayapp bench react --root {root.name}", text, _bars(probes)
-        )
+        record(write, "Does the ranking follow the user?", text, _bars(probes))
 
 
 def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[str], save: str, dislike: str) -> Probe:

@@ -2,13 +2,16 @@
 
 import os
 import platform
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import click
 import torch
+from click.core import ParameterSource
 
 from rayapp.publish import PublishError
 from rayapp.revision import commit
@@ -25,6 +28,8 @@ class Bars:
     spread: Mapping[str, tuple[Sequence[float], Sequence[float]]] | None = None
 
 
+NOT_TOLD: Final = frozenset({"root", "write", "as_json"})
+GIVEN: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 MOST_BARS: Final = 10
 """Of a group. More series are drawn as a line each, with a point for each group: there are ten colours."""
 
@@ -62,17 +67,37 @@ def _draw_lines(path: Path, title: str, bars: Bars) -> None:
         axes.set_title(title)
 
 
-def record(path: Path, title: str, command: str, body: str, bars: Bars) -> None:
+def record(path: Path, title: str, body: str, bars: Bars) -> None:
     """Replaces `path` with the result and the picture of the same name.
 
     Raises:
         PublishError: it can't be written.
     """
     picture = path.with_suffix(".svg")
-    write_result(path, title, command, f"{body}\n\n![{title}]({picture.name})", lambda: draw(picture, title, bars))
+    write_result(path, title, f"{body}\n\n![{title}]({picture.name})", lambda: draw(picture, title, bars))
 
 
-def write_result(path: Path, title: str, command: str, body: str, draw_pictures: Callable[[], None]) -> None:
+def typed_command() -> str:
+    """The command that runs, with what was given to it but for where it reads and writes. What was left out had its
+    default, which the commit tells."""
+    context = click.get_current_context()
+    words = ["rayapp", *context.command_path.split()[1:]]
+    for parameter in context.command.params:
+        name = parameter.name or ""
+        if name in NOT_TOLD or context.get_parameter_source(name) not in GIVEN:
+            continue
+        value = context.params[name]
+        option = [max(parameter.opts, key=len)] if isinstance(parameter, click.Option) else []
+        if isinstance(value, bool):
+            words += option
+            continue
+        for each in value if isinstance(value, tuple) else (value,):
+            text = f"{each:g}" if isinstance(each, float) else str(each)
+            words += [*option, re.sub("://.*", "://…", text)]  # a store's address may hold a password
+    return " ".join(words)
+
+
+def write_result(path: Path, title: str, body: str, draw_pictures: Callable[[], None]) -> None:
     """Replaces `path` with the body under what was run, when and where, once its pictures are drawn.
 
     Raises:
@@ -80,7 +105,7 @@ def write_result(path: Path, title: str, command: str, body: str, draw_pictures:
     """
     gpu = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     text = (
-        f"# {title}\n\nCommand: `{command}`\\\nDate: {time.strftime('%Y-%m-%d')}, commit {commit()}\\\n"
+        f"# {title}\n\nCommand: `{typed_command()}`\\\nDate: {time.strftime('%Y-%m-%d')}, commit {commit()}\\\n"
         f"Hardware: {os.cpu_count()} {platform.machine()} cores, {gpu}; Python {platform.python_version()}\n\n"
         f"{body}\n"
     )

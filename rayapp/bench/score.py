@@ -123,7 +123,7 @@ def run_bench_score(preset_name: str, repeats: int, as_json: bool, write: Path |
     if write is not None:
         names = [name for name in LIMITS if "speedup" in name and "cross" not in name]
         bars = Bars("times as fast", names, {"fast scorer": [result[name] for name in names]})
-        record(write, "Scoring", f"rayapp bench score --preset {preset_name}", text, bars)
+        record(write, "Scoring", text, bars)
 
 
 def _contenders(ranker: Ranker, cross: Ranker) -> dict[str, Callable[[Batch], Tensor]]:

@@ -99,13 +99,12 @@ def run_sequences(num_events: int, num_users: int | None, repeats: int, as_json:
     if not as_json:
         click.echo(text)
     if write is not None:
-        command = f"rayapp bench sequences --events {num_events} --users {num_users} --repeats {repeats}"
         bars = Bars(
             "measured ÷ allowed (lower is better)",
             list(FIELDS),
             {"measured ÷ allowed": [result[k] / FIELDS[k] for k in FIELDS]},
         )
-        record(write, "Sequences from a log", command, text, bars)
+        record(write, "Sequences from a log", text, bars)
 
 
 def _say(text: str) -> None:

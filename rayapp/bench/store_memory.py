@@ -38,7 +38,7 @@ def run_memory(users: int, as_json: bool, write: Path | None) -> None:
     if write is not None:
         series = {"measured": [result["bytes_per_user_lmdb"], result["bytes_per_user_redis"]], "limit": [LIMIT] * 2}
         bars = Bars("bytes per user", ["LMDB", "Redis"], series)
-        record(write, f"A user with {ACTIONS} actions", f"rayapp bench memory --users {users}", text, bars)
+        record(write, f"A user with {ACTIONS} actions", text, bars)
 
 
 def fill(store: SequenceStore, users: int) -> None:

@@ -77,7 +77,7 @@ def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | N
     if write is not None:
         speedups = [name for name in result if name != "ray_overhead"]
         bars = Bars("times as fast", speedups, {"request-centred": [result[name] for name in speedups]})
-        record(write, "Training, request-centred", f"rayapp bench train --preset {preset_name}", text, bars)
+        record(write, "Training, request-centred", text, bars)
 
 
 def _ray_overhead(run: TrainingRun, domain: Domain, device: torch.device) -> dict[str, float]:

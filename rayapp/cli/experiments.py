@@ -86,7 +86,7 @@ def report(root: Path, as_json: bool, write: Path | None, name: str | None) -> N
             {found.experiment: (below, above)},
         )
         title = f"Experiment {found.experiment}, day {found.days} of {found.planned_days}"
-        record(write, title, f"rayapp experiment report {found.experiment}", render(found), bars)
+        record(write, title, render(found), bars)
 
 
 @experiment.command("check")
