@@ -29,10 +29,9 @@ from rayapp.schema import Event, bucket_of
 from rayapp.serving.candidates import CandidateIndex, Query
 from rayapp.store.lmdb import LmdbStore
 from rayapp.workflow import Prepared
-from tests.conftest import until
+from tests.conftest import RAYAPP, until
 
 pytestmark = pytest.mark.cluster
-RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
 DAY = "2025-01-17"
 DAY_MS = 1_737_072_000_000
 AS_OF = ["--as-of", DAY]
@@ -44,7 +43,7 @@ def trained_root(trained_world: tuple[Path, Prepared]) -> Path:
 
 
 def command(root: Path, out: Path, *arguments: object) -> list[str]:
-    return [*RAYAPP, "batch-score", "--root", str(root), "--out", str(out), *map(str, arguments)]
+    return [RAYAPP, "batch-score", "--root", str(root), "--out", str(out), *map(str, arguments)]
 
 
 def run(environment: dict[str, str], root: Path, out: Path, *arguments: object) -> dict[str, object]:
@@ -291,10 +290,9 @@ def test_a_ray_job_scores_on_the_cluster_it_was_submitted_to(trained_root: Path,
         until(lambda: _answers(address), 120)
         out = tmp_path / "out"
         example = Path(__file__).parents[1] / "docs" / "examples" / "batch-runtime-env.yaml"
-        arguments = command(trained_root, out, "--pairs", pairs, *AS_OF)[len(RAYAPP) :]
-        script = str(Path(sys.executable).with_name("rayapp"))
+        score = command(trained_root, out, "--pairs", pairs, *AS_OF)
         done = subprocess.run(
-            [ray, "job", "submit", "--address", address, "--runtime-env", str(example), "--", script, *arguments],
+            [ray, "job", "submit", "--address", address, "--runtime-env", str(example), "--", *score],
             env=environment, capture_output=True, text=True, check=False, timeout=240,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr

@@ -4,7 +4,6 @@ import os
 import re
 import socket
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,13 +14,13 @@ from rayapp.cli.main import cli
 from rayapp.config import Domain
 from rayapp.root import make_root
 from rayapp.sources import movielens
+from tests.conftest import RAYAPP
 
 ROOT = Path(__file__).parents[1]
-RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
 
 
 def rayapp(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*RAYAPP, *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
+    return subprocess.run([RAYAPP, *arguments], capture_output=True, text=True, check=False, cwd=cwd, timeout=120)
 
 
 def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], click.Command]]:

@@ -4,13 +4,13 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 
 from rayapp.graph import free_port
+from tests.conftest import RAYAPP
 
 pytestmark = pytest.mark.cluster
 
@@ -30,22 +30,8 @@ def processes_of(session_id: int) -> set[int]:
 
 
 def start_demo(root: Path) -> subprocess.Popen[str]:
-    command = [
-        sys.executable,
-        "-u",
-        "-c",
-        "from rayapp.cli.main import main; main()",
-        "demo",
-        "--root",
-        root.name,
-        "--source",
-        "synthetic",
-        "--preset",
-        "nano",
-        "--port",
-        str(free_port()),
-        "--exit",
-    ]
+    command = [RAYAPP, "demo", "--root", root.name, "--source", "synthetic", "--preset", "nano"]
+    command += ["--port", str(free_port()), "--exit"]
     return subprocess.Popen(
         command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=root.parent, start_new_session=True
     )

@@ -5,7 +5,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,12 @@ from rayapp.pipeline.windows import Window, build
 from rayapp.publish import PublishError, log_manifest, read_manifest
 from rayapp.rates import load_items, load_users, newest, read_users
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
-from tests.conftest import until
+from tests.conftest import RAYAPP, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 WORLD = World(num_users=250, num_items=150, num_days=5)
 NOW_MS = WORLD.start_ms + 100 * 86_400_000
 DOMAIN = load_domain("synthetic")
-RAYAPP = [sys.executable, "-c", "from rayapp.cli.main import main; main()"]
 
 
 @pytest.fixture(scope="module")
@@ -248,7 +246,7 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def command(root: Path, raw: Path) -> list[str]:
     files = files_in(raw)
     arguments = ["--domain", "synthetic", "--events", str(files.events), "--requests", str(files.requests)]
-    return [*RAYAPP, "import", "--root", str(root), *arguments, "--items", str(files.items), "--buckets", "4"]
+    return [RAYAPP, "import", "--root", str(root), *arguments, "--items", str(files.items), "--buckets", "4"]
 
 
 def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_row(large: Path, tmp_path: Path) -> None:
@@ -287,7 +285,7 @@ def test_a_worker_killed_in_a_window_build_costs_a_retry(large: Path, tmp_path: 
     bring(root, Inputs([files.events], [files.requests], [files.items]))
     days = ["--since", "2025-01-01", "--until", "2025-01-06"]
     running = subprocess.Popen(
-        [*RAYAPP, "windows", "--root", str(root), *days], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        [RAYAPP, "windows", "--root", str(root), *days], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     until(lambda: bool(workers_of(running.pid)), 90)
     os.kill(workers_of(running.pid)[0], signal.SIGKILL)
@@ -305,7 +303,7 @@ def test_strict_tells_by_its_exit_code(raw: Path, tmp_path: Path) -> None:
     events.to_csv(path, index=False)
     arguments = ["--domain", "synthetic", "--events", str(path), "--items", str(files_in(raw).items), "--strict"]
     done = subprocess.run(
-        [*RAYAPP, "import", "--root", str(tmp_path / "root"), *arguments], capture_output=True, text=True, check=False
+        [RAYAPP, "import", "--root", str(tmp_path / "root"), *arguments], capture_output=True, text=True, check=False
     )
     assert done.returncode == 3, done.stderr
     assert "user_id is missing" in done.stdout

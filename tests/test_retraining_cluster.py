@@ -6,7 +6,6 @@ import os
 import shutil
 import signal
 import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -27,6 +26,7 @@ from rayapp.retraining.preview import preview
 from rayapp.retraining.run import retrain
 from rayapp.retraining.state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
 from rayapp.workflow import Prepared
+from tests.conftest import RAYAPP
 from tests.retraining_world import DOMAIN, LIMITS, NEXT, OPTIONS, day_ms, import_day
 
 pytestmark = pytest.mark.cluster
@@ -109,7 +109,7 @@ def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_
     """SIGKILL in one stage after another of one run."""
     before = read_aliases(root)
     import_day(root, NEXT)
-    command = [sys.executable, "-c", "from rayapp.cli.main import main; main()", "retrain", "--root", str(root)]
+    command = [RAYAPP, "retrain", "--root", str(root)]
     command += ["--train-window-days", "3", "--as-of", day_name(day_ms(NEXT + 2))]
     killed_in = ["export", "windows", "judge", "item table of champion", "train champion", "gates of champion"]
     for stage in killed_in:
@@ -234,7 +234,7 @@ def test_faults_end_in_words_and_the_live_model_stays(root: Path, monkeypatch: p
 
 def test_the_loop_outlives_a_failed_run_and_ends_when_told(root: Path) -> None:
     (root / "retrain.toml").write_text("min_aux = 1")
-    command = [sys.executable, "-c", "from rayapp.cli.main import main; main()", "retrain", "--root", str(root)]
+    command = [RAYAPP, "retrain", "--root", str(root)]
     with subprocess.Popen([*command, "--every", "1h"], stderr=subprocess.PIPE, text=True) as process:
         assert process.stderr is not None
         try:
