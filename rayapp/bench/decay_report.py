@@ -278,13 +278,14 @@ def draw_curves(path: Path, title: str, ages: Ages) -> None:
                 continue
             gap_DK = ages.gap((variant, policy), (variant, ages.reference))
             style = "--" if variant == NO_SEQUENCE else "-"
-            color = f"C{list(dict.fromkeys(p for _, p in ages.lines)).index(policy)}"
+            color = _color(ages, policy)
             width = 2.2 if policy == "none" else 1.0
             axes.plot(x, gap_DK[:, 0], style, color=color, linewidth=width, label=f"{variant} {policy}")
             if policy == "none":
                 low_D, high_D = np.quantile(gap_DK[:, 1:], [0.025, 0.975], axis=1)
                 axes.fill_between(x, low_D, high_D, color=color, alpha=0.15 if style == "-" else 0.08, linewidth=0)
         axes.axhline(0, color="grey", linewidth=0.8)
+        axes.set_xticks(x)
         axes.set_xlabel("scored day")
         axes.set_ylabel(f"AUC less {ages.reference}")
         axes.set_title(title)
@@ -293,18 +294,22 @@ def draw_curves(path: Path, title: str, ages: Ages) -> None:
 def draw_costs(path: Path, title: str, ages: Ages) -> None:
     """Mean AUC over the days against the CPU seconds of all trainings."""
     with svg(path, 9, 4.2) as axes:
-        for variant in ages.variants:
-            policies = [p for v, p in ages.lines if v == variant]
-            cost = [ages.cpu_seconds(variant, p) for p in policies]
-            each = [estimate(ages.values(variant, p).mean(axis=0)) for p in policies]
-            quality = [e.value for e in each]
-            deviation = [ages.of_seeds(variant, p)[:, :, 0].mean(axis=1).std() for p in policies]
-            axes.errorbar(cost, quality, yerr=deviation, fmt="o", capsize=3, label=f"{variant} (bars: seeds)")
-            for policy, at in zip(policies, zip(cost, quality, strict=True), strict=True):
-                axes.annotate(policy, at, xytext=(5, 4), textcoords="offset points", fontsize=8)
+        for variant, policy in ages.lines:
+            of_seeds = ages.of_seeds(variant, policy)[:, :, 0].mean(axis=1)
+            quality = estimate(ages.values(variant, policy).mean(axis=0)).value
+            marker = "s" if variant == NO_SEQUENCE else "o"
+            axes.errorbar(
+                ages.cpu_seconds(variant, policy), quality, yerr=of_seeds.std(), fmt=marker, capsize=3,
+                color=_color(ages, policy), label=f"{variant} {policy}",
+            )  # fmt: skip
         axes.set_xlabel("CPU seconds of training in all")
-        axes.set_ylabel("AUC, mean of the days")
+        axes.set_ylabel("AUC, mean of the days (bars: seeds)")
         axes.set_title(title)
+
+
+def _color(ages: Ages, policy: str) -> str:
+    """The same for a policy in both pictures."""
+    return f"C{list(dict.fromkeys(p for _, p in ages.lines)).index(policy)}"
 
 
 def costs_told(days: Sequence[Day]) -> str:
