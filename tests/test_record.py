@@ -33,6 +33,7 @@ def test_every_series_is_named_inside_the_picture_and_drawn_twice_it_is_the_same
 @click.option("--target", "targets", multiple=True)
 @click.option("--store", "store_url", envvar="RAYAPP_STORE")
 @click.option("--root", type=Path)
+@click.option("--truth", type=Path)
 @click.option("--write", type=Path, required=True)
 @click.argument("names", nargs=-1)
 def bench(write: Path, **_: object) -> None:
@@ -43,7 +44,7 @@ def bench(write: Path, **_: object) -> None:
     ("typed", "told"),
     [
         ("", "rayapp"),
-        ("--seeds 2 --synthetic", "rayapp --seeds 2 --synthetic"),
+        ("--seeds 2 --synthetic --truth /home/ann/truth", "rayapp --seeds 2 --synthetic --truth truth"),
         ("--rate 8.0 --target a --target b --root /srv/r", "rayapp --rate 8 --target a --target b"),
         ("--store redis://:secret@host:6379/0 one two", "rayapp --store redis://… one two"),
     ],

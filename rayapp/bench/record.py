@@ -92,9 +92,15 @@ def typed_command() -> str:
             words += option
             continue
         for each in value if isinstance(value, tuple) else (value,):
-            text = f"{each:g}" if isinstance(each, float) else str(each)
-            words += [*option, re.sub("://.*", "://…", text)]  # a store's address may hold a password
+            words += [*option, _told(each)]
     return " ".join(words)
+
+
+def _told(value: object) -> str:
+    """Without what belongs to one machine, or must not be told: a store's address may hold a password."""
+    if isinstance(value, Path):
+        return value.name
+    return f"{value:g}" if isinstance(value, float) else re.sub("://.*", "://…", str(value))
 
 
 def write_result(path: Path, title: str, body: str, draw_pictures: Callable[[], None]) -> None:
