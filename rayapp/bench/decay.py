@@ -148,7 +148,8 @@ def run_decay(
                     click.echo(f"  seed {seed} {name} {policy}: {costs_told(followed)}", err=True)
             title = f"Ageing on {study.domain.name}"
             # After each seed: whoever stops a long study has a result of fewer.
-            text = tell(Ages(days), study.domain, title, _notes(study, windows, seed + 1), as_json, write)
+            notes = [f"Preset `{preset_name}`, seeds: {seed + 1}.", _scored(study, windows)]
+            text = tell(Ages(days), study.domain, title, notes, as_json, write)
     click.echo(text)
 
 
@@ -161,17 +162,17 @@ def sized(preset: Preset, windows: Mapping[int, Window]) -> Preset:
     return dataclasses.replace(preset, train=train)
 
 
-def _notes(study: Study, windows: Mapping[int, Window], seeds: int) -> list[str]:
+def _scored(study: Study, windows: Mapping[int, Window]) -> str:
     first, scored = (study.windows[day].split("_")[0] for day in (0, study.scored[0]))
     users = len(np.unique(np.concatenate([w.user_hash_R for w in windows.values()])))
     requests, items = (
         sum(int(n) for n in each)
         for each in zip(*((len(w.user_hash_R), w.valid_RC.sum()) for w in windows.values()), strict=True)
     )
-    return [
+    return (
         f"Window 0: {study.window_days} days from {first}. {len(windows)} days are scored, from {scored} on: "
-        f"{requests:,} requests of {users:,} users, {items:,} shown items. {seeds} seed{'s' * (seeds > 1)}."
-    ]
+        f"{requests:,} requests of {users:,} users, {items:,} shown items."
+    )
 
 
 def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | None, int | None]) -> Study:

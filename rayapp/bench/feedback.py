@@ -95,7 +95,7 @@ def run_feedback(
                     click.echo(f"  seed {seed}, {share:.1%} of the traffic, {each}: AUC {value_K[0]:.4f}", err=True)
     logs = {share: describe(roots[share], domain) for share in shares}
     mean = {line: over_seeds(each) for line, each in auc.items()}
-    _tell(mean, logs, name, world, seeds, as_json, write)
+    _tell(mean, logs, name, f"Preset `{preset_name}`, {seeds} seeds", world, as_json, write)
 
 
 def _prepare(root: Path, world: World, share: float, preset_name: str) -> tuple[Prepared, str]:
@@ -167,7 +167,7 @@ def _topics(root: Path) -> Mapping[str, str]:
 
 
 def _tell(
-    mean: Mapping[tuple[float, str], Floats], logs: Mapping[float, Log], name: str, world: World, seeds: int,
+    mean: Mapping[tuple[float, str], Floats], logs: Mapping[float, Log], name: str, trained: str, world: World,
     as_json: bool, write: Path | None,
 ) -> None:  # fmt: skip
     gain = {share: mean[share, name] - mean[share, NO_SEQUENCE] for share in logs}
@@ -184,7 +184,7 @@ def _tell(
         rows.append(f"| {share:.1%} | " + " | ".join(cells[:-1] + (["–"] if share == first else cells[-1:])) + " |")
     text = "\n".join(
         [
-            f"{world.num_users} users, {world.num_days} days, {seeds} seeds. All models are scored on the same lists, "
+            f"{world.num_users} users, {world.num_days} days. {trained}. All models are scored on the same lists, "
             f"those of the responsive feed, which fills {RESPONSIVE:.0%} of its places with what the user wants now; "
             f"the old one fills {OLD:.0%}. Intervals: 95 % over users and seeds, differences paired.",
             "",
