@@ -35,6 +35,8 @@ THROUGHPUT: Final = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
 }
 """Environment of all Ray processes under the profile `throughput`, the same on every node (see `cluster.yaml`)."""
+RANKERS_PER_INGRESS: Final = 2
+"""As many rankers hold as many requests as one ingress does, by `deployments/serve.yaml`."""
 HAPROXY: Final = "rayapp-haproxy"
 """Installed with rayapp: the HAProxy of Ray, its own pages on loopback."""
 
@@ -205,11 +207,17 @@ def free_port() -> int:
 def serve_config(
     root: Path, port: int, store_url: str | None = None, host: str = LOOPBACK, **args: Any
 ) -> dict[str, Any]:
-    """`deployments/serve.yaml` with the root, the port and the store filled in, and other arguments changed."""
+    """`deployments/serve.yaml` with the root, the port and the store filled in, sized to this machine, and other
+    arguments changed."""
     text = importlib.resources.files("deployments").joinpath("serve.yaml").read_text()
     config: dict[str, Any] = yaml.safe_load(text)
     config["http_options"] |= {"host": host, "port": port}
-    config["applications"][0]["args"] |= {"root": str(root.resolve()), "store": store_url, **args}
+    (application,) = config["applications"]
+    application["args"] |= {"root": str(root.resolve()), "store": store_url, **args}
+    scaling = {d["name"]: d["autoscaling_config"] for d in application["deployments"]}
+    cores = os.cpu_count() or 1
+    scaling["Ranker"]["max_replicas"] = cores  # more would only share them
+    scaling["Ingress"]["max_replicas"] = max(cores // RANKERS_PER_INGRESS, 1)
     return config
 
 

@@ -14,7 +14,16 @@ import pytest
 import yaml
 
 from deployments.haproxy import corrected
-from rayapp.graph import HAPROXY, THROUGHPUT, GraphError, check_port, free_port, haproxy_path, serve_config
+from rayapp.graph import (
+    HAPROXY,
+    RANKERS_PER_INGRESS,
+    THROUGHPUT,
+    GraphError,
+    check_port,
+    free_port,
+    haproxy_path,
+    serve_config,
+)
 from tests.conftest import until
 
 ROOT = Path(__file__).parents[1]
@@ -36,7 +45,8 @@ def test_serve_yaml_holds_known_keys_and_names_a_real_application(name: str) -> 
     ServeDeploySchema.model_validate(config)
     (application,) = config["applications"]
     assert set(application) <= set(ServeApplicationSchema.model_fields)
-    for deployment in deployments_of(application).values():
+    options = deployments_of(application)
+    for deployment in options.values():
         assert set(deployment) <= set(DeploymentSchema.model_fields), "Ray accepts unknown keys in silence"
         assert set(deployment["autoscaling_config"]) <= set(AutoscalingConfig.model_fields)
         assert deployment["max_queued_requests"] > 0, "queues are finite"
@@ -44,8 +54,10 @@ def test_serve_yaml_holds_known_keys_and_names_a_real_application(name: str) -> 
         scaling = deployment["autoscaling_config"]
         assert scaling["target_ongoing_requests"] < deployment["max_ongoing_requests"], "it scales before it queues"
         assert scaling["downscale_delay_s"] > 5 * scaling["upscale_delay_s"], "up at once, down with patience"
-    ingress = deployments_of(application)["Ingress"]
+    ingress = options["Ingress"]
     assert ingress["backpressure_config"] == {"status_code": 429, "retry_after_s": 1}
+    held = {n: d["max_ongoing_requests"] * d["autoscaling_config"]["max_replicas"] for n, d in options.items()}
+    assert held["Ingress"] <= held["Ranker"], "no ingress asks rankers that are full"
     module, function = application["import_path"].split(":")
     assert callable(getattr(importlib.import_module(module), function))
 
@@ -66,6 +78,19 @@ def test_the_yaml_sizes_every_deployment_of_the_graph(name: str, inline: list[st
         if deployment.name.lower() in application["args"]["apart"]:
             assert deployment.max_queued_requests == options[deployment.name]["max_queued_requests"]
             assert deployment._deployment_config.autoscaling_config.target_ongoing_requests > 2
+
+
+@pytest.mark.parametrize(("cores", "ingresses"), [(1, 1), (2, 1), (3, 1), (16, 8), (None, 1)])
+def test_one_machine_gets_a_ranker_for_each_core(
+    cores: int | None, ingresses: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    (application,) = serve_config(tmp_path, 8123)["applications"]
+    options = deployments_of(application)
+    most = {name: option["autoscaling_config"]["max_replicas"] for name, option in options.items()}
+    assert most == {"Ingress": ingresses, "Ranker": cores or 1, "Sequences": 2, "Candidates": 2}
+    held = RANKERS_PER_INGRESS * options["Ranker"]["max_ongoing_requests"]
+    assert options["Ingress"]["max_ongoing_requests"] == held, "no ingress asks rankers that are full"
 
 
 def test_whoever_opens_the_port_asks_for_keys() -> None:
