@@ -1,14 +1,7 @@
-"""A graph of the shape of the real one whose stages answer constants: what an answer costs before any work is done.
+"""A graph of the shape of the real one whose stages answer constants: what an answer costs before any work is done."""
 
-Its ranker may be told to compute for some milliseconds, off its event loop as the real one does: the rest of the graph
-then waits as long as it does in earnest.
-"""
-
-import asyncio
-import time
 from typing import Any
 
-import torch
 from fastapi import FastAPI
 from fastapi.responses import JSONResponse
 from ray import serve
@@ -40,21 +33,8 @@ class EmptyCandidates:
 class EmptyRanker:
     """No model."""
 
-    def __init__(self, busy_ms: float) -> None:
-        torch.set_num_threads(1)
-        self._busy_s = busy_ms / 1000
-
     async def rank(self, item_ids: list[str]) -> list[float]:
-        if self._busy_s:
-            await asyncio.to_thread(_compute, self._busy_s)
         return [0.0] * len(item_ids)
-
-
-def _compute(seconds: float) -> None:
-    until = time.perf_counter() + seconds
-    rows, weights = torch.ones(1_000, 64), torch.ones(64, 64)
-    while time.perf_counter() < until:
-        rows @ weights
 
 
 @serve.deployment(name="Ingress")
@@ -82,5 +62,5 @@ def build(args: dict[str, Any]) -> Application:
     return EmptyIngress.bind(  # type: ignore[attr-defined]
         bound("sequences", EmptySequences, inline, apart),
         bound("candidates", EmptyCandidates, inline, apart),
-        EmptyRanker.bind(args["busy_ms"]),  # type: ignore[attr-defined]
+        EmptyRanker.bind(),  # type: ignore[attr-defined]
     )

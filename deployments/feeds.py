@@ -7,12 +7,13 @@ from typing import Any
 
 from fastapi import APIRouter
 from fastapi.responses import JSONResponse
+from starlette.background import BackgroundTask
 
 from deployments.http import Problem, RankBody, RecommendationsBody, invalid
 from deployments.service import Service
 from rayapp.config import Domain
 from rayapp.schema import AttributeKind
-from rayapp.serving.answers import feed_body, model_fields, request_row, sequence_body
+from rayapp.serving.answers import feed_body, model_fields, sequence_body
 from rayapp.serving.blend import blend
 from rayapp.serving.feed import Ask
 from rayapp.serving.items import BadAttribute, check_attributes
@@ -34,11 +35,9 @@ def feed_routes(service: Service) -> APIRouter:
     async def recommendations(body: RecommendationsBody) -> JSONResponse:
         """The user's feed: fetch candidates, look up the sequence, rank, blend."""
         answer = await service.feed.recommend(_ask(body, domain))
-        service.metrics.answered(answer)
-        if answer.shown:
-            service.log_request(answer, request_row(answer))
         content = feed_body(answer, domain.head_names, explain=body.explain)
-        return JSONResponse(content, headers={"Server-Timing": answer.run.server_timing()})
+        timing = {"Server-Timing": answer.run.server_timing()}
+        return JSONResponse(content, headers=timing, background=BackgroundTask(service.answered, answer))
 
     @router.post("/v1/rank")
     async def rank(body: RankBody) -> JSONResponse:

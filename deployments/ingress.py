@@ -53,6 +53,8 @@ class Ingress:
         aliases = read_aliases(self._root)
         self._live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
         self._book = ExperimentBook(self._root, domain)
+        # Calls are dataclasses and arrays, which pickle writes in half of cloudpickle's time.
+        ranker = ranker.options(request_serialization="pickle", response_serialization="pickle")
         handles = Handles(sequences, candidates, ranker)
         keys = Keys.load(self._root)
         if keys_needed and not keys.rows:

@@ -12,7 +12,7 @@ from deployments.http import Problem
 from deployments.metrics import Metrics
 from rayapp.config import Domain
 from rayapp.registry.aliases import SHADOW
-from rayapp.serving.answers import add_shadow
+from rayapp.serving.answers import add_shadow, request_row
 from rayapp.serving.candidates import Candidates, Query
 from rayapp.serving.feed import Answer, Feed
 from rayapp.serving.keys import Keys, Role
@@ -102,9 +102,12 @@ class Service:
     async def _send(self, rows: Sequence[Row]) -> None:
         await self.sequences.log_requests.remote(rows)
 
-    def log_request(self, answer: Answer, row: Row) -> None:
-        """Puts a row on its way; the shadow's scores, where there is one, are added first. Waits for nothing."""
-        version = self.live.aliases.get(SHADOW)
+    async def answered(self, answer: Answer) -> None:
+        """Measures and logs a feed, after its client has it. Where there is a shadow, the row gets its scores first."""
+        self.metrics.answered(answer)
+        if not answer.shown:
+            return
+        row, version = request_row(answer), self.live.aliases.get(SHADOW)
         if version is None or answer.ranking is None or len(self._shadows) >= MAX_SHADOWS:
             self.requests.add(row)
             return

@@ -10,6 +10,7 @@ from aiohttp import web
 from rayapp.bench.autoscale import _flaps
 from rayapp.bench.host import empty_config, side_by_side, sized
 from rayapp.bench.http_load import FEED, Answer, closed_loop, feed_bodies, good, quantile_ms
+from rayapp.bench.serve import ALONE, EMPTY, GRAPH, HANDWRITTEN, PLAIN, PLAIN_INLINE, Loaded, _ratios
 from rayapp.bench.truth import Truth
 from rayapp.graph import free_port, serve_config
 
@@ -66,15 +67,23 @@ def test_an_answer_must_have_the_scores_of_the_model_that_it_names() -> None:
     assert not truth.agrees("u", answer("three", 0.1, 0.2)), "a model that nobody knows"
 
 
-def test_opponents_stand_side_by_side_with_as_many_replicas_each(tmp_path: Path) -> None:
+def test_opponents_stand_side_by_side_with_their_numbers_of_replicas(tmp_path: Path) -> None:
     configs = {
-        "inline": serve_config(tmp_path, 1),
-        "apart": serve_config(tmp_path, 1, inline=[]),
-        "empty": empty_config([]),
+        "inline": sized(serve_config(tmp_path, 1), {"Ranker": 3}),
+        "apart": sized(serve_config(tmp_path, 1, inline=[]), {"Ranker": 3}),
+        "empty": sized(empty_config([]), {}),
     }
-    config = sized(side_by_side(configs), {"Ranker": 3})
+    config = side_by_side(configs)
     assert [a["route_prefix"] for a in config["applications"]] == ["/inline", "/apart", "/empty"]
-    for application in config["applications"]:
+    for application, rankers in zip(config["applications"], (3, 3, 1), strict=True):
         counts = {d["name"]: d["autoscaling_config"] for d in application["deployments"]}
-        assert (counts["Ranker"]["min_replicas"], counts["Ranker"]["max_replicas"]) == (3, 3)
+        assert (counts["Ranker"]["min_replicas"], counts["Ranker"]["max_replicas"]) == (rankers, rankers)
         assert application["args"]["apart"]["candidates"]["autoscaling_config"]["max_replicas"] == 1
+
+
+def test_ratios_are_taken_within_a_round() -> None:
+    loaded = {name: Loaded([30.0, 60.0], [1.0, 1.0]) for name in (GRAPH, PLAIN, PLAIN_INLINE, HANDWRITTEN)}
+    loaded[PLAIN].per_s = [20.0, 30.0]
+    ratios = _ratios(loaded, {ALONE: [46.0, 30.0], HANDWRITTEN: [40.0, 25.0], EMPTY: [5.0, 2.5]})
+    assert ratios["throughput_vs_default_flags"] == [1.5, 2.0]
+    assert ratios["overhead_ratio"] == [1.2, 2.0]

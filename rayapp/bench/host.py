@@ -78,7 +78,7 @@ def graph(profile: Profile, config: dict[str, Any]) -> Iterator[Server]:
         process.stdin.write(json.dumps(config) + "\n")
         process.stdin.flush()
         try:
-            if process.stdout.readline().strip() != "ready":
+            if not any(line.strip() == "ready" for line in process.stdout):  # Ray may warn there of many replicas
                 raise GraphError(f"the graph of a bench ({profile}) did not start; its words are above")
             yield Server(f"http://127.0.0.1:{config['http_options']['port']}", process.pid)
         finally:
@@ -116,14 +116,14 @@ def wait_until_ready(url: str) -> None:
     raise GraphError(f"{url} was not ready after {START_S} s")
 
 
-def empty_config(inline: list[str], busy_ms: float = 0.0) -> dict[str, Any]:
-    """A graph of the same shape that computes nothing, or nothing useful (`deployments/empty.py`)."""
+def empty_config(inline: list[str]) -> dict[str, Any]:
+    """A graph of the same shape that computes nothing (`deployments/empty.py`)."""
     config = serve_config(Path(), free_port())
     (application,) = config["applications"]
     options = application["args"]["apart"]
     application |= {
         "import_path": "deployments.empty:build",
-        "args": {"inline": inline, "apart": options, "busy_ms": busy_ms},
+        "args": {"inline": inline, "apart": options},
     }
     return config
 
