@@ -21,6 +21,9 @@ class AppArgs(BaseModel):
     """URL of the sequence store; None: LMDB in the root."""
     keys: bool = True
     """Whether callers need an API key (`rayapp keys add`). Off only where the port is on loopback."""
+    ranker_calls: int = Field(8, ge=1)
+    """Calls to rankers that one ingress has under way. All ingresses together should ask no more than all rankers
+    take (their `max_ongoing_requests`)."""
     random_share: float = Field(0.0, ge=0, le=0.2)
     """Share of feeds in random order, logged as such: for evaluation that no model has a hand in."""
     inline: list[Stage] = []
@@ -44,6 +47,7 @@ def build(args: AppArgs) -> Application:
         sequences,
         bound("candidates", Candidates, args.inline, args.apart, *where, sequences),
         Ranker.bind(*where),  # type: ignore[attr-defined]
-        args.keys,
-        args.random_share,
+        ranker_calls=args.ranker_calls,
+        keys_needed=args.keys,
+        random_share=args.random_share,
     )

@@ -46,7 +46,15 @@ class Ingress:
     """Holds handles to the stages and the version that answers; nothing else lives here."""
 
     async def __init__(  # type: ignore[misc]
-        self, root: str, sequences: Any, candidates: Any, ranker: Any, keys_needed: bool, random_share: float
+        self,
+        root: str,
+        sequences: Any,
+        candidates: Any,
+        ranker: Any,
+        *,
+        ranker_calls: int,
+        keys_needed: bool,
+        random_share: float,
     ) -> None:
         self._root = Path(root)
         domain, _ = read_root(self._root)
@@ -55,7 +63,7 @@ class Ingress:
         self._book = ExperimentBook(self._root, domain)
         # Calls are dataclasses and arrays, which pickle writes in half of cloudpickle's time.
         ranker = ranker.options(request_serialization="pickle", response_serialization="pickle")
-        handles = Handles(sequences, candidates, ranker)
+        handles = Handles(sequences, candidates, ranker, asyncio.Semaphore(ranker_calls))
         keys = Keys.load(self._root)
         if keys_needed and not keys.rows:
             raise PublishError(f"{self._root} has no API keys; make one: rayapp keys add NAME --role admin")

@@ -32,6 +32,9 @@ class Handles:
     sequences: Any
     candidates: Any
     ranker: Any
+    ranker_calls: asyncio.Semaphore
+    """Calls that may be under way to the rankers. More wait here, where waiting costs nothing: Serve's router asks full
+    rankers again and again, which takes the time of their answers."""
 
     async def lookup(self, user_id: str) -> UserSequence:
         found: UserSequence = await self.sequences.lookup.remote(user_id)
@@ -42,7 +45,8 @@ class Handles:
         return found
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
-        ranking: Ranking | None = await self.ranker.rank.remote(version, call)
+        async with self.ranker_calls:
+            ranking: Ranking | None = await self.ranker.rank.remote(version, call)
         return ranking
 
 

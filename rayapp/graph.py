@@ -36,7 +36,7 @@ THROUGHPUT: Final = {
 }
 """Environment of all Ray processes under the profile `throughput`, the same on every node (see `cluster.yaml`)."""
 RANKERS_PER_INGRESS: Final = 2
-"""As many rankers hold as many requests as one ingress does, by `deployments/serve.yaml`."""
+"""So many take the calls of one ingress (`ranker_calls` in `deployments/serve.yaml`)."""
 HAPROXY: Final = "rayapp-haproxy"
 """Installed with rayapp: the HAProxy of Ray, its own pages on loopback."""
 

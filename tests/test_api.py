@@ -27,6 +27,8 @@ from rayapp.serving.stages import Live
 from rayapp.store.opening import open_store
 from tests.test_serving import models  # noqa: F401  # a root with two models
 
+RANKER_CALLS = 2
+
 
 class Remote:
     """An object whose methods are called as a deployment's are."""
@@ -74,7 +76,7 @@ async def running(root: Path, domain: Domain, *, keys: bool = False, key: str = 
     await ranker.__init__(str(root), f"lmdb://{root / 'r'}")
     aliases = read_aliases(root)
     live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
-    handles = Handles(sequences, Remote(candidates), Remote(ranker))
+    handles = Handles(sequences, Remote(candidates), Remote(ranker), asyncio.Semaphore(RANKER_CALLS))
     feed = Feed(domain, handles, live, ExperimentBook(root, domain))
     service = Service(root, domain, handles, live, feed, Keys.load(root), keys_needed=keys, metrics=Metrics(domain))
     transport = httpx.ASGITransport(app=build_api(service), raise_app_exceptions=False)
@@ -309,3 +311,25 @@ def test_an_open_store_is_the_one_that_the_url_names(models: Any) -> None:  # no
     store = open_store(models[0], f"lmdb://{models[0] / 'elsewhere'}")
     store.close()
     assert (models[0] / "elsewhere" / "data.mdb").exists()
+
+
+def test_calls_beyond_what_rankers_take_wait_in_the_ingress(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def test(graph: Running) -> None:
+        ranker = graph.service.ranker._target
+        rank, under_way, most = ranker.rank, 0, 0
+
+        async def counted(version: str, call: Any) -> Any:
+            nonlocal under_way, most
+            under_way += 1
+            most = max(most, under_way)
+            await asyncio.sleep(0)  # whoever else may start does so now
+            answer = await rank(version, call)
+            under_way -= 1
+            return answer
+
+        monkeypatch.setattr(ranker, "rank", counted)
+        answers = await asyncio.gather(*(graph.feed(f"u{n}") for n in range(6)))
+        assert [answer["degraded"] for answer in answers] == [False] * 6
+        assert most == RANKER_CALLS
+
+    api(test)

@@ -56,8 +56,9 @@ def test_serve_yaml_holds_known_keys_and_names_a_real_application(name: str) -> 
         assert scaling["downscale_delay_s"] > 5 * scaling["upscale_delay_s"], "up at once, down with patience"
     ingress = options["Ingress"]
     assert ingress["backpressure_config"] == {"status_code": 429, "retry_after_s": 1}
-    held = {n: d["max_ongoing_requests"] * d["autoscaling_config"]["max_replicas"] for n, d in options.items()}
-    assert held["Ingress"] <= held["Ranker"], "no ingress asks rankers that are full"
+    most = {name: option["autoscaling_config"]["max_replicas"] for name, option in options.items()}
+    taken = most["Ranker"] * options["Ranker"]["max_ongoing_requests"]
+    assert most["Ingress"] * application["args"]["ranker_calls"] <= taken, "no ingress asks rankers that are full"
     module, function = application["import_path"].split(":")
     assert callable(getattr(importlib.import_module(module), function))
 
@@ -89,8 +90,8 @@ def test_one_machine_gets_a_ranker_for_each_core(
     options = deployments_of(application)
     most = {name: option["autoscaling_config"]["max_replicas"] for name, option in options.items()}
     assert most == {"Ingress": ingresses, "Ranker": cores or 1, "Sequences": 2, "Candidates": 2}
-    held = RANKERS_PER_INGRESS * options["Ranker"]["max_ongoing_requests"]
-    assert options["Ingress"]["max_ongoing_requests"] == held, "no ingress asks rankers that are full"
+    taken = RANKERS_PER_INGRESS * options["Ranker"]["max_ongoing_requests"]
+    assert application["args"]["ranker_calls"] == taken, "no ingress asks rankers that are full"
 
 
 def test_whoever_opens_the_port_asks_for_keys() -> None:
