@@ -22,7 +22,7 @@ json_option = click.option("--json", "as_json", is_flag=True, help="Print one JS
 @click.option(
     "--seconds", type=click.FloatRange(1), default=8.0, show_default=True, help="Of load, an opponent a round."
 )
-@click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Medians are over these.")
+@click.option("--rounds", type=click.IntRange(1), default=5, show_default=True, help="Medians are over these.")
 @json_option
 @write_option
 def bench_serve(root: Path, preset: str, seconds: float, rounds: int, as_json: bool, write: Path | None) -> None:
