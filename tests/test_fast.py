@@ -28,8 +28,9 @@ BLOCK = 4
 
 
 @functools.cache
-def scorer_of(config: ModelConfig, scale: float = 1.0) -> Scorer:
-    """Weights far from their initial values, as training leaves them; queries and keys `scale` times as large."""
+def scorer_of(config: ModelConfig, scale: float = 1.0, layers: str = "") -> Scorer:
+    """Weights far from their initial values, as training leaves them; queries and keys `scale` times as large, of all
+    layers or of those whose names hold `layers`."""
     scorer = make_scorer(config=config)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -37,7 +38,7 @@ def scorer_of(config: ModelConfig, scale: float = 1.0) -> Scorer:
             parameter.add_(torch.randn_like(parameter) * 0.1)
         if scorer.ranker.encoder is not None:
             for name, parameter in scorer.ranker.encoder.named_parameters():
-                if "in_proj" in name:
+                if "in_proj" in name and layers in name:
                     parameter[: 2 * len(parameter) // 3] *= scale
     return Scorer(scorer.ranker, scorer.inputs, scorer.calibration)
 
@@ -90,13 +91,17 @@ def test_so_is_every_variant(name: str, real: int) -> None:
         torch.testing.assert_close(*both(scorer, some_request(real, candidates)), atol=1e-5, rtol=1e-5)
 
 
-@pytest.mark.parametrize("scale", [1.0, 5.0, 30.0])
-def test_logits_of_any_size_are_exact(scale: float) -> None:
-    """Where logits reach far, rounding shows: the guard has to see it.
+@pytest.mark.parametrize(
+    ("scale", "layers", "is_guarded"),
+    [(1.0, "", False), (5.0, "", True), (30.0, "", True), (5.0, "layers.0", False), (30.0, "layers.0", True)],
+)
+def test_logits_of_any_size_are_exact(scale: float, layers: str, is_guarded: bool) -> None:
+    """Where logits reach far, rounding shows: the guards have to see it, in the first layer by the request's own logits
+    and in the others by their weights.
 
     Logits of hundreds cost float32 itself some digits, so float64 is the judge: never worse than the plain module.
     """
-    scorer = scorer_of(CONFIG, scale)
+    scorer = scorer_of(CONFIG, scale, layers)
     exact_ranker = copy.deepcopy(scorer.ranker).double()
     with mock.patch("rayapp.model.fast_encoder.plain_blocks", side_effect=plain_blocks) as guarded:
         for seed in range(5):
@@ -108,7 +113,7 @@ def test_logits_of_any_size_are_exact(scale: float) -> None:
             exact = exact_ranker(dataclasses.replace(batch, **doubled))[0]
             error, error_of_plain = ((logits - exact).abs().max() for logits in (fast, plain))
             assert error < max(1e-5, 2 * error_of_plain)
-    assert guarded.called == (scale == 30.0)
+    assert guarded.called == is_guarded
 
 
 def test_what_lies_in_padding_never_matters() -> None:
