@@ -107,7 +107,10 @@ class Service:
         await self.sequences.log_requests.remote(rows)
 
     async def answered(self, answer: Answer) -> None:
-        """Measures and logs a feed, after its client has it. Where there is a shadow, the row gets its scores first."""
+        """Measures and logs a feed, after its client has it. Where there is a shadow, the row gets its scores first.
+
+        Waits for nothing; a coroutine, because FastAPI would run a function on a thread.
+        """
         self.metrics.answered(answer)
         if not answer.shown:
             return

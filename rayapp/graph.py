@@ -35,8 +35,6 @@ THROUGHPUT: Final = {
     "RAY_SERVE_REPLICA_AUTOSCALING_METRIC_PUSH_INTERVAL_S": "2",
 }
 """Environment of all Ray processes under the profile `throughput`, the same on every node (see `cluster.yaml`)."""
-RANKERS_PER_INGRESS: Final = 2
-"""So many take the calls of one ingress (`ranker_calls` in `deployments/serve.yaml`)."""
 HAPROXY: Final = "rayapp-haproxy"
 """Installed with rayapp: the HAProxy of Ray, its own pages on loopback."""
 
@@ -214,10 +212,11 @@ def serve_config(
     config["http_options"] |= {"host": host, "port": port}
     (application,) = config["applications"]
     application["args"] |= {"root": str(root.resolve()), "store": store_url, **args}
-    scaling = {d["name"]: d["autoscaling_config"] for d in application["deployments"]}
+    options = {d["name"]: d for d in application["deployments"]}
     cores = os.cpu_count() or 1
-    scaling["Ranker"]["max_replicas"] = cores  # more would only share them
-    scaling["Ingress"]["max_replicas"] = max(cores // RANKERS_PER_INGRESS, 1)
+    options["Ranker"]["autoscaling_config"]["max_replicas"] = cores  # more would only share them
+    taken = cores * options["Ranker"]["max_ongoing_requests"]
+    options["Ingress"]["autoscaling_config"]["max_replicas"] = max(taken // application["args"]["ranker_calls"], 1)
     return config
 
 

@@ -16,7 +16,6 @@ import yaml
 from deployments.haproxy import corrected
 from rayapp.graph import (
     HAPROXY,
-    RANKERS_PER_INGRESS,
     THROUGHPUT,
     GraphError,
     check_port,
@@ -90,7 +89,7 @@ def test_one_machine_gets_a_ranker_for_each_core(
     options = deployments_of(application)
     most = {name: option["autoscaling_config"]["max_replicas"] for name, option in options.items()}
     assert most == {"Ingress": ingresses, "Ranker": cores or 1, "Sequences": 2, "Candidates": 2}
-    taken = RANKERS_PER_INGRESS * options["Ranker"]["max_ongoing_requests"]
+    taken = 2 * options["Ranker"]["max_ongoing_requests"]
     assert application["args"]["ranker_calls"] == taken, "no ingress asks rankers that are full"
 
 
