@@ -101,7 +101,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for every test that needs one."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    from rayapp.graph import local_ray
+    from rayapp.runtime import local_ray
 
     with local_ray():
         yield

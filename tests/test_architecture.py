@@ -117,7 +117,9 @@ MAY_IMPORT: dict[str, set[str]] = {
         "erasure",
     },
     "session": {"hashing", "schema", "config", "features", "model"},
-    "graph": set(),
+    "ports": set(),
+    "runtime": {"ports"},
+    "graph": {"ports"},
 }
 COMPOSITION_ROOTS = {"cli", "bench"}  # may import every room; nothing imports them but the command line its benches
 NO_RAY = {

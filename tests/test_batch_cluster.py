@@ -18,9 +18,9 @@ import pytest
 from rayapp.batch.models import SETTLED_MIX
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import NO_WATERMARK, at_request
-from rayapp.graph import free_port
 from rayapp.hashing import hash64
 from rayapp.pipeline.logs import EVENTS, read_log
+from rayapp.ports import free_port
 from rayapp.rates import load_items, load_users
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model

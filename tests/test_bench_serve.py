@@ -12,7 +12,8 @@ from rayapp.bench.host import empty_config, side_by_side, sized
 from rayapp.bench.http_load import FEED, Answer, closed_loop, feed_bodies, good, quantile_ms
 from rayapp.bench.serve import ALONE, EMPTY, GRAPH, HANDWRITTEN, PLAIN, PLAIN_INLINE, Loaded, _ratios
 from rayapp.bench.truth import Truth
-from rayapp.graph import free_port, serve_config
+from rayapp.graph import serve_config
+from rayapp.ports import free_port
 
 
 @pytest.mark.parametrize(

@@ -18,8 +18,9 @@ from click.testing import CliRunner
 from rayapp.catalogue import read_catalogue
 from rayapp.cli.main import cli
 from rayapp.domains import load_domain
-from rayapp.graph import free_port, running_graph
+from rayapp.graph import running_graph
 from rayapp.pipeline.logs import read_bucket, read_log
+from rayapp.ports import free_port
 from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.models import load_model

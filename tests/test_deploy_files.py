@@ -10,19 +10,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 import yaml
 
 from deployments.haproxy import corrected
-from rayapp.graph import (
-    HAPROXY,
-    THROUGHPUT,
-    GraphError,
-    check_port,
-    free_port,
-    haproxy_path,
-    serve_config,
-)
+from rayapp.graph import serve_config
+from rayapp.ports import BLOCKS, GraphError, check_port, free_port, held_port, is_free, own_block
+from rayapp.runtime import HAPROXY, THROUGHPUT, haproxy_path
 from tests.conftest import until
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +139,7 @@ def ray_s_haproxy_config(directory: Path, port: int, metrics: int = 9101, stats:
         server_state_file=str(directory / "state"),
         metrics_port=metrics,
         stats_port=stats,
+        error_file_path=str(directory / "500.http"),
     )
     environment = Environment()
     environment.filters["haproxy_fmt"] = str
@@ -166,24 +162,28 @@ def test_haproxy_keeps_its_own_pages_on_loopback(tmp_path: Path) -> None:
     assert binds == ["127.0.0.1:9101", "127.0.0.1:8000", "127.0.0.1:8404"]
     assert "mode 600 level admin" in done
     assert corrected(done) == done
+    assert "errorfile 503" in text
+    assert "status 404" in text
+    assert "errorfile 503" not in done
+    assert "status 404" not in done, "there is no application yet"
     with pytest.raises(ValueError, match="another form"):
         corrected(text.replace("frontend prometheus", "frontend exporter"))
 
 
-def test_haproxy_ends_with_whoever_started_it(tmp_path: Path) -> None:
+def test_haproxy_ends_with_whoever_started_it_and_says_503_until_something_is_up(tmp_path: Path) -> None:
     config, port = tmp_path / "haproxy.cfg", free_port()
+    (tmp_path / "500.http").write_text("HTTP/1.1 500 Internal Server Error\r\nContent-Length: 0\r\n\r\n")
     config.write_text(ray_s_haproxy_config(tmp_path, port, free_port(), free_port()))
     starts = "import subprocess, sys; subprocess.Popen(sys.argv[1:]).wait()"
     command = [sys.executable, "-c", starts, haproxy_path(), "-db", "-f", str(config)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as parent:
         until(lambda: not is_free(port), 30)
+        answer = httpx.get(f"http://127.0.0.1:{port}/health/ready")
+        assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+        assert answer.headers["Content-Type"] == "application/problem+json"
+        assert answer.json()["status"] == 503
         parent.send_signal(signal.SIGKILL)
     until(lambda: is_free(port), 30)
-
-
-def is_free(port: int) -> bool:
-    with socket.socket() as probe:
-        return probe.connect_ex(("127.0.0.1", port)) != 0
 
 
 def test_a_busy_port_is_told_apart() -> None:
@@ -193,6 +193,23 @@ def test_a_busy_port_is_told_apart() -> None:
         taken.listen()
         with pytest.raises(GraphError, match=f"port {taken.getsockname()[1]}"):
             check_port(taken.getsockname()[1])
+
+
+def test_graphs_that_start_at_once_share_no_port() -> None:
+    with own_block() as first, own_block() as second:
+        assert not set(first) & set(second)
+        assert {block.start for block in (first, second)} <= set(BLOCKS)
+    port = free_port()
+    with held_port(port), pytest.raises(GraphError, match=f"port {port}"), held_port(port):
+        pass
+    with held_port(port), socket.socket() as haproxy:  # whoever holds it can still listen on it
+        haproxy.bind(("127.0.0.1", port))
+        haproxy.listen()
+        assert not is_free(port)
+    with socket.socket() as foreign:
+        foreign.bind(("127.0.0.1", first.start + 7))
+        foreign.listen()
+        assert not is_free(first.start + 7), "a block with a listener is passed over"
 
 
 def test_the_examples_of_schedules_run_commands_that_exist() -> None:

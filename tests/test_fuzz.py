@@ -24,7 +24,7 @@ from schemathesis.core.result import Ok
 
 from deployments.ingress import build_api
 from rayapp.config import Domain
-from rayapp.graph import free_port
+from rayapp.ports import free_port
 from tests.test_api import running
 from tests.test_serving import publish_models
 

@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -21,8 +22,8 @@ from rayapp.bench.host import wait_until_ready
 from rayapp.bench.http_load import FEED, Answer, ask, session
 from rayapp.bench.memory import tree
 from rayapp.bench.replicas import replica_pids
-from rayapp.graph import free_port
-from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.ports import free_port
+from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.serving.keys import Role, add_key
 from rayapp.workflow import Prepared
 from tests.conftest import RAYAPP
@@ -152,6 +153,47 @@ def test_a_killed_ranker_costs_no_answer(served: Served) -> None:
         whole = 0 if answer.json()["degraded"] else whole + 1
         assert time.monotonic() < deadline, "the ranker did not come back"
     assert ranker not in replica_pids(served.process.pid, "Ranker")
+
+
+def test_a_second_graph_on_this_machine_answers_on_its_own_port_alone(served: Served, tmp_path: Path) -> None:
+    """From its start, and while its only ingress is gone: nobody else answers there, or takes its events."""
+    root, port, user = tmp_path / "other", free_port(), "of-the-other-graph"
+    shutil.copytree(served.root, root)
+    own = read_aliases(root)[BASELINE]
+    promote(root, CHAMPION, own)
+    url, seen = f"http://127.0.0.1:{port}", set[tuple[int, str | None]]()
+    command, log = [RAYAPP, "serve", "--root", str(root), "--port", str(port)], tmp_path / "log"
+    with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
+        try:
+            deadline = time.monotonic() + 120
+            killed = False
+            while True:
+                assert time.monotonic() < deadline, seen
+                time.sleep(0.05)  # a client that never rests would keep the graph from starting
+                with contextlib.suppress(httpx.TransportError):
+                    models = httpx.get(f"{url}/v1/models", timeout=60)
+                    seen.add((models.status_code, models.json()["serving"] if models.status_code == 200 else None))
+                    event = {
+                        "user_id": user,
+                        "item_id": "i1",
+                        "action": "save",
+                        "timestamp_ms": time.time_ns() // 10**6,
+                    }
+                    if httpx.post(f"{url}/v1/events", json=event, timeout=60).status_code != 200:
+                        continue
+                    if killed:
+                        break
+                    (ingress,) = replica_pids(process.pid, "Ingress")
+                    os.kill(ingress, signal.SIGKILL)
+                    killed = True
+            assert {status for status, _ in seen} <= {200, 429, 503}, seen
+            assert {serving for status, serving in seen if status == 200} == {own}
+            answer = httpx.get(f"{served.url}/v1/users/{user}/sequence", headers=served.headers, timeout=30)
+            assert answer.json()["length"] == 0, "the first graph took an event of the second one's clients"
+            assert httpx.get(f"{url}/v1/users/{user}/sequence", timeout=30).json()["length"] > 0
+        finally:
+            process.send_signal(signal.SIGTERM)
+            process.wait(timeout=60)
 
 
 def test_prometheus_reads_what_the_graph_did(served: Served) -> None:

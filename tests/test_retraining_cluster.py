@@ -14,7 +14,8 @@ import httpx
 import pytest
 
 from rayapp.config import day_name
-from rayapp.graph import free_port, running_graph
+from rayapp.graph import running_graph
+from rayapp.ports import free_port
 from rayapp.publish import PublishError, exclusive, read_json, read_manifest, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases, rollback
 from rayapp.registry.retrainings import read_retrainings

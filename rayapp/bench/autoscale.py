@@ -18,7 +18,8 @@ from rayapp.bench.http_load import FEED, Answer, closed_loop, feed_bodies, open_
 from rayapp.bench.record import write_result
 from rayapp.bench.replicas import replica_pids
 from rayapp.bench.served import USERS, fill_store, make_served_root
-from rayapp.graph import free_port, serve_config
+from rayapp.graph import serve_config
+from rayapp.ports import free_port
 from rayapp.training.picture import svg
 
 CANDIDATES: Final = 100

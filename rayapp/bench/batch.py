@@ -28,7 +28,6 @@ from rayapp.catalogue import read_catalogue, read_users
 from rayapp.config import DAY_MS, Domain
 from rayapp.domains import load_domain
 from rayapp.features.attributes import AttributeEncoder, Encoders
-from rayapp.graph import local_ray
 from rayapp.model.calibration import Calibration
 from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
@@ -41,6 +40,7 @@ from rayapp.presets import PRESETS
 from rayapp.publish import read_json, write_json
 from rayapp.registry.item_tables import publish_table
 from rayapp.registry.models import publish_model
+from rayapp.runtime import local_ray
 from rayapp.schema import attribute_fields
 from rayapp.sources.synthetic import World
 from rayapp.workflow import import_once, make_world

@@ -24,7 +24,6 @@ import torch
 from rayapp.bench.decay_report import Ages, Cost, Day, Measure, costs_told, tell
 from rayapp.config import DAY_MS, Domain, Scope, day_name, to_json
 from rayapp.domains import load_domain
-from rayapp.graph import local_ray
 from rayapp.pipeline import windows as windowing
 from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.rates import build_rates
@@ -32,6 +31,7 @@ from rayapp.presets import PRESETS, Preset, variant
 from rayapp.publish import PublishError, exclusive, log_manifest, read_json, read_manifest
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
+from rayapp.runtime import local_ray
 from rayapp.schema import fingerprint
 from rayapp.sources.synthetic import World, drifting
 from rayapp.training.compare import Logits

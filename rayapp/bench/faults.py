@@ -40,8 +40,9 @@ from rayapp.bench.record import Bars, record
 from rayapp.bench.replicas import replica_pids
 from rayapp.bench.served import MODELS, USERS, WORLD, fill_store, make_served_root
 from rayapp.bench.truth import Truth
-from rayapp.graph import free_port, serve_config
+from rayapp.graph import serve_config
 from rayapp.hashing import hash64
+from rayapp.ports import free_port
 from rayapp.registry.aliases import CHAMPION, promote
 from rayapp.store.opening import open_store
 

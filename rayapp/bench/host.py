@@ -17,7 +17,9 @@ from typing import Any, Final
 
 import httpx
 
-from rayapp.graph import GraphError, Profile, deployed, free_port, local_ray, serve_config
+from rayapp.graph import deployed, serve_config
+from rayapp.ports import GraphError, free_port
+from rayapp.runtime import Profile, local_ray
 
 START_S: Final = 240
 STOP_S: Final = 90

@@ -16,11 +16,12 @@ import httpx
 
 from rayapp.bench.memory import tree
 from rayapp.domains import load_domain
-from rayapp.graph import GraphError, free_port, local_ray
+from rayapp.ports import GraphError, free_port
 from rayapp.presets import nano
 from rayapp.publish import read_manifest
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table
+from rayapp.runtime import local_ray
 from rayapp.sources.synthetic import World
 from rayapp.store import StoreError
 from rayapp.workflow import build_windows, import_once, item_table, make_world, split_of, train_model, training_run

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 from rayapp.bench.record import Bars, record
 from rayapp.config import Domain
 from rayapp.features.segments import SEGMENTS
-from rayapp.graph import local_ray
 from rayapp.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.publish import PublishError, exclusive, read_json
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import load_model, model_manifest
 from rayapp.root import read_root
+from rayapp.runtime import local_ray
 from rayapp.training.compare import Logits, Row, compare, difference_table, table
 from rayapp.training.diversity import candidate_categories, categories_in_top
 from rayapp.training.evaluate import METRICS, Window, read_window, score_popularity, score_window

@@ -16,11 +16,13 @@ import click
 import httpx
 
 from rayapp.bench.record import Bars, record
-from rayapp.graph import free_port, local_ray, running_graph
+from rayapp.graph import running_graph
+from rayapp.ports import free_port
 from rayapp.publish import PublishError, exclusive, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.root import read_root
+from rayapp.runtime import local_ray
 from rayapp.schema import ActionKind
 from rayapp.session import Genres, Session, SessionError, strongest
 

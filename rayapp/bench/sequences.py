@@ -21,7 +21,6 @@ from rayapp.bench.memory import PeakMemory
 from rayapp.bench.peers import LENGTH, checksum, expanded_bytes, map_groups_histories
 from rayapp.bench.record import Bars, record
 from rayapp.domains.parse import parse_domain
-from rayapp.graph import local_ray
 from rayapp.pipeline.histories import history_task
 from rayapp.pipeline.importing import Inputs, import_files
 from rayapp.pipeline.logs import EVENTS
@@ -29,6 +28,7 @@ from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.windows import Window, build
 from rayapp.publish import log_manifest
 from rayapp.root import read_root
+from rayapp.runtime import local_ray
 
 DAY_MS: Final = 86_400_000
 START_MS: Final = 1_735_689_600_000

@@ -31,7 +31,9 @@ from rayapp.bench.http_load import (
 )
 from rayapp.bench.record import Bars, record
 from rayapp.bench.served import ACTIONS, USERS, fill_store, make_served_root
-from rayapp.graph import Profile, free_port, serve_config
+from rayapp.graph import serve_config
+from rayapp.ports import free_port
+from rayapp.runtime import Profile
 
 CANDIDATES: Final = 100
 CLIENTS: Final = 8

@@ -11,12 +11,12 @@ import numpy as np
 
 from rayapp.config import Domain
 from rayapp.domains import load_domain
-from rayapp.graph import local_ray
 from rayapp.model.calibration import Calibration
 from rayapp.presets import PRESETS
 from rayapp.registry.aliases import CHAMPION, promote
 from rayapp.registry.models import publish_model
 from rayapp.root import read_root
+from rayapp.runtime import local_ray
 from rayapp.schema import Event
 from rayapp.sources.synthetic import World
 from rayapp.store.opening import open_store

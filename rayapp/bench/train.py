@@ -16,9 +16,9 @@ from rayapp.bench.record import Bars, record
 from rayapp.bench.train_gpu import measure_gpu, told_of
 from rayapp.config import Domain
 from rayapp.domains import load_domain
-from rayapp.graph import local_ray
 from rayapp.pipeline.reader import RequestBatch, WindowReader
 from rayapp.presets import PRESETS, Preset, variant
+from rayapp.runtime import local_ray
 from rayapp.sources.synthetic import World
 from rayapp.training.loop import Loop
 from rayapp.training.run import TrainingRun, make_loop, train_and_publish

@@ -109,7 +109,7 @@ def _run(
 ) -> dict[str, Any]:
     from rayapp.batch.run import Pool, Progress, QuarantinedError, run_job
     from rayapp.cli.progress import progress
-    from rayapp.graph import job_ray
+    from rayapp.runtime import job_ray
 
     # What Ray has to say, as of a worker that died, goes to stderr: stdout is for the result.
     with contextlib.redirect_stdout(sys.stderr), job_ray():

@@ -24,7 +24,7 @@ QUARANTINED_EXIT = 3
 def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, seed: int) -> None:
     """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
     from rayapp.cli.progress import progress
-    from rayapp.graph import local_ray
+    from rayapp.runtime import local_ray
     from rayapp.sources import movielens
     from rayapp.sources.synthetic import World
     from rayapp.workflow import make_world
@@ -104,10 +104,10 @@ def import_command(
     from rayapp.cli.progress import progress
     from rayapp.cli.summary import print_summary
     from rayapp.domains import load_domain
-    from rayapp.graph import local_ray
     from rayapp.pipeline.export import LOCK
     from rayapp.pipeline.importing import Inputs, import_files
     from rayapp.publish import exclusive
+    from rayapp.runtime import local_ray
     from rayapp.workflow import check_writable
 
     if not (events or requests or items or users):
@@ -135,11 +135,11 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     their actions, so a window whose end is nearer than that to now is refused.
     """
     from rayapp.cli.progress import progress
-    from rayapp.graph import local_ray
     from rayapp.pipeline.rates import build_rates
     from rayapp.pipeline.windows import Window, build, check_closed, window_name
     from rayapp.publish import exclusive
     from rayapp.root import read_root
+    from rayapp.runtime import local_ray
 
     domain, _ = read_root(root)
     window = Window(moment(since, "--since"), moment(until, "--until"), history)
@@ -183,11 +183,11 @@ def erase(root: Path, store_url: str | None, user_ids: tuple[str, ...]) -> None:
 def compact(root: Path) -> None:
     """Merge the logs' small files, and remove erased users from logs, windows, rates and the users' table."""
     from rayapp.cli.progress import progress
-    from rayapp.graph import local_ray
     from rayapp.pipeline import compact as compaction
     from rayapp.pipeline.export import LOCK
     from rayapp.publish import exclusive
     from rayapp.root import read_root
+    from rayapp.runtime import local_ray
 
     read_root(root)
     with exclusive(root, "a compaction"), exclusive(root / LOCK, "a compaction"), local_ray(spare_cpus=0):

@@ -11,11 +11,13 @@ from rayapp.cli.serve import check_champion, wait
 from rayapp.cli.train import Stages, train_stages
 from rayapp.config import Domain
 from rayapp.domains import load_domain
-from rayapp.graph import check_port, local_ray, running_graph
+from rayapp.graph import running_graph
+from rayapp.ports import check_port
 from rayapp.presets import PRESETS
 from rayapp.publish import exclusive, read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
+from rayapp.runtime import local_ray
 from rayapp.schema import ActionKind
 from rayapp.session import Genres, Session, SessionError, strongest
 from rayapp.sources import Files, movielens

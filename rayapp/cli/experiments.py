@@ -152,8 +152,8 @@ def _report(root: Path, name: str | None, only_on: bool = False) -> "Report | No
     """None, after saying so, where there is nothing to report; `only_on`: unless it is named, nor of one that is not
     on."""
     from rayapp.experiments.report import find, make_report
-    from rayapp.graph import local_ray
     from rayapp.root import read_root
+    from rayapp.runtime import local_ray
 
     domain, _ = read_root(root)
     running = find(root, domain, name, _now_ms())

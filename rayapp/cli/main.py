@@ -154,7 +154,7 @@ def main() -> None:
     """Entry point. What a user can do something about is one sentence on stderr and exit code 1; anything else is a
     bug and keeps its traceback."""
     from rayapp.domains import DomainError
-    from rayapp.graph import GraphError
+    from rayapp.ports import GraphError
     from rayapp.publish import PublishError
     from rayapp.serving.experiment_file import ExperimentError
     from rayapp.session import SessionError

@@ -132,9 +132,9 @@ def _run_alone(*run: Any) -> None:
 
 
 def _run(root: Path, options: "Options", as_of: str | None, store_url: str | None) -> int:
-    from rayapp.graph import job_ray
     from rayapp.retraining import state as states
     from rayapp.retraining.run import retrain as run_once
+    from rayapp.runtime import job_ray
 
     with job_ray():
         state = run_once(root, options, as_of_ms=_as_of(as_of), store_url=store_url, say=_say)
@@ -189,8 +189,8 @@ def _seconds(text: str) -> float:
 
 def _dry_run(root: Path, options: "Options", as_of_ms: int) -> None:
     from rayapp.config import day_name
-    from rayapp.graph import job_ray
     from rayapp.retraining.preview import preview
+    from rayapp.runtime import job_ray
 
     with job_ray():
         found = preview(root, options, as_of_ms)
@@ -225,12 +225,12 @@ def watch(root: Path, days: int, as_json: bool, prometheus: Path | None, as_of: 
     Each day that has ended is held against the days before it; what left its threshold (ROOT/retrain.toml) is told,
     and makes the exit code 4.
     """
-    from rayapp.graph import job_ray
     from rayapp.retraining.daily import watch_days
     from rayapp.retraining.prometheus import exposition, write_exposition
     from rayapp.retraining.report import watch_table
     from rayapp.retraining.state import read_runs
     from rayapp.root import read_root
+    from rayapp.runtime import job_ray
 
     domain, _ = read_root(root)
     with job_ray():

@@ -5,11 +5,13 @@ from pathlib import Path
 
 import click
 
-from rayapp.graph import Profile, check_port, is_loopback, local_ray, metrics_url, running_graph
+from rayapp.graph import metrics_url, running_graph
+from rayapp.ports import check_port, is_loopback
 from rayapp.publish import PublishError, exclusive
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.root import read_root
+from rayapp.runtime import Profile, local_ray
 from rayapp.serving.keys import Keys
 from rayapp.workflow import seed_store
 

@@ -119,9 +119,9 @@ def parity(root: Path, since: str | None, until: str | None, at_least: float, as
     models that are gone, and imported ones.
     """
     from rayapp.cli.progress import progress
-    from rayapp.graph import local_ray
     from rayapp.pipeline import parity as comparison
     from rayapp.root import read_root
+    from rayapp.runtime import local_ray
 
     read_root(root)
     since_ms = moment(since, "--since") if since else None
