@@ -6,6 +6,7 @@ compare-and-swap, and readers open only the files that the newest manifest lists
 """
 
 import contextlib
+import errno
 import fcntl
 import json
 import os
@@ -21,6 +22,14 @@ Manifest = dict[str, Any]
 
 class PublishError(RuntimeError):
     """A place that can't be written, or a manifest that can't be read; the message says what to do."""
+
+
+def in_words(error: OSError) -> str:
+    """What the system refused, for people."""
+    if error.errno == errno.ENOSPC or "No space left" in str(error):  # Arrow's errors carry the number in their text
+        where = f" of {error.filename}" if error.filename else ""
+        return f"no space is left on the disk{where}; free some, then run the command again"
+    return str(error)
 
 
 def read_json(path: Path) -> Any:

@@ -155,7 +155,7 @@ def main() -> None:
     bug and keeps its traceback."""
     from rayapp.domains import DomainError
     from rayapp.ports import GraphError
-    from rayapp.publish import PublishError
+    from rayapp.publish import PublishError, in_words
     from rayapp.serving.experiment_file import ExperimentError
     from rayapp.session import SessionError
     from rayapp.sources import SourceError
@@ -179,7 +179,9 @@ def main() -> None:
         SourceError,
         StoreError,
         TrainingError,
-        OSError,
     ) as error:
         click.echo(f"rayapp: {error}", err=True)
+        sys.exit(1)
+    except OSError as error:
+        click.echo(f"rayapp: {in_words(error)}", err=True)
         sys.exit(1)

@@ -11,16 +11,16 @@ from typing import Any, Final
 import pyarrow as pa
 import ray
 import ray.data
-import ray.exceptions
 from ray.data import DataContext
 
-from rayapp.publish import PublishError
+from rayapp.publish import PublishError, in_words
 
 Told = Callable[[int, int], None]
 """Called with (tasks done, tasks in all)."""
 
 
 TASKS_PER_CPU: Final = 4
+RESULT, FAILURE = "result", "failure"
 BACK_PRESSURE: Final = "backpressure_policies.enabled"
 """Ray Data's key; it has no public setting for it."""
 
@@ -40,7 +40,7 @@ def run_tasks(count: int, task: Callable[[int], dict[str, Any]], told: Told = qu
 
     def run(batch: dict[str, Any]) -> pa.Table:
         numbers = [int(n) for n in batch["item"]]
-        return pa.table({"number": numbers, "result": [json.dumps(task(n)) for n in numbers]})
+        return pa.table({"number": numbers, "result": [json.dumps(_answer(task, n)) for n in numbers]})
 
     # A few numbers a task: starting a task costs some 15 ms, and the slowest should still find others to run beside.
     blocks = min(count, TASKS_PER_CPU * max(int(ray.cluster_resources().get("CPU", 1)), 1))
@@ -53,14 +53,24 @@ def run_tasks(count: int, task: Callable[[int], dict[str, Any]], told: Told = qu
     done = 0
     try:
         for row in tasks.map_batches(run, batch_size=None, batch_format="numpy").iter_rows():
-            results[row["number"]] = json.loads(row["result"])
+            answer = json.loads(row["result"])
+            if FAILURE in answer:
+                raise PublishError(answer[FAILURE])
+            results[row["number"]] = answer[RESULT]
             done += 1
             told(done, count)
-    except ray.exceptions.RayTaskError as error:
-        if isinstance(error.cause, OSError | PublishError):
-            raise PublishError(str(error.cause)) from None
-        raise
     finally:
         context.remove_config(BACK_PRESSURE)
     assert done == count
     return [result for result in results if result is not None]
+
+
+def _answer(task: Callable[[int], dict[str, Any]], number: int) -> dict[str, Any]:
+    """What the task returned, or its words where it could not read or write: an exception would come back inside Ray's
+    own, with pages of its stack."""
+    try:
+        return {RESULT: task(number)}
+    except PublishError as error:
+        return {FAILURE: str(error)}
+    except OSError as error:
+        return {FAILURE: in_words(error)}

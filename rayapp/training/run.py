@@ -13,7 +13,8 @@ import numpy as np
 import ray
 import ray.train
 import torch
-from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.exceptions import RayError
+from ray.train import Checkpoint, CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.torch import TorchTrainer, get_device, prepare_model
 from safetensors.torch import load_file
 
@@ -23,6 +24,7 @@ from rayapp.model.calibration import Calibration
 from rayapp.model.scorer import Scorer
 from rayapp.pipeline.reader import WindowReader
 from rayapp.presets import Preset
+from rayapp.publish import in_words
 from rayapp.registry.models import publish_model
 from rayapp.revision import commit
 from rayapp.root import read_root
@@ -114,7 +116,12 @@ def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
             worker_runtime_env={"env_vars": WORKER_ENVIRONMENT},
         ),
     )
-    result = trainer.fit()
+    try:
+        result = trainer.fit()
+    except TrainingFailedError as error:
+        if (known := stopped_by(error)) is None:
+            raise
+        raise TrainingError(f"training {run.version} stopped: {known}. Its log is {run.log}") from None
     if (directory / FAILURE).exists():
         raise TrainingError(f"{(directory / FAILURE).read_text()}. The run's log is {run.log}")
     if result.checkpoint is None:
@@ -126,6 +133,16 @@ def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
     metrics = evaluate_and_publish(run, begun, domain, position, "GPU" if use_gpu else "CPU")
     shutil.rmtree(directory, ignore_errors=True)
     return metrics
+
+
+def stopped_by(error: TrainingFailedError) -> TrainingError | None:
+    """What stopped the workers, or Ray Train beside them, where somebody can do something about it; None for a bug."""
+    for cause in [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]:
+        if isinstance(cause, OSError):
+            return TrainingError(in_words(cause))
+        if isinstance(cause, RayError):
+            return TrainingError(f"a worker died {MAX_FAILURES + 1} times: {str(cause).splitlines()[0]}")
+    return None
 
 
 def evaluate_and_publish(
