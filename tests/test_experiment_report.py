@@ -18,7 +18,7 @@ from rayapp.experiments.report import Report, build, find, make_report
 from rayapp.experiments.text import render
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import LABEL_COLUMNS
-from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, sort_log, write_file
+from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, sort_log, without_copies, write_file
 from rayapp.publish import PublishError, commit_log
 from rayapp.registry.retrainings import FILE, read_retrainings, record_retraining
 from rayapp.root import make_root
@@ -83,7 +83,7 @@ def members(running: Running, arm: str | None, number: int) -> list[str]:
 def tally(requests: list[Row], events: list[Row], running: Running, bounds_ms: list[int], domain: Domain) -> Tally:
     full = [{"event_hash": 0, **e} for e in events]
     return tally_bucket(
-        pa.Table.from_pylist(requests, schema=COLUMNS),
+        without_copies(pa.Table.from_pylist(requests, schema=COLUMNS)),
         pa.Table.from_pylist(full, schema=LABEL_COLUMNS),
         running,
         bounds_ms,
@@ -283,7 +283,7 @@ def test_a_daily_check_stops_a_harmful_arm(
     assert getattr(book.arm_of(user, now_ms), "label", None) == "exp/treatment"
 
     # Ray runs already; the commands start their own.
-    monkeypatch.setattr("rayapp.graph.local_ray", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr("rayapp.runtime.local_ray", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr("rayapp.cli.experiments._now_ms", lambda: now_ms)
     from rayapp.cli.main import cli
 

@@ -260,7 +260,7 @@ def test_the_command_prints_the_share_and_fails_below_it(
 ) -> None:
     import contextlib
 
-    monkeypatch.setattr("rayapp.graph.local_ray", lambda spare_cpus: contextlib.nullcontext())
+    monkeypatch.setattr("rayapp.runtime.local_ray", lambda spare_cpus: contextlib.nullcontext())
     server = Server(store, domain)
     replay(server, np.random.default_rng(5), 2)
     export_all(root, store)

@@ -1,6 +1,7 @@
 """Gates, plan, watch and records of retraining without Ray: every bad day and every bad model, in milliseconds."""
 
 import dataclasses
+import itertools
 import json
 import os
 import signal
@@ -17,7 +18,9 @@ from hypothesis import strategies as st
 from rayapp.cli import retrain as command
 from rayapp.config import DAY_MS, Domain
 from rayapp.pipeline.histories import LABEL_COLUMNS
+from rayapp.presets import nano
 from rayapp.publish import PublishError
+from rayapp.retraining import stages
 from rayapp.retraining import state as states
 from rayapp.retraining.facts import COLUMNS, count_bucket
 from rayapp.retraining.gates import (
@@ -36,10 +39,14 @@ from rayapp.retraining.gates import (
 from rayapp.retraining.limits import GateLimits, read_limits
 from rayapp.retraining.plan import candidates, closed_days, day_window, make_plan
 from rayapp.retraining.prometheus import exposition
+from rayapp.retraining.stages import Options
+from rayapp.retraining.state import RunState
 from rayapp.retraining.watch import DayFacts, day_gates, usual_days, watch_gates
+from rayapp.store import Committed
+from rayapp.store.lmdb import LmdbStore
 from rayapp.training.compare import compare
 from rayapp.training.evaluate import SEGMENTS, Window
-from tests.conftest import T0
+from tests.conftest import T0, make_event
 
 LIMITS = GateLimits()
 
@@ -359,3 +366,26 @@ def test_the_loop_goes_on_when_a_run_is_killed(
 def test_a_loop_of_no_time_is_refused(root: Path, every: str, says: str) -> None:
     done = CliRunner().invoke(command.retrain, ["--root", str(root), "--every", every])
     assert (done.exit_code, says in done.output, repr(every) in done.output or every == "40s") == (2, True, True)
+
+
+def test_the_export_of_a_retraining_ends_while_events_keep_coming(
+    root: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Clients never rest; what comes after the start of the export is for the next run."""
+    events = itertools.count()
+
+    class Busy(LmdbStore):
+        def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
+            n = next(events)
+            assert n < 400, "it goes on for as long as events come"
+            self.append([make_event(n, user=f"u{n % 50}")])
+            return super().drain(bucket, cursor, limit)
+
+    store = Busy(root / "store", domain.vocabulary, 4)
+    store.append([make_event(-n, user=f"u{n}", at=T0 + n) for n in range(1, 31)])
+    monkeypatch.setattr(stages, "open_store", lambda *_: store)
+    run = RunState(root=root, id="r", as_of_ms=T0, options={}, started_ms=T0)
+    options = Options(first=nano())
+    exported = stages.Stages(root, domain, options, GateLimits(), run, None, lambda _: None).export()
+    assert exported["events"] >= 30
+    assert next(events) < 20

@@ -24,12 +24,12 @@ from rayapp.batch.job import Kind, Workspace
 from rayapp.batch.models import BatchModel, Models, PastRates
 from rayapp.batch.output import PartFile, Scored
 from rayapp.batch.scoring import Questions, probabilities, take_sequences
-from rayapp.erasure import hide, tombstones
+from rayapp.erasure import tombstones
 from rayapp.features.attributes import ABSENT
 from rayapp.features.segments import CORE_ACTIONS
 from rayapp.features.sequence import point_in_time
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, read_bucket
+from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, read_requests
 from rayapp.publish import log_manifest, read_json, write_json
 from rayapp.root import read_root
 
@@ -105,8 +105,7 @@ class PartScorer:
         job, work = self._work.job, self._work
         schema = log_schema(REQUESTS, self._domain)
         manifest = log_manifest(work.root / REQUESTS, work.state.requests)[1]
-        tables = [hide(t, self._erased) for t in read_bucket(work.root, REQUESTS, bucket, manifest, schema)]
-        requests = pa.concat_tables([*tables, schema.empty_table()])
+        requests = read_requests(work.root, bucket, manifest, schema, self._erased)
         time_R = requests["timestamp_ms"].to_numpy()
         mine = hash64_column(requests["user_id"]) % np.uint64(self._staged["partitions"]) == part
         first, last = job.since_ms or 0, job.until_ms or (1 << 62)

@@ -19,12 +19,12 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain
-from rayapp.erasure import hide, tombstones
+from rayapp.erasure import tombstones
 from rayapp.experiments.moments import Moments
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.publish import Manifest, log_manifest
 from rayapp.root import read_root
@@ -115,8 +115,7 @@ def collect(root: Path, running: Running, bounds_ms: list[int]) -> Tally:
     erased = tombstones(root)
 
     def task(bucket: int) -> dict[str, Any]:
-        tables = [hide(t, erased) for t in read_bucket(root, REQUESTS, bucket, manifests[REQUESTS], COLUMNS)]
-        requests = pa.concat_tables(tables) if tables else COLUMNS.empty_table()
+        requests = read_requests(root, bucket, manifests[REQUESTS], COLUMNS, erased)
         events = read_events(root, bucket, manifests[EVENTS], LABEL_COLUMNS, erased).events
         return tally_bucket(requests, events, running, bounds_ms, domain).to_json()
 
@@ -136,8 +135,7 @@ def tally_bucket(requests: pa.Table, events: pa.Table, running: Running, bounds_
     """Counts one bucket. Pure. `requests` also holds the lists shown up to the attribution time after the last period:
     an action without a request's id belongs to the latest list that showed its item."""
     time_R = requests["timestamp_ms"].to_numpy()
-    twice = pd.Series(requests["request_id"].to_numpy(zero_copy_only=False)).duplicated().to_numpy()
-    wanted = ~twice & (time_R >= bounds_ms[0]) & (time_R < bounds_ms[-1] + domain.attribution_ms)
+    wanted = (time_R >= bounds_ms[0]) & (time_R < bounds_ms[-1] + domain.attribution_ms)
     requests = requests.filter(pa.array(wanted))
     labels = label_items(requests, events, domain)
     size_R = np.diff(labels.offsets)

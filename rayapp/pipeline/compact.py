@@ -10,17 +10,24 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayapp.config import Domain
 from rayapp.erasure import Tombstones, erased_rows, hide, tombstones
-from rayapp.hashing import hash64_column
 from rayapp.pipeline.catalogue import remove_users
 from rayapp.pipeline.histories import HISTORY_COLUMNS, merge
-from rayapp.pipeline.logs import EVENTS, REQUESTS, files_of, log_schema, read_bucket, sort_log, write_file
+from rayapp.pipeline.logs import (
+    EVENTS,
+    REQUESTS,
+    files_of,
+    log_schema,
+    read_bucket,
+    sort_log,
+    without_copies,
+    write_file,
+)
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, commit_log, log_manifest
 from rayapp.rates import RATES, read_users, users_file, write_users
@@ -98,8 +105,7 @@ def _compact_bucket(
         rows = merge(kept, schema).events
     else:
         rows = pa.concat_tables(kept)
-        twice = pd.Series(hash64_column(rows["request_id"])).duplicated().to_numpy()
-        rows = sort_log(rows.filter(pa.array(~twice)))
+        rows = sort_log(without_copies(rows))
     entry = write_file(root / kind, place[0], bucket, place[1], rows) if rows.num_rows else None
     return {"rewritten": True, "entry": entry, "erased": before - visible, "copies": visible - rows.num_rows}
 

@@ -23,7 +23,7 @@ from rayapp.features.sequence import History, Ints, Sequences, at_request, point
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.histories import EVENT_COLUMNS, history_of, read_events
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests
 from rayapp.pipeline.search import search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, PublishError, log_manifest, read_json
@@ -118,8 +118,7 @@ def _compare(
     erased: Tombstones,
     lengths: dict[str, int],
 ) -> dict[str, Any]:
-    tables = read_bucket(root, REQUESTS, bucket, manifests[1], COLUMNS)
-    requests = pa.concat_tables(tables) if tables else COLUMNS.empty_table()
+    requests = read_requests(root, bucket, manifests[1], COLUMNS)
     for bound, keep in zip(span_ms, (pc.greater_equal, pc.less), strict=True):
         if bound is not None:
             requests = requests.filter(keep(requests["timestamp_ms"], bound))

@@ -19,11 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain, day_name
-from rayapp.erasure import hide, tombstones
+from rayapp.erasure import tombstones
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, log_manifest, publish_directory
 from rayapp.rates import RATES, snapshot_start, users_file, write_users
@@ -55,8 +55,7 @@ def build_rates(root: Path, since_ms: int, until_ms: int, domain: Domain, told: 
 
     def task(bucket: int) -> dict[str, Any]:
         schema = request_schema(domain.context_attributes)
-        tables = [hide(t, erased) for t in read_bucket(root, REQUESTS, bucket, manifests[REQUESTS], schema)]
-        requests = pa.concat_tables(tables) if tables else schema.empty_table()
+        requests = read_requests(root, bucket, manifests[REQUESTS], schema, erased)
         events = read_events(root, bucket, manifests[EVENTS], LABEL_COLUMNS, erased).events
         for name, table in zip(("users", "items"), count_bucket(requests, events, days, domain), strict=True):
             pq.write_table(table, staging / f"{name}-{bucket:04d}.parquet", compression="zstd")
@@ -107,8 +106,6 @@ def count_bucket(
 
     Pure. What no day of `days` knew of is left out.
     """
-    twice = pd.Series(requests["request_id"].to_numpy(zero_copy_only=False)).duplicated().to_numpy()
-    requests = requests.filter(pa.array(~twice))
     labels = label_items(requests, events, domain)
     request_M = np.repeat(np.arange(requests.num_rows), np.diff(labels.offsets))
     mature_M = requests["timestamp_ms"].to_numpy()[request_M] + domain.attribution_ms

@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import Domain, day_name
-from rayapp.erasure import hide, tombstones
+from rayapp.erasure import tombstones
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import (
     HISTORY_SCHEMA,
@@ -33,7 +33,7 @@ from rayapp.pipeline.histories import (
     write_histories,
 )
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket, sort_log
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests, sort_log
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, PublishError, log_manifest, publish_directory
@@ -98,9 +98,8 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
 
     def write(directory: Path) -> Manifest:
         def task(bucket: int) -> dict[str, Any]:
-            tables = read_bucket(root, REQUESTS, bucket, requests, request_schema(domain.context_attributes))
-            shown = pa.concat_tables([hide(t, erased) for t in tables]) if tables else None
-            if shown is None or not _between(shown, window.since_ms, window.until_ms).any():
+            shown = read_requests(root, bucket, requests, request_schema(domain.context_attributes), erased)
+            if not _between(shown, window.since_ms, window.until_ms).any():
                 return {"bucket": bucket, "users": 0, "events": 0, "requests": 0}
             pair = build_bucket(read_events(root, bucket, events, LABEL_COLUMNS, erased), shown, window, domain)
             return _write_pair(directory, bucket, *pair)
@@ -143,8 +142,7 @@ def build_bucket(bucket: Bucket, requests: pa.Table, window: Window, domain: Dom
     """The pair of one bucket. Pure: tables in, tables out. `requests` may reach beyond the window."""
     # Lists behind the window compete for the actions that name no request.
     requests = requests.filter(pa.array(_between(requests, window.since_ms, window.until_ms + domain.attribution_ms)))
-    twice = pd.Series(requests["request_id"].to_numpy(zero_copy_only=False)).duplicated().to_numpy()
-    requests = sort_log(requests.filter(pa.array(~twice)))
+    requests = sort_log(requests)
     time_E = bucket.events["timestamp_ms"].to_numpy()
     answers = bucket.events.filter(
         pa.array((time_E >= window.since_ms) & (time_E < window.until_ms + domain.attribution_ms))

@@ -14,10 +14,10 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain
-from rayapp.erasure import hide, tombstones
+from rayapp.erasure import tombstones
 from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket
+from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket, read_requests
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.publish import Manifest, log_manifest
 from rayapp.retraining.watch import DayFacts
@@ -69,8 +69,7 @@ def count_days(root: Path, days: Sequence[int], domain: Domain, *, now_ms: int, 
     erased = tombstones(root)
 
     def task(bucket: int) -> dict[str, Any]:
-        tables = [hide(t, erased) for t in read_bucket(root, REQUESTS, bucket, manifests[REQUESTS], COLUMNS)]
-        requests = pa.concat_tables(tables) if tables else COLUMNS.empty_table()
+        requests = read_requests(root, bucket, manifests[REQUESTS], COLUMNS, erased)
         events = read_events(root, bucket, manifests[EVENTS], LABEL_COLUMNS, erased).events
         return {str(day): count_bucket(requests, events, day, domain) for day in days}
 

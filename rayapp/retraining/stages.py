@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rayapp.config import DAY_MS, Domain, Scope, day_name, to_json
-from rayapp.pipeline.export import LOCK, Exported, export
+from rayapp.pipeline.export import LOCK, export_all
 from rayapp.pipeline.rates import build_rates
 from rayapp.pipeline.windows import Window, build
 from rayapp.presets import Preset
@@ -126,11 +126,9 @@ class Stages:
     def export(self) -> dict[str, Any]:
         """Brings what the feed took in and gave out into the logs."""
         store = open_store(self.root, self.store_url)
-        total = Exported()
         try:
             with exclusive(self.root / LOCK, "an export"):
-                while done := export(self.root, store, time.time_ns() // 1_000_000):
-                    total.add(done)
+                total = export_all(self.root, store, time.time_ns() // 1_000_000)
         except PublishError as error:  # `rayapp export --follow` is at it: the log is as new as it gets
             return {"skipped": str(error)}
         finally:

@@ -1,0 +1,58 @@
+"""A request that was logged twice counts once, whoever reads the log: the watch, parity, batch scores.
+
+(Windows, rates and experiments read it by the same function; their own tests have copies too.)
+"""
+
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rayapp.config import Domain
+from rayapp.pipeline.logs import REQUESTS
+from rayapp.pipeline.parity import parity
+from rayapp.publish import commit_log, log_manifest
+from rayapp.retraining.facts import count_days, days_with_requests
+from rayapp.workflow import Prepared
+from tests.conftest import RAYAPP
+
+pytestmark = pytest.mark.cluster
+
+
+def log_everything_twice(root: Path) -> None:
+    """As after an export of a store that was brought back from a backup."""
+    number, manifest = log_manifest(root / REQUESTS)
+    again = []
+    for file in manifest["files"]:
+        path = Path(file["path"])
+        copy = path.with_name(f"again-{path.name}")
+        shutil.copy(root / REQUESTS / path, root / REQUESTS / copy)
+        again.append({**file, "path": str(copy)})
+    commit_log(root / REQUESTS, number, {**manifest, "files": [*manifest["files"], *again]})
+
+
+def seen_by_all(root: Path, domain: Domain, environment: dict[str, str], out: Path) -> dict[str, Any]:
+    days = days_with_requests(root, 1 << 62)
+    command = [RAYAPP, "batch-score", "--root", str(root), "--requests", "--model", "champion", "--out", str(out)]
+    command += ["--json", "--workers", "2"]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 0, done.stderr
+    return {
+        "watch": count_days(root, days, domain, now_ms=1 << 50),
+        "parity": parity(root),
+        "batch": {name: json.loads(done.stdout)[name] for name in ("rows", "requests")},
+    }
+
+
+def test_a_request_that_was_logged_twice_counts_once(
+    world: tuple[Path, Prepared], on_our_ray: dict[str, str], tmp_path: Path
+) -> None:
+    root, prepared = world
+    before = seen_by_all(root, prepared.domain, on_our_ray, tmp_path / "once")
+    log_everything_twice(root)
+    after = seen_by_all(root, prepared.domain, on_our_ray, tmp_path / "twice")
+    assert sum(day.requests for day in before["watch"]) == before["batch"]["requests"] > 100
+    assert after == before
