@@ -34,7 +34,7 @@ def data_routes(service: Service) -> APIRouter:
             values, unreadable = parse_body(await request.body(), request.headers.get("content-type", ""))
         except BadBody as error:
             raise Problem(400, str(error)) from None
-        good, rejected = check_events(values, domain.vocabulary, now_ms(), skip=frozenset(r.index for r in unreadable))
+        good, rejected = check_events(values, domain, now_ms(), skip=frozenset(r.index for r in unreadable))
         rejected = sorted([*unreadable, *rejected], key=lambda r: r.index)
         if rejected and not good:
             first = rejected[0]

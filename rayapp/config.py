@@ -170,7 +170,9 @@ class TrainConfig:
 
     seed: int = 0
     num_epochs: int = 1
-    """At the most."""
+    """At the most, unless `min_steps` asks for more."""
+    min_steps: int = 0
+    """A small window is gone over again until its epochs add up to so many steps; an early stop may end them sooner."""
     patience_epochs: int = 0
     """Training stops when this many further epochs have not lowered the loss on the validation window."""
     batch_requests: int = 256
@@ -192,7 +194,7 @@ class TrainConfig:
             raise ValueError(f"scope must be one of {get_args(Scope)}, not {self.scope!r}")
 
 
-CAME_LATER: Final = {"scope": "full"}
+CAME_LATER: Final = {"scope": "full", "min_steps": 0}
 """Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
 
 

@@ -26,13 +26,19 @@ class Preset:
 
     def with_epochs(self, num_epochs: int | None) -> "Preset":
         """At most so many passes over the training window; None leaves them as they are."""
-        train = self.train if num_epochs is None else dataclasses.replace(self.train, num_epochs=num_epochs)
+        if num_epochs is None:
+            return self
+        train = dataclasses.replace(self.train, num_epochs=num_epochs, min_steps=0)
         return dataclasses.replace(self, train=train)
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Preset":
         model, train = model_config_from_json(values["model"]), TrainConfig(**values["train"])
         return Preset(name=values["name"], variant=values["variant"], model=model, train=train)
+
+
+SMALL_LOGS: Final[dict[str, Any]] = {"min_steps": 300, "patience_epochs": 2}
+"""Of the presets that people train their own logs with: an epoch of a small one is a handful of steps."""
 
 
 def nano() -> Preset:
@@ -54,7 +60,8 @@ def nano() -> Preset:
 def demo() -> Preset:
     """The published shape of V1.1 at sizes that train in 4 minutes or less on 2 cores."""
     model = ModelConfig(history_length=40, action_dim=16, item_dim=24, category_dim=8, num_cross_layers=2, mlp_dim=64)
-    return Preset(name="demo", model=model, train=TrainConfig(batch_requests=128, warmup_steps=50, learning_rate=3e-3))
+    train = TrainConfig(batch_requests=128, warmup_steps=50, learning_rate=3e-3, **SMALL_LOGS)
+    return Preset(name="demo", model=model, train=train)
 
 
 def study() -> Preset:
@@ -67,7 +74,7 @@ def study() -> Preset:
 
 def paper() -> Preset:
     """The published sizes and schedule (KDD 2023, section 4 and appendix): for a GPU and a large log."""
-    return Preset(name="paper", train=TrainConfig(batch_requests=600))
+    return Preset(name="paper", train=TrainConfig(batch_requests=600, **SMALL_LOGS))
 
 
 PRESETS: Final = {"nano": nano, "demo": demo, "study": study, "paper": paper}

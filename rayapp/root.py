@@ -16,17 +16,21 @@ def make_root(root: Path, domain: Domain, num_buckets: int = DEFAULT_NUM_BUCKETS
     Raises:
         PublishError: it holds another domain's data.
     """
-    path = root / ROOT_FILE
-    if path.exists():
-        found, _ = read_root(root)
-        if found != domain:
-            raise PublishError(
-                f"{root} was made for the domain {found.name!r} with other settings than {domain.name!r} has now; "
-                "choose another --root or remove that directory"
-            )
-        return
-    root.mkdir(parents=True, exist_ok=True)
-    write_json(path, {"num_buckets": num_buckets, "domain": domain.to_json()})
+    refuse_other_domain(root, domain)
+    if not (root / ROOT_FILE).exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / ROOT_FILE, {"num_buckets": num_buckets, "domain": domain.to_json()})
+
+
+def refuse_other_domain(root: Path, domain: Domain) -> None:
+    """Raises:
+    PublishError: the root was made for another domain. One that is not made yet is anybody's.
+    """
+    if (root / ROOT_FILE).exists() and (found := read_root(root)[0]) != domain:
+        raise PublishError(
+            f"{root} was made for the domain {found.name!r} with other settings than {domain.name!r} has now; choose "
+            "another --root or remove that directory"
+        )
 
 
 def read_root(root: Path) -> tuple[Domain, int]:
@@ -37,8 +41,8 @@ def read_root(root: Path) -> tuple[Domain, int]:
     """
     if not (root / ROOT_FILE).exists():
         raise PublishError(
-            f"{root} holds no data yet ({ROOT_FILE} is missing); `rayapp import --root {root}` brings your own, "
-            f"`rayapp demo --root {root}` makes some"
+            f"{root} holds no data yet ({ROOT_FILE} is missing); `rayapp import --root {root}` brings yours "
+            "(docs/data.md)"
         )
     values = read_json(root / ROOT_FILE)
     return Domain.from_json(values["domain"]), int(values["num_buckets"])

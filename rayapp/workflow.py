@@ -20,7 +20,7 @@ from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.pipeline.windows import Window, build, window_name
 from rayapp.presets import Preset
 from rayapp.publish import PublishError, log_manifest, read_manifest
-from rayapp.root import DEFAULT_NUM_BUCKETS
+from rayapp.root import DEFAULT_NUM_BUCKETS, refuse_other_domain
 from rayapp.schema import EVENT_SCHEMA, Event, fingerprint
 from rayapp.sources import Files
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
@@ -58,7 +58,12 @@ class Prepared:
 
 
 def import_once(root: Path, domain_file: DomainFile, fetch: Callable[[], Files]) -> bool:
-    """Brings a data set into an empty root; whether it had to."""
+    """Brings a data set into an empty root; whether it had to.
+
+    Raises:
+        PublishError: the root is another domain's.
+    """
+    refuse_other_domain(root, domain_file.domain)
     if log_manifest(root / REQUESTS)[0]:
         return False
     files = fetch()
@@ -80,9 +85,15 @@ def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None
     the validation.
 
     Raises:
-        PublishError: there are not enough days for three windows.
+        PublishError: there are no shown lists, or not enough days for three windows.
     """
     times = read_log(root, REQUESTS, ["timestamp_ms"])["timestamp_ms"]
+    if not len(times):
+        raise PublishError(
+            f"{root} holds no shown lists, and a ranker learns from what was shown and not acted on; bring them with "
+            f"`rayapp import --root {root} --requests FILES` and a [[requests]] layout in your domain file "
+            "(docs/data.md)"
+        )
     span = pc.min_max(times).as_py()
     since_ms = int(span["min"]) // DAY_MS * DAY_MS if since_ms is None else since_ms
     until_ms = int(span["max"]) // DAY_MS * DAY_MS + DAY_MS if until_ms is None else until_ms

@@ -1,5 +1,6 @@
 """Events as clients send them: every bad one is named by field, the good ones beside it stay."""
 
+import dataclasses
 import json
 import math
 from typing import Any
@@ -20,7 +21,7 @@ def good(**changes: Any) -> dict[str, Any]:
 
 
 def check(domain: Domain, *values: Any) -> tuple[list[Event], list[Rejection]]:
-    accepted, rejected = check_events(values, domain.vocabulary, NOW)
+    accepted, rejected = check_events(values, domain, NOW)
     return [event for _, event in accepted], rejected
 
 
@@ -61,6 +62,16 @@ def test_seconds_are_recognised(domain: Domain) -> None:
     assert "seconds" in rejected[0].message
 
 
+def test_live_events_are_held_to_the_domain_s_earliest_day_as_imports_are(domain: Domain) -> None:
+    day_2010, day_1995 = 1_262_304_000_000, 788_918_400_000
+    events = good(timestamp_ms=day_1995), good(event_id="later", timestamp_ms=day_2010)
+    accepted, rejected = check(dataclasses.replace(domain, earliest_ms=day_2010), *events)
+    assert [event.event_id for event in accepted] == ["later"]
+    assert "2010-01-01" in rejected[0].message
+    accepted, rejected = check(dataclasses.replace(domain, earliest_ms=day_1995), *events)
+    assert (len(accepted), rejected) == (2, [])
+
+
 def test_a_clock_a_little_ahead_is_clamped(domain: Domain) -> None:
     (event,), _ = check(domain, good(timestamp_ms=NOW + 60_000))
     assert event.timestamp_ms == event.received_at_ms == NOW
@@ -83,7 +94,7 @@ def test_ndjson_rejects_a_line_and_keeps_the_others(domain: Domain) -> None:
     body = "\n".join([json.dumps(good()), "{oops", "", json.dumps(good(event_id="e2"))]).encode()
     values, unreadable = parse_body(body, "application/x-ndjson; charset=utf-8")
     assert [(r.index, r.code) for r in unreadable] == [(1, "malformed_json")]
-    accepted, rejected = check_events(values, domain.vocabulary, NOW, skip=frozenset({1}))
+    accepted, rejected = check_events(values, domain, NOW, skip=frozenset({1}))
     assert [i for i, _ in accepted] == [0, 2]
     assert not rejected
 

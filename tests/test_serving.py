@@ -250,7 +250,7 @@ def test_users_attributes_are_those_of_the_last_export(models: tuple[Path, LmdbS
 
 def test_a_root_without_a_champion_says_what_to_do(root: Path, domain: Domain) -> None:
     store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
-    with pytest.raises(PublishError, match="rayapp demo"):
+    with pytest.raises(PublishError, match="rayapp train"):
         ModelShelf(root, domain, store)
     store.close()
 

@@ -18,7 +18,7 @@ from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline.reader import RequestBatch, WindowReader
-from rayapp.presets import nano
+from rayapp.presets import PRESETS, nano
 from rayapp.publish import PublishError
 from rayapp.schema import user_schema
 from rayapp.training.errors import TrainingError
@@ -107,6 +107,28 @@ def test_training_stops_early_and_keeps_the_best_epoch(
     fresh.ranker.load_state_dict(loop.ranker.state_dict())
     fresh._validate()
     assert fresh.position.best_loss == pytest.approx(position.best_loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("preset", ["demo", "paper"])
+def test_a_small_log_is_trained_for_some_hundred_steps_and_no_stop_comes_in_the_warm_up(
+    root: Path, domain: Domain, preset: str
+) -> None:
+    """The presets of `rayapp train`, on a window of one batch an epoch and with nothing to gain in any."""
+    publish_window(root, domain, num_requests=40)
+    settings = PRESETS[preset]().train
+    assert settings.patience_epochs >= 2
+    loop = make_loop(root, domain, dataclasses.replace(settings, learning_rate=0.0))
+    assert 300 <= loop.num_steps <= 302
+    warmup = 30
+    rates = [learning_rate(step, loop.num_steps, 1.0, settings.warmup_steps) for step in range(loop.num_steps)]
+    assert np.argmax(rates) <= warmup, "at most a tenth"
+    position = loop.run()
+    assert position.step > warmup + 2
+
+
+def test_epochs_that_were_asked_for_are_not_repeated(root: Path, domain: Domain) -> None:
+    publish_window(root, domain, num_requests=40)
+    assert make_loop(root, domain, PRESETS["demo"]().with_epochs(3).train).num_steps == 3
 
 
 def test_the_loss_falls(root: Path, domain: Domain, tmp_path: Path) -> None:

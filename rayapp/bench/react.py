@@ -54,7 +54,7 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
     domain, _ = read_root(root)
     aliases = read_aliases(root)
     if missing := {CHAMPION, BASELINE} - set(aliases):
-        raise PublishError(f"{root} lacks the aliases {sorted(missing)}; `rayapp demo --root {root} --exit` makes them")
+        raise PublishError(f"{root} lacks the aliases {sorted(missing)}; `rayapp train --root {root}` makes them")
     table = load_table(root, read_manifest(root / "models" / aliases[CHAMPION])["item_table"])
     genres = Genres(domain, table)
     candidates = genres.most_liked(NUM_CANDIDATES)

@@ -17,6 +17,7 @@ from rayapp.presets import PRESETS
 from rayapp.publish import exclusive, read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
+from rayapp.root import refuse_other_domain
 from rayapp.runtime import local_ray
 from rayapp.schema import ActionKind
 from rayapp.session import Genres, Session, SessionError, strongest
@@ -34,6 +35,7 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
     preset = PRESETS[preset_name]()
     raw = root / "download" / source
     domain_file = load_domain(source)
+    refuse_other_domain(root, domain_file.domain)  # nobody's feed becomes one of films
 
     def fetch() -> Files:
         return movielens.write_files(raw, raw) if source == "movielens" else make_world(World(), raw)

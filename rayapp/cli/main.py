@@ -112,7 +112,7 @@ def bench() -> None:
 def bench_react(root: Path, as_json: bool, write: Path | None) -> None:
     """Does ranking follow five saves, and five dislikes, of a genre? Ten genres, over real HTTP.
 
-    Needs the models that `rayapp demo` trained in this root.
+    Needs the two models that `rayapp train` or `rayapp demo` leaves in a root.
     """
     from rayapp.bench.react import run_react
 

@@ -31,7 +31,7 @@ def models_list(root: Path) -> None:
     aliases = read_aliases(root)
     rows = list_models(root)
     if not rows:
-        click.echo(f"no models in {root / 'models'} yet; `rayapp demo --root {root}` trains two")
+        click.echo(f"no models in {root / 'models'} yet; `rayapp train --root {root}` trains two")
     for row in rows:
         named = ", ".join(name for name, version in aliases.items() if version == row["version"])
         if row["error"]:

@@ -25,7 +25,7 @@ def check_champion(root: Path) -> str:
     domain, _ = read_root(root)
     version = read_aliases(root).get(CHAMPION)
     if version is None:
-        raise PublishError(f"{root} has no champion; train one with `rayapp demo --root {root}`")
+        raise PublishError(f"{root} has no champion; train one: `rayapp train --root {root}`")
     load_model(root, version, domain)
     return version
 

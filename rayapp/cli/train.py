@@ -99,6 +99,20 @@ def train_stages(
         rows[name] = read_json(root / "models" / run.version / "metrics.json")["heads"]
     click.echo()
     click.echo(metric_table(rows, domain, prepared.test_window))
+    if words := not_above(rows, preset.variant, domain.positive_head):
+        click.echo(f"warning: {words}; `rayapp evaluate --root {root} champion popularity` gives intervals", err=True)
+
+
+def not_above(rows: dict[str, Report], variant_name: str, head: str) -> str | None:
+    """That the model which was just promoted orders lists no better than popularity does; None where it does."""
+    auc = {name: rows[name][head]["auc"] for name in (variant_name, "popularity")}
+    if None not in auc.values() and auc[variant_name] > auc["popularity"]:
+        return None
+    of = {name: _text(value) for name, value in auc.items()}
+    return (
+        f"{variant_name} is not above popularity (AUC of {head!r} {of[variant_name]} against {of['popularity']}), and "
+        "is the champion all the same: it learnt too little from too few lists"
+    )
 
 
 @contextlib.contextmanager

@@ -97,12 +97,12 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     if not domain.vocabulary.extends(vocabulary):
         raise PublishError(
             f"model {version} was trained with the actions {list(vocabulary.names)}, the domain has "
-            f"{list(domain.vocabulary.names)}; train it again: `rayapp demo` with another --root"
+            f"{list(domain.vocabulary.names)}; train it again: `rayapp train --root {root}`"
         )
     if tuple(schema["heads"]) != domain.head_names:
         raise PublishError(
             f"model {version} has the heads {schema['heads']}, the domain {list(domain.head_names)}; "
-            "train it again: `rayapp demo` with another --root"
+            f"train it again: `rayapp train --root {root}`"
         )
     config = model_config_from_json(read_json(directory / "config.json"))
     encoders = Encoders.from_json(schema["encoders"])

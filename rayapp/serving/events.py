@@ -8,11 +8,11 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rayapp.schema import Event, Vocabulary, content_event_id, id_problem
+from rayapp.config import Domain, day_name
+from rayapp.schema import Event, content_event_id, id_problem
 
 MAX_EVENTS: Final = 1_000
 MAX_FUTURE_MS: Final = 5 * 60 * 1000
-OLDEST_MS: Final = 946_684_800_000  # 2000-01-01
 NDJSON: Final = "application/x-ndjson"
 
 
@@ -80,16 +80,16 @@ def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[Rejectio
 
 
 def check_events(
-    values: Sequence[Any], vocabulary: Vocabulary, now_ms: int, *, skip: frozenset[int] = frozenset()
+    values: Sequence[Any], domain: Domain, now_ms: int, *, skip: frozenset[int] = frozenset()
 ) -> tuple[list[tuple[int, Event]], list[Rejection]]:
     """`(index and event of each good one, rejections)`. `now_ms` is the server's clock."""
     good: list[tuple[int, Event]] = []
     rejections: list[Rejection] = []
-    actions = vocabulary.names
+    actions = domain.vocabulary.names
     for index, value in enumerate(values):
         if index in skip:
             continue
-        checked = _check(index, value, actions, now_ms)
+        checked = _check(index, value, actions, domain.earliest_ms, now_ms)
         if isinstance(checked, Rejection):
             rejections.append(checked)
         else:
@@ -97,7 +97,7 @@ def check_events(
     return good, rejections
 
 
-def _check(index: int, value: Any, actions: tuple[str, ...], now_ms: int) -> Event | Rejection:
+def _check(index: int, value: Any, actions: tuple[str, ...], earliest_ms: int, now_ms: int) -> Event | Rejection:
     if not isinstance(value, dict):
         return Rejection(index, "wrong_type", None, "an event must be a JSON object")
     try:
@@ -120,15 +120,18 @@ def _check(index: int, value: Any, actions: tuple[str, ...], now_ms: int) -> Eve
         )
     if body.value is not None and not math.isfinite(body.value):
         return Rejection(index, "not_finite", "value", "value must be a finite number")
-    if body.timestamp_ms < OLDEST_MS:
+    if body.timestamp_ms < earliest_ms:
         seconds = (
-            " (it looks like seconds: multiply by 1000)" if OLDEST_MS <= body.timestamp_ms * 1000 <= 2 * now_ms else ""
+            " (it looks like seconds: multiply by 1000)"
+            if earliest_ms <= body.timestamp_ms * 1000 <= 2 * now_ms
+            else ""
         )
         return Rejection(
             index,
             "bad_timestamp",
             "timestamp_ms",
-            f"{body.timestamp_ms} lies before the year 2000; milliseconds since 1970 are expected{seconds}",
+            f"{body.timestamp_ms} lies before {day_name(earliest_ms)}, the domain's `earliest`; milliseconds since "
+            f"1970 are expected{seconds}",
         )
     if body.timestamp_ms > now_ms + MAX_FUTURE_MS:
         return Rejection(

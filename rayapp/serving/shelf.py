@@ -48,7 +48,7 @@ class ModelShelf:
         """Why a version that an alias names is not held."""
         aliases = read_aliases(root)
         if CHAMPION not in aliases:
-            raise PublishError(f"{root} has no champion; train a model first (`rayapp demo --root {root}`)")
+            raise PublishError(f"{root} has no champion; train one: `rayapp train --root {root}`")
         self._champion, self._previous = aliases[CHAMPION], ""
         self._models: dict[str, LoadedModel] = {self._champion: self._load(self._champion, {})}
         self._indexes: dict[str, CandidateIndex] = {}

@@ -60,9 +60,14 @@ def label_weights(domain: Domain) -> Tensor:
     return torch.ones(len(domain.heads), len(domain.heads) + 1)
 
 
+def warmup_of(num_steps: int, warmup_steps: int) -> int:
+    """Steps of warm-up: at most a tenth of a run."""
+    return min(warmup_steps, max(1, num_steps // 10))
+
+
 def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int) -> float:
-    """Linear warm-up, then a cosine down to zero (TransAct, appendix); warm-up takes a tenth of a short run."""
-    warmup = min(warmup_steps, max(1, num_steps // 10))
+    """Linear warm-up, then a cosine down to zero (TransAct, appendix)."""
+    warmup = warmup_of(num_steps, warmup_steps)
     if step < warmup:
         return peak * (step + 1) / warmup
     return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
@@ -102,7 +107,11 @@ class Loop:
         self._weight_HA = label_weights(domain).to(self._device)
         self._weight_U = user_weights(domain, inputs)
         self._best: dict[str, Tensor] = {}
-        epochs = range(settings.num_epochs)
+        first = train.num_batches(settings.batch_requests, seed=settings.seed, epoch=0)
+        num_epochs = max(settings.num_epochs, math.ceil(settings.min_steps / max(first, 1)))
+        # Repeated epochs are short: a few without gain say little.
+        self._patience_epochs = max(settings.patience_epochs, (num_epochs - settings.num_epochs) // 5)
+        epochs = range(num_epochs)
         self._batches_E = [train.num_batches(settings.batch_requests, seed=settings.seed, epoch=e) for e in epochs]
         self.num_steps = sum(self._batches_E)
         self._saved = time.monotonic()
@@ -121,7 +130,7 @@ class Loop:
         cpu_started = time.process_time() - position.cpu_seconds
         if self._warm and position.step == 0:
             self._validate()
-        while position.epoch < settings.num_epochs and position.epochs_without_gain <= settings.patience_epochs:
+        while position.epoch < len(self._batches_E) and position.epochs_without_gain <= self._patience_epochs:
             batches = self.train.batches(
                 settings.batch_requests,
                 seed=settings.seed,
@@ -209,7 +218,8 @@ class Loop:
         if not math.isfinite(mean):
             raise TrainingError(f"the loss on the validation window is {mean} after epoch {position.epoch}")
         gained = mean < position.best_loss or self._validation is None
-        position.epochs_without_gain = 0 if gained else position.epochs_without_gain + 1
+        warm = position.step > warmup_of(self.num_steps, self._settings.warmup_steps)
+        position.epochs_without_gain = 0 if gained or not warm else position.epochs_without_gain + 1
         if gained:
             position.best_loss = mean
             self._best = {name: tensor.detach().clone() for name, tensor in self.ranker.state_dict().items()}
