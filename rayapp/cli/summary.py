@@ -8,10 +8,14 @@ import click
 from rayapp.pipeline.importing import LogCounts, Summary
 
 MOST_REASONS = 20
+MOST_UNKNOWN = 0.5
+"""Share of items that the catalogue lacks; with more, something is wrong with the ids."""
 
 
 def print_summary(summary: Summary) -> None:
-    """Counts of everything, and where the quarantine lies."""
+    """Counts of everything, and where the quarantine lies. What is odd about the whole comes first."""
+    for warning in warnings_of(summary):
+        click.echo(f"\nwarning: {warning}")
     click.echo(f"\n{'':16}{'read':>14}{'accepted':>14}{'duplicates':>14}{'users':>12}")
     for name, counts in (("events", summary.events), ("requests", summary.requests)):
         if counts.read:
@@ -31,7 +35,20 @@ def print_summary(summary: Summary) -> None:
             click.echo(f"{name} of erased users, passed over: {counts.erased:,}")
         if counts.unknown_items:
             click.echo(f"{name} on items that the catalogue lacks: {counts.unknown_items:,} (kept)")
+    for note, count in summary.notes.most_common():
+        click.echo(f"{note}: {count:,}")
     _quarantine(summary.reasons, summary)
+
+
+def warnings_of(summary: Summary) -> list[str]:
+    """What makes the whole import doubtful, though every row is good."""
+    return [
+        f"the catalogue knows the item of only {1 - counts.unknown_items / counts.items:.0%} of the {said} "
+        f"({counts.items - counts.unknown_items:,} of {counts.items:,}), and lacks {counts.unknown_item!r}; are ids "
+        "written the same way in both files?"
+        for said, counts in (("events", summary.events), ("shown items", summary.requests))
+        if counts.unknown_items > MOST_UNKNOWN * counts.items
+    ]
 
 
 def _days(counts: LogCounts) -> str:

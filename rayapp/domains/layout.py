@@ -29,6 +29,13 @@ MS_PER_UNIT: Final = {
 }
 
 
+NULL_VALUES: Final = (
+    *("NULL", "Null", "null", "\\N", "NaN", "nan", "-nan", "None", "none", "N/A", "n/a", "NA", "#N/A", "<NA>", "nil"),
+    *("undefined", "NaT", "(null)"),
+)
+"""What CSV files, where every value is text, write for an id that is missing; nobody is called so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Column:
     """A column under one of several names; the first that the file has."""
@@ -82,6 +89,7 @@ class EventLayout:
     position: Column | None = None
     value: Column | None = None
     surface: Column | None = None
+    null_values: tuple[str, ...] = NULL_VALUES
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""
@@ -113,6 +121,7 @@ class RequestLayout:
     labels: tuple[tuple[str, Column], ...] = ()
     """(head, its 0/1 column, of lists where the rows are lists); empty: labels are joined from the events."""
     context: tuple[tuple[str, Column], ...] = ()
+    null_values: tuple[str, ...] = NULL_VALUES
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""
@@ -138,6 +147,7 @@ class EntityLayout:
     """Items only: a list of numbers, the item's given vector; read where a file has it."""
     available: Column | None = None
     """Items only: 0/1, whether feeds may show the item; read where a file has it, and 1 where it says nothing."""
+    null_values: tuple[str, ...] = NULL_VALUES
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""

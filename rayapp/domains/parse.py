@@ -8,6 +8,7 @@ from typing import Any, Final, TypeVar
 
 from rayapp.config import DAY_MS, YEAR_2000_MS, Domain, Head
 from rayapp.domains.layout import (
+    NULL_VALUES,
     ActionRule,
     Column,
     DomainFile,
@@ -161,6 +162,7 @@ def _event_layout(where: str, value: Any, domain: Domain) -> EventLayout:
         position=table.take("position", _column, None),
         value=table.take("value", _column, None),
         surface=table.take("surface", _column, None),
+        null_values=table.take("null_values", _list_of(_text), NULL_VALUES),
     )
     table.done()
     return layout
@@ -207,6 +209,7 @@ def _request_layout(where: str, value: Any, domain: Domain) -> RequestLayout:
         surface=table.take("surface", _column, None),
         labels=labels,
         context=context,
+        null_values=table.take("null_values", _list_of(_text), NULL_VALUES),
     )
     table.done()
     return layout
@@ -223,6 +226,7 @@ def _entity_layout(
         attributes=tuple((a.name, columns.take(a.name, _column, Column((a.name,)))) for a in attributes),
         vector=columns.take("vector", _column, None) if items else None,
         available=columns.take("available", _column, None) if items else None,
+        null_values=table.take("null_values", _list_of(_text), NULL_VALUES),
     )
     columns.done()
     table.done()

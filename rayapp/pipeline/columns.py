@@ -4,6 +4,8 @@ Shapes: N rows of a chunk.
 """
 
 import time
+from collections import Counter
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -12,12 +14,15 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.domains.layout import MS_PER_UNIT, TimeUnit
+from rayapp.domains.layout import MS_PER_UNIT, NULL_VALUES, TimeUnit
 from rayapp.schema import MAX_ID_BYTES, id_problem
 
 FUTURE_MS: Final = 5 * 60 * 1000
 """Clocks differ by minutes; an event further in the future is a mistake."""
-MAX_EXACT_FLOAT: Final = 2.0**53
+EXACT_WHOLE: Final = {16: 2.0**11, 32: 2.0**24, 64: 2.0**53}
+"""Bits of a float -> whole numbers beyond this are not all told apart."""
+WHOLE_FLOAT: Final = r"^-?[0-9]+\.0+$"
+ROUNDED: Final = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]+$"
 
 
 class RowCheck:
@@ -27,6 +32,8 @@ class RowCheck:
         self.good_N: NDArray[np.bool_] = np.ones(num_rows, bool)
         self.rejected: list[tuple[int, str, str, str]] = []
         """(row of the chunk, field, reason, the value as text)"""
+        self.notes: Counter[str] = Counter()
+        """What was read otherwise than it is written -> how many values."""
 
     def fail(self, bad_N: NDArray[np.bool_], field: str, reason: str, raw: pa.ChunkedArray) -> None:
         """Rejects the rows of `bad_N` that are still good."""
@@ -48,23 +55,59 @@ def shown(value: pa.Scalar) -> str:
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:80])
 
 
-def ids(raw: pa.ChunkedArray, field: str, check: RowCheck) -> pa.DictionaryArray:
+def ids(
+    raw: pa.ChunkedArray,
+    field: str,
+    check: RowCheck,
+    null_values: Sequence[str] = NULL_VALUES,
+    *,
+    untyped: bool | None = None,
+) -> pa.DictionaryArray:
     """Ids, dictionary-encoded: each distinct value is looked at once.
 
-    Whole numbers become their digits, so an export with integer ids and one with text agree.
+    Whole numbers become their digits, so an export with integer ids and one with text agree. `untyped`: the values are
+    those of a CSV file, as `id_texts` reads them; unless told, bytes are.
     """
-    coded = texts(raw, field, check).dictionary_encode()
+    coded = id_texts(raw, field, check, null_values, untyped=untyped).dictionary_encode()
     index_N = pc.fill_null(coded.indices, -1).to_numpy(zero_copy_only=False)
     check.fail(index_N < 0, field, "is missing", raw)
     _check_ids(coded.dictionary, index_N, field, raw, check)
     return coded
 
 
-def unique_ids(raw: pa.ChunkedArray, field: str, check: RowCheck) -> pa.Array:
-    """Ids of which most are distinct: event ids and request ids, as text."""
-    text = texts(raw, field, check)
-    check.fail(_numpy(pc.is_null(text)), field, "is missing", raw)
+def unique_ids(
+    raw: pa.ChunkedArray,
+    field: str,
+    check: RowCheck,
+    null_values: Sequence[str] = NULL_VALUES,
+    *,
+    may_miss: bool = False,
+) -> pa.Array:
+    """Ids of which most are distinct: event ids and request ids, as text; null where one `may_miss`."""
+    text = id_texts(raw, field, check, null_values)
+    if not may_miss:
+        check.fail(_numpy(pc.is_null(text)), field, "is missing", raw)
     _check_ids(text, np.arange(len(text)), field, raw, check)
+    return text
+
+
+def id_texts(
+    raw: pa.ChunkedArray, field: str, check: RowCheck, null_values: Sequence[str], *, untyped: bool | None = None
+) -> pa.Array:
+    """Text of ids. A CSV file has no types, so there a word of `null_values` is a missing id, and `12.0`, which is how
+    pandas writes the number 12 once a value of the column is missing, is 12; digits lost to `1.2e+08` are refused."""
+    text = texts(raw, field, check)
+    if not (is_untyped(raw) if untyped is None else untyped):
+        return text
+    text = pc.if_else(pc.is_in(text, value_set=pa.array(null_values, pa.string())), None, text)
+    if pc.any(pc.match_substring(text, ".")).as_py():
+        float_N = pc.fill_null(pc.match_substring_regex(text, WHOLE_FLOAT), False)
+        if count := pc.sum(float_N).as_py():
+            check.notes[f"{field} written like 12.0, read as 12"] += count
+            text = pc.if_else(float_N, pc.replace_substring_regex(text, r"\.0+$", ""), text)
+    if pc.any(pc.match_substring(text, "+")).as_py():
+        rounded_N = _numpy(pc.fill_null(pc.match_substring_regex(text, ROUNDED), False))
+        check.fail(rounded_N, field, "is a rounded number: write ids as whole numbers or text", raw)
     return text
 
 
@@ -108,14 +151,22 @@ def texts(raw: pa.ChunkedArray, field: str, check: RowCheck) -> pa.Array:
     if pa.types.is_integer(kind) or pa.types.is_boolean(kind) or pa.types.is_null(kind):
         return column.cast(pa.string())
     if pa.types.is_floating(kind):  # what pandas makes of whole numbers when one is missing
+        bits = kind.bit_width
+        column = column.cast(pa.float64())
         number_N = pc.fill_null(column, np.nan).to_numpy(zero_copy_only=False).astype(np.float64)
         with np.errstate(invalid="ignore"):
-            odd_N = ~np.isnan(number_N) & ((number_N != np.floor(number_N)) | (np.abs(number_N) > MAX_EXACT_FLOAT))
-        check.fail(odd_N, field, "is a fraction, or too large to be exact", raw)
+            odd_N = ~np.isnan(number_N) & ((number_N != np.floor(number_N)) | (np.abs(number_N) > EXACT_WHOLE[bits]))
+        narrow = "" if bits == 64 else f" in float{bits}"
+        check.fail(odd_N, field, f"is a fraction, or too large to be exact{narrow}", raw)
         whole_N = np.where(odd_N | np.isnan(number_N), 0, number_N).astype(np.int64)
         return pa.array(whole_N, mask=odd_N | np.isnan(number_N)).cast(pa.string())
     check.fail(_numpy(pc.is_valid(column)), field, f"is {kind}, not text or a whole number", raw)
     return pa.nulls(len(column), pa.string())
+
+
+def is_untyped(raw: pa.ChunkedArray | pa.Array) -> bool:
+    """Whether the values come from a file that has no types: a CSV's columns are read as bytes."""
+    return _is_binary(raw.type)
 
 
 def _is_binary(kind: pa.DataType) -> bool:

@@ -50,8 +50,12 @@ class LogCounts:
     """Rows of users who were erased, passed over."""
     users: int = 0
     days: Counter[str] = field(default_factory=Counter)
+    items: int = 0
+    """Accepted rows; of requests, shown items."""
     unknown_items: int = 0
-    """Accepted rows (of requests: shown items) whose item the catalogue lacks."""
+    """Those of `items` whose item the catalogue lacks."""
+    unknown_item: str = ""
+    """One of them."""
 
 
 @dataclass(slots=True)
@@ -62,6 +66,8 @@ class Summary:
     requests: LogCounts = field(default_factory=LogCounts)
     entities: dict[str, dict[str, int]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
+    notes: Counter[str] = field(default_factory=Counter)
+    """What was read otherwise than it is written."""
     items_seen: int = 0
     actions: Counter[str] = field(default_factory=Counter)
     quarantine: Path | None = None
@@ -150,8 +156,12 @@ class _Import:
         tasks = group(self.plan(paths, [layout], f"[{'users' if users else 'items'}] layout"))
 
         def task(number: int) -> dict[str, Any]:
+            notes: Counter[str] = Counter()
+
             def reader(raw: pa.Table, _layout: int) -> Any:
-                return entity_rows(raw, layout, attributes, clock, users=users)
+                rows, check = entity_rows(raw, layout, attributes, clock, users=users)
+                notes.update(check.notes)
+                return rows, check
 
             tables = []
             with QuarantineFile(staging.directory / f"rejected-{kind}-{number:05d}.ndjson") as file:
@@ -162,12 +172,13 @@ class _Import:
             if tables:
                 table = pa.concat_tables(tables, promote_options="default")
                 pq.write_table(table, staging.directory / f"{kind}-{number:05d}.parquet")
-            return {"reasons": file.reasons, "rows": sum(t.num_rows for t in tables)}
+            return {"reasons": file.reasons, "notes": notes, "rows": sum(t.num_rows for t in tables)}
 
         done = run_tasks(len(tasks), task, self.stage("users" if users else "items"))
         parts = [staging.directory / f"{kind}-{n:05d}.parquet" for n, r in enumerate(done) if r["rows"]]
         for result in done:
             self.summary.reasons += Counter(result["reasons"])
+            self.summary.notes += Counter(result["notes"])
         if parts:
             rows = pa.concat_tables([pq.read_table(p, partitioning=None) for p in parts], promote_options="default")
             if users:
@@ -226,6 +237,7 @@ class _Import:
         for result in done:
             counts.read += result["read"]
             self.summary.reasons += Counter(result["reasons"])
+            self.summary.notes += Counter(result["notes"])
         return [name for result in done for name in result["staged"]]
 
     def settle(
@@ -271,8 +283,9 @@ class _Import:
         results = [r for r in run_tasks(staging.num_buckets, task, self.stage(f"{kind}: sort into buckets")) if r]
         seen = np.zeros(num_items, bool)
         for result in results:
-            for name in ("accepted", "duplicates", "erased", "users", "unknown_items"):
+            for name in ("accepted", "duplicates", "erased", "users", "items", "unknown_items"):
                 setattr(counts, name, getattr(counts, name) + result[name])
+            counts.unknown_item = counts.unknown_item or result["unknown_item"]
             counts.days += Counter(result["days"])
             self.summary.reasons += Counter(result["reasons"])
             self.summary.actions += Counter(result.get("actions", {}))

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rayapp.config import Domain
 from rayapp.domains.layout import ActionRule, Column, EntityLayout, EventLayout, RequestLayout, TimeColumn
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.columns import RowCheck, flags, ids, lists, moments, numbers, texts, unique_ids
+from rayapp.pipeline.columns import RowCheck, flags, ids, is_untyped, lists, moments, numbers, texts, unique_ids
 from rayapp.schema import (
     EVENT_SCHEMA,
     Attribute,
@@ -47,8 +47,8 @@ class Clock:
 class _Reader:
     """A chunk of a file, read by the columns of a layout; collects what is wrong with its rows."""
 
-    def __init__(self, raw: pa.Table, clock: Clock) -> None:
-        self.raw, self.clock = raw, clock
+    def __init__(self, raw: pa.Table, clock: Clock, null_values: Sequence[str]) -> None:
+        self.raw, self.clock, self._null_values = raw, clock, null_values
         self.present = frozenset(raw.column_names)
         self.check = RowCheck(raw.num_rows)
 
@@ -59,6 +59,15 @@ class _Reader:
         name = column.find(self.present)
         assert name is not None, f"the plan chose a layout without {column}"
         return self.raw[name]
+
+    def ids(self, column: Column, field: str) -> pa.DictionaryArray:
+        return ids(self.of(column), field, self.check, self._null_values)
+
+    def ids_in_lists(self, values: pa.Array, inside: RowCheck, *, untyped: bool) -> pa.DictionaryArray:
+        return ids(values, "item_ids", inside, self._null_values, untyped=untyped)
+
+    def unique_ids(self, column: Column, field: str, *, may_miss: bool = False) -> pa.Array:
+        return unique_ids(self.of(column), field, self.check, self._null_values, may_miss=may_miss)
 
     def moments(self, column: TimeColumn, field: str) -> NDArray[np.int64]:
         raw, bounds = self.of(column.column), dataclasses.asdict(self.clock)
@@ -100,9 +109,9 @@ def _cast(column: Any, kind: pa.DataType) -> pa.Array:
 
 def event_rows(raw: pa.Table, layout: EventLayout, domain: Domain, clock: Clock) -> tuple[pa.Table, RowCheck]:
     """Rows of EVENT_SCHEMA; an event that the server had before it happened is moved back to when it had it."""
-    read = _Reader(raw, clock)
-    user = ids(read.of(layout.user_id), "user_id", read.check)
-    item = ids(read.of(layout.item_id), "item_id", read.check)
+    read = _Reader(raw, clock, layout.null_values)
+    user = read.ids(layout.user_id, "user_id")
+    item = read.ids(layout.item_id, "item_id")
     timestamp_N = read.moments(layout.timestamp, "timestamp")
     received_N = timestamp_N + layout.lag_ms
     if layout.received_at:
@@ -112,9 +121,11 @@ def event_rows(raw: pa.Table, layout: EventLayout, domain: Domain, clock: Clock)
     value_N, no_value_N = np.zeros(len(read)), np.ones(len(read), bool)
     if layout.value:
         value_N, no_value_N = numbers(read.of(layout.value), "value", read.check)
-    request = unique_or_null(read, layout.request_id)
+    request = pa.nulls(len(read), pa.string())
+    if layout.request_id:
+        request = read.unique_ids(layout.request_id, "request_id", may_miss=True)
     if layout.event_id:
-        event_id = unique_ids(read.of(layout.event_id), "event_id", read.check)
+        event_id = read.unique_ids(layout.event_id, "event_id")
     else:
         event_id = _content_ids(user, item, action, timestamp_N, read.check.good_N)
     columns = {
@@ -132,16 +143,6 @@ def event_rows(raw: pa.Table, layout: EventLayout, domain: Domain, clock: Clock)
         "surface": read.optional_text(layout.surface, "surface"),
     }
     return read.finish(columns, EVENT_SCHEMA), read.check
-
-
-def unique_or_null(read: _Reader, column: Column | None) -> pa.Array:
-    """An optional id: missing is fine, a malformed one is not."""
-    if column is None:
-        return pa.nulls(len(read), pa.string())
-    raw = read.of(column)
-    filled = texts(raw, "request_id", read.check)
-    unique_ids(pc.fill_null(filled, "-"), "request_id", read.check)
-    return filled
 
 
 def _actions(read: _Reader, rule: ActionRule, vocabulary: Vocabulary) -> pa.Array:
@@ -186,18 +187,18 @@ def impression_schema(domain: Domain) -> pa.Schema:
 
 def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock) -> tuple[pa.Table, RowCheck]:
     """Rows of `impression_schema`, from files with a shown item a row."""
-    read = _Reader(raw, clock)
+    read = _Reader(raw, clock, layout.null_values)
     if layout.only:
         column, words = layout.only
         word = texts(read.of(column), "only", read.check)
         # Passed over, not rejected: they are other events.
         read.check.good_N &= pc.is_in(word, value_set=pa.array(words, pa.string())).to_numpy(zero_copy_only=False)
-    user = ids(read.of(layout.user_id), "user_id", read.check)
-    item = ids(read.of(layout.items), "item_id", read.check)
+    user = read.ids(layout.user_id, "user_id")
+    item = read.ids(layout.items, "item_id")
     timestamp_N = read.moments(layout.timestamp, "timestamp")
     surface = read.optional_text(layout.surface, "surface")
     if layout.request_id:
-        request = unique_ids(read.of(layout.request_id), "request_id", read.check)
+        request = read.unique_ids(layout.request_id, "request_id")
     else:
         shown = zip(user.to_pylist(), timestamp_N.tolist(), surface.to_pylist(), strict=True)
         digest = xxhash.xxh3_128_hexdigest
@@ -224,8 +225,8 @@ def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock:
 
 def list_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock) -> tuple[pa.Table, RowCheck]:
     """Rows of `request_schema`, from files with a shown list a row."""
-    read = _Reader(raw, clock)
-    user = ids(read.of(layout.user_id), "user_id", read.check)
+    read = _Reader(raw, clock, layout.null_values)
+    user = read.ids(layout.user_id, "user_id")
     timestamp_N = read.moments(layout.timestamp, "timestamp")
     raw_items = read.of(layout.items)
     values, offsets = lists(raw_items, layout.items.separator, "item_ids", read.check)
@@ -233,16 +234,18 @@ def list_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock
     read.check.fail(size_N == 0, "item_ids", "is an empty list", raw_items)
     read.check.fail(size_N > MAX_LIST_ITEMS, "item_ids", f"holds more than {MAX_LIST_ITEMS} items", raw_items)
     inside = RowCheck(len(values))
-    items = ids(values, "item_ids", inside)
+    items = read.ids_in_lists(values, inside, untyped=is_untyped(raw_items))
     row_M = np.repeat(np.arange(len(read)), size_N)
+    read.check.notes += inside.notes
+    rows_of: dict[str, list[int]] = {}
     for place, _, reason, _ in inside.rejected:
-        bad_N = np.zeros(len(read), bool)
-        bad_N[row_M[place]] = True
-        read.check.fail(bad_N, "item_ids", f"an item id {reason}", raw_items)
+        rows_of.setdefault(reason, []).append(int(row_M[place]))
+    for reason, bad in rows_of.items():
+        read.check.fail(np.isin(np.arange(len(read)), bad), "item_ids", f"an item id {reason}", raw_items)
     schema = request_schema(domain.context_attributes)
     columns: dict[str, Any] = {field.name: pa.nulls(len(read), field.type) for field in schema}
     if layout.request_id:
-        columns["request_id"] = unique_ids(read.of(layout.request_id), "request_id", read.check)
+        columns["request_id"] = read.unique_ids(layout.request_id, "request_id")
     else:
         lists_N = pa.LargeListArray.from_arrays(pa.array(offsets), items.dictionary_decode()).to_pylist()
         rows = zip(user.to_pylist(), timestamp_N.tolist(), lists_N, strict=True)
@@ -284,14 +287,14 @@ def entity_rows(
     raw: pa.Table, layout: EntityLayout, attributes: Sequence[Attribute], clock: Clock, *, users: bool
 ) -> tuple[pa.Table, RowCheck]:
     """Rows of `item_schema` (with `vector` where the layout and the file have one) or `user_schema`."""
-    read = _Reader(raw, clock)
+    read = _Reader(raw, clock, layout.null_values)
     schema = (user_schema if users else item_schema)(attributes)
     id_name, at_name = schema.names[:2]
     at_N = np.zeros(len(read), np.int64)
     if layout.at:
         at_N = read.beginnings(layout.at, at_name.removesuffix("_ms"))
     columns = {
-        id_name: ids(read.of(layout.id), id_name, read.check),
+        id_name: read.ids(layout.id, id_name),
         at_name: at_N,
         **_attributes(read, layout.attributes, attributes),
     }

@@ -206,15 +206,20 @@ def _written(log: Path, place: tuple[str, str], bucket: int, rows: pa.Table) -> 
 
 
 def items_seen(item_ids: pa.ChunkedArray, catalogue_hash: NDArray[np.uint64]) -> dict[str, Any]:
-    """Which rows of the (sorted) catalogue occur, as packed bits, and how many ids are none of its."""
-    hashes, rows = np.unique(hash64_column(item_ids), return_counts=True)
-    seen = np.zeros(len(catalogue_hash), bool)
-    if not len(catalogue_hash):
-        return {"unknown_items": len(item_ids), "seen": pack_bits(seen)}
-    place = np.minimum(np.searchsorted(catalogue_hash, hashes), len(catalogue_hash) - 1)
-    known = catalogue_hash[place] == hashes
-    seen[place[known]] = True
-    return {"unknown_items": int(rows[~known].sum()), "seen": pack_bits(seen)}
+    """Which rows of the (sorted) catalogue occur, as packed bits, how many ids are none of its, and one of those."""
+    hashes, first, rows = np.unique(hash64_column(item_ids), return_index=True, return_counts=True)
+    seen, known = np.zeros(len(catalogue_hash), bool), np.zeros(len(hashes), bool)
+    if len(catalogue_hash):
+        place = np.minimum(np.searchsorted(catalogue_hash, hashes), len(catalogue_hash) - 1)
+        known = catalogue_hash[place] == hashes
+        seen[place[known]] = True
+    unknown = first[~known]
+    return {
+        "items": len(item_ids),
+        "unknown_items": int(rows[~known].sum()),
+        "unknown_item": item_ids[int(unknown[0])].as_py() if len(unknown) else "",
+        "seen": pack_bits(seen),
+    }
 
 
 def pack_bits(flags: NDArray[np.bool_]) -> str:

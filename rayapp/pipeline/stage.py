@@ -76,8 +76,15 @@ def stage_task(
     pending: list[pa.Table] = []
     staged: list[str] = []
     read = rejected_rows = 0
+    notes: Counter[str] = Counter()
+
+    def noting(raw: pa.Table, layout: int) -> tuple[pa.Table, RowCheck]:
+        rows, check = reader(raw, layout)
+        notes.update(check.notes)
+        return rows, check
+
     with QuarantineFile(staging.directory / f"rejected-{kind}-{number:05d}.ndjson") as quarantine:
-        for piece, rows, rejected in read_checked(pieces, reader):
+        for piece, rows, rejected in read_checked(pieces, noting):
             quarantine.write(rejected)
             lost = sum(r.row != NO_ROW for r in rejected)
             rejected_rows += lost
@@ -92,7 +99,7 @@ def stage_task(
                 pending = []
         if pending:
             staged.append(_write(staging, kind, number, len(staged), pa.concat_tables(pending)))
-    return {"read": read, "rejected": rejected_rows, "reasons": quarantine.reasons, "staged": staged}
+    return {"read": read, "rejected": rejected_rows, "reasons": quarantine.reasons, "notes": notes, "staged": staged}
 
 
 def _write(staging: Staging, kind: str, task: int, n: int, rows: pa.Table) -> str:
