@@ -9,12 +9,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from deployments.feeds import now_ms
-from deployments.http import MergeBody, Problem, invalid
+from deployments.http import MergeBody, PathId, Problem, invalid
 from deployments.sequences import Busy
 from deployments.service import Service
 from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, id_problem
 from rayapp.serving.events import BadBody, EventBody, check_events, parse_body
-from rayapp.serving.items import BadAttribute, check_item, check_user
+from rayapp.serving.items import BadAttribute, check_changes, check_item, check_user
 from rayapp.store import OutboxFull, Outcome
 
 log = logging.getLogger(__name__)
@@ -25,6 +25,13 @@ T = TypeVar("T")
 def data_routes(service: Service) -> APIRouter:
     """The routes, for one service."""
     router = APIRouter(tags=["data"])
+    _event_routes(router, service)
+    _item_routes(router, service)
+    _user_routes(router, service)
+    return router
+
+
+def _event_routes(router: APIRouter, service: Service) -> None:
     domain, sequences = service.domain, service.sequences
 
     @router.post("/v1/events", openapi_extra=_body_schema(EventBody.model_json_schema()))
@@ -53,16 +60,45 @@ def data_routes(service: Service) -> APIRouter:
             }
         )
 
+
+def _item_routes(router: APIRouter, service: Service) -> None:
+    domain, sequences = service.domain, service.sequences
+    unsaid = dict.fromkeys(attribute.name for attribute in domain.attributes)
+
+    def told(item_id: str, item: dict[str, Any] | None) -> JSONResponse:
+        if item is None:
+            raise Problem(404, f"there is no item {item_id!r}; PUT /v1/items/{{item_id}} adds one")
+        return JSONResponse({**unsaid, **item, "available": item.get("available") is not False})
+
     @router.put("/v1/items/{item_id}")
-    async def put_item(item_id: str, request: Request) -> JSONResponse:
-        """Adds or replaces an item; the model embeds it from its attributes, without retraining."""
+    async def put_item(item_id: PathId, request: Request) -> JSONResponse:
+        """Adds or replaces an item; the model embeds it from its attributes, without retraining.
+
+        The body is the whole item: every attribute of the domain, null where the item has none.
+        """
         with _named_fields():
             item = check_item(item_id, await _json(request), domain.attributes, now_ms())
         await stored(sequences.put_item.remote(item))
         return JSONResponse({"item_id": item_id})
 
+    @router.patch("/v1/items/{item_id}")
+    async def patch_item(item_id: PathId, request: Request) -> JSONResponse:
+        """Changes the fields that the body names (`available`, `created_at_ms`, attributes); the others stay."""
+        with _named_fields():
+            changes = check_changes(item_id, await _json(request), domain.attributes)
+        return told(item_id, await stored(sequences.patch_item.remote(item_id, changes)))
+
+    @router.get("/v1/items/{item_id}")
+    async def item(item_id: PathId) -> JSONResponse:
+        """The item as it was put last, or else as it was imported."""
+        return told(item_id, await stored(sequences.item.remote(item_id)))
+
+
+def _user_routes(router: APIRouter, service: Service) -> None:
+    domain, sequences = service.domain, service.sequences
+
     @router.put("/v1/users/{user_id}")
-    async def put_user(user_id: str, request: Request) -> JSONResponse:
+    async def put_user(user_id: PathId, request: Request) -> JSONResponse:
         """Records a user's attributes and from when on they hold (`effective_at_ms`, now unless told)."""
         with _named_fields():
             user = check_user(user_id, await _json(request), domain.user_attributes, now_ms())
@@ -70,7 +106,7 @@ def data_routes(service: Service) -> APIRouter:
         return JSONResponse({"user_id": user_id, "effective_at_ms": user["effective_at_ms"]})
 
     @router.get("/v1/users/{user_id}")
-    async def user(user_id: str) -> JSONResponse:
+    async def user(user_id: PathId) -> JSONResponse:
         """The attributes recorded last."""
         _check_id(user_id)
         found = await stored(sequences.user.remote(user_id))
@@ -79,7 +115,7 @@ def data_routes(service: Service) -> APIRouter:
         return JSONResponse(found)
 
     @router.post("/v1/users/{user_id}:merge")
-    async def merge(user_id: str, body: MergeBody) -> JSONResponse:
+    async def merge(user_id: PathId, body: MergeBody) -> JSONResponse:
         """The actions of an anonymous id become this user's too. May be repeated."""
         _check_id(user_id)
         if user_id == body.anonymous_id:
@@ -88,14 +124,14 @@ def data_routes(service: Service) -> APIRouter:
         return JSONResponse({"user_id": user_id, "merged": outcomes.count(Outcome.ACCEPTED)})
 
     @router.delete("/v1/users/{user_id}", dependencies=[Depends(service.admin_only)], status_code=204)
-    async def erase(user_id: str) -> Response:
+    async def erase(user_id: PathId) -> Response:
         """Forgets the user at once, everywhere; `rayapp compact` removes what is on disk. Needs an admin key."""
         _check_id(user_id)
         await stored(sequences.erase.remote(user_id, now_ms()))
         return Response(status_code=204)
 
     @router.get("/v1/users/{user_id}/sequence")
-    async def sequence(user_id: str, limit: int = 100) -> JSONResponse:
+    async def sequence(user_id: PathId, limit: int = 100) -> JSONResponse:
         """The user's stored actions, newest first."""
         _check_id(user_id)
         if not 1 <= limit <= MAX_SEQUENCE:
@@ -112,8 +148,6 @@ def data_routes(service: Service) -> APIRouter:
             for n, a in enumerate(found.history.action_E[:limit].tolist())
         ]
         return JSONResponse({"user_id": user_id, "length": len(found.history), "events": rows})
-
-    return router
 
 
 async def stored(answer: Awaitable[T]) -> T:

@@ -1,9 +1,11 @@
 """The HTTP surface's shapes: request bodies, the one error form (RFC 9457), and the limit on body sizes."""
 
 import logging
+import re
 import uuid
 from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
+from urllib.parse import unquote
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
@@ -46,6 +48,12 @@ def _check_id(value: str) -> str:
 
 
 Id = Annotated[str, AfterValidator(_check_id)]
+
+
+ENCODED_SLASH: Final = "\x01"
+"""Stands for `%2F` while a path is taken apart; no id holds it."""
+PathId = Annotated[str, AfterValidator(lambda value: value.replace(ENCODED_SLASH, "/"))]
+"""An id inside a path, where its `/` is written `%2F`."""
 
 
 Context = Annotated[
@@ -123,7 +131,7 @@ def problem_response(request: Request, problem: Problem) -> JSONResponse:
         "title": TITLES.get(problem.status, "Error"),
         "status": problem.status,
         "detail": problem.detail,
-        "instance": request.url.path,
+        "instance": request.url.path.replace(ENCODED_SLASH, "%2F"),
         "request_id": request.scope.get(REQUEST_ID),
         "errors": problem.errors,
     }
@@ -221,4 +229,18 @@ class RequestIds:
             given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
             usable = given.isascii() and id_problem(given) is None
             scope[REQUEST_ID] = given if usable else str(uuid.uuid4())
+        await self._app(scope, receive, send)
+
+
+class EncodedSlashes:
+    """ASGI middleware: `%2F` is a part of an id, `/` parts the path. A server hands both on as `/`."""
+
+    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        raw = scope.get("raw_path") or b""
+        if b"%01" in raw or b"%2f" in raw.lower():
+            own = raw.replace(b"%01", b"%02")  # a client's own: refused as any other control character
+            scope = {**scope, "path": unquote(re.sub(b"%2[fF]", b"%01", own).decode("ascii"))}
         await self._app(scope, receive, send)

@@ -9,7 +9,7 @@ from ray import serve
 
 from deployments.data import data_routes
 from deployments.feeds import feed_routes, now_ms
-from deployments.http import LimitBody, RequestIds, install_errors
+from deployments.http import EncodedSlashes, LimitBody, RequestIds, install_errors
 from deployments.local import Local
 from deployments.metrics import Metrics
 from deployments.operations import operation_routes, or_none
@@ -31,6 +31,7 @@ def build_api(service: Service) -> FastAPI:
     """The whole HTTP surface over one service."""
     api = FastAPI(title="rayapp", version=__version__, description="A feed that reacts to what the user just did.")
     api.add_middleware(LimitBody)
+    api.add_middleware(EncodedSlashes)
     api.add_middleware(RequestIds)  # outermost: every answer has an id
     install_errors(api)
     keyed = [Depends(service.any_key)]

@@ -10,6 +10,7 @@ from typing import Any
 from ray import serve
 from ray.serve import metrics
 
+from rayapp.catalogue import read_item
 from rayapp.erasure import erase_user
 from rayapp.root import read_root
 from rayapp.schema import FIRST_ACTION_ID, ActionKind, Event
@@ -152,6 +153,24 @@ class Sequences:
 
     async def put_item(self, item: dict[str, Any]) -> int:
         return await asyncio.to_thread(self._store.put_item, item)
+
+    async def patch_item(self, item_id: str, changes: dict[str, Any]) -> dict[str, Any] | None:
+        """The item with some fields changed; None where nobody knows it."""
+
+        def patch() -> dict[str, Any] | None:
+            imported = read_item(self._root, item_id)
+
+            def change(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+                item = stored or imported
+                return None if item is None else {**item, **changes}
+
+            return self._store.change_item(item_id, change)
+
+        return await asyncio.to_thread(patch)
+
+    async def item(self, item_id: str) -> dict[str, Any] | None:
+        """An item as it was put last, or else as it was imported."""
+        return await asyncio.to_thread(lambda: self._store.item(item_id) or read_item(self._root, item_id))
 
     async def put_user(self, user: dict[str, Any]) -> None:
         await asyncio.to_thread(self._store.put_user, user)

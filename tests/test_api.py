@@ -7,8 +7,10 @@ from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import httpx
+import pyarrow as pa
 import pytest
 
 from deployments.ingress import build_api
@@ -16,10 +18,13 @@ from deployments.metrics import Metrics
 from deployments.sequences import Sequences
 from deployments.service import Handles, Service
 from deployments.stages import Candidates, Ranker
+from rayapp.catalogue import ITEMS, read_catalogue
 from rayapp.config import Domain
+from rayapp.pipeline.catalogue import merge
 from rayapp.pipeline.export import export
 from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
 from rayapp.registry.aliases import CHAMPION, SHADOW, promote, read_aliases
+from rayapp.schema import item_schema
 from rayapp.serving.experiments import ExperimentBook
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys, Role, add_key
@@ -72,8 +77,8 @@ async def running(root: Path, domain: Domain, *, keys: bool = False, key: str = 
     store = f"lmdb://{root / 'live'}"
     sequences = Remote(Sequences.func_or_class(str(root), store))
     candidates, ranker = object.__new__(Candidates.func_or_class), object.__new__(Ranker.func_or_class)
-    await candidates.__init__(str(root), f"lmdb://{root / 'c'}", sequences)
-    await ranker.__init__(str(root), f"lmdb://{root / 'r'}")
+    await candidates.__init__(str(root), store, sequences)
+    await ranker.__init__(str(root), store)
     aliases = read_aliases(root)
     live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
     handles = Handles(sequences, Remote(candidates), Remote(ranker), asyncio.Semaphore(RANKER_CALLS))
@@ -140,6 +145,81 @@ def test_a_shadow_scores_what_is_shown_and_is_never_shown(api: Any, models: Any,
         (row,) = read_log(graph.service.root, REQUESTS, ["shadow_version", "shadow_probabilities"]).to_pylist()
         assert row["shadow_version"] == "b"
         assert len(row["shadow_probabilities"]) == 4 * len(domain.heads)
+
+    api(test)
+
+
+def test_an_item_that_was_switched_off_and_on_is_what_it_was(api: Any, domain: Domain) -> None:
+    """In the catalogue too, and whether it was put or imported."""
+    imported = {
+        "item_id": "i1",
+        "title": "One",
+        "genres": ["g1"],
+        "year": 1999.0,
+        "created_at_ms": 5,
+        "vector": [0.5] * 8,
+    }
+    put = {"title": "New one", "genres": ["g1", "rare"], "year": 2026.0}
+
+    async def test(graph: Running) -> None:
+        root, client = graph.service.root, graph.client
+        schema = item_schema(domain.attributes).append(pa.field("vector", pa.large_list(pa.float32())))
+        merge(root, ITEMS, pa.Table.from_pylist([imported], schema=schema), domain)
+        assert (await client.put("/v1/items/new", json=put)).status_code == 200
+        assert (await client.get("/v1/items/nobody")).status_code == 404
+        assert (await client.patch("/v1/items/nobody", json={"year": 1})).status_code == 404
+        refused = await client.put("/v1/items/new", json={"available": False})
+        assert refused.status_code == 422
+        assert refused.json()["errors"][0]["field"] == "title"
+        assert "PATCH" in refused.json()["detail"]
+        for item_id, whole in (("new", put), ("i1", imported)):
+            for available in (False, True):
+                answer = await client.patch(f"/v1/items/{item_id}", json={"available": available})
+                assert answer.status_code == 200
+                shown = (await client.get(f"/v1/items/{item_id}")).json()
+                assert answer.json() == shown
+                assert shown["available"] is available
+                assert {name: shown[name] for name in put} == {name: whole[name] for name in put}
+        answer = await client.patch("/v1/items/new", json={"year": None, "created_at_ms": 9})
+        assert (answer.json()["year"], answer.json()["created_at_ms"], answer.json()["title"]) == (None, 9, "New one")
+        assert (await client.patch("/v1/items/new", json={"colour": 1})).status_code == 422
+        export(root, graph.service.sequences._target._store, 1)
+        one, new = (row for row in read_catalogue(root).to_pylist())
+        assert {name: one[name] for name in imported} == imported
+        assert (new["title"], new["genres"], new["available"]) == ("New one", ["g1", "rare"], True)
+        found: list[str] = []
+        while found != ["new"]:  # as soon as the candidates have seen it
+            feed = await graph.feed("ann", num_results=8, filter={"genres": ["rare"]})
+            found = [row["item_id"] for row in feed["items"]]
+            await asyncio.sleep(0.01)
+
+    api(test)
+
+
+ODD_IDS = ("a/b", "/", "//", "a/b/sequence", "..", ".", "a b", "ü", "50%", "a%2Fb", "x:merge", "a?b#c", "\U0001f600")
+
+
+@pytest.mark.parametrize("odd", ODD_IDS)
+def test_every_id_that_is_taken_can_be_read_and_erased(api: Any, odd: str) -> None:
+    path = quote(odd, safe="").replace(".", "%2E")  # clients take . and .. for parts of the path
+
+    async def test(graph: Running) -> None:
+        client = graph.client
+        await graph.act(odd, "i3")
+        answer = await client.get(f"/v1/users/{path}/sequence")
+        assert (answer.json()["user_id"], answer.json()["length"]) == (odd, 1)
+        assert (await client.put(f"/v1/users/{path}", json={})).json()["user_id"] == odd
+        assert (await client.get(f"/v1/users/{path}")).json()["user_id"] == odd
+        await graph.act("anonymous", "i4")
+        merged = await client.post(f"/v1/users/{path}:merge", json={"anonymous_id": "anonymous"})
+        assert merged.json() == {"user_id": odd, "merged": 1}
+        assert (await client.delete(f"/v1/users/{path}")).status_code == 204
+        assert (await client.get(f"/v1/users/{path}/sequence")).json()["length"] == 0
+        item = {"title": "t", "genres": [], "year": None}
+        assert (await client.put(f"/v1/items/{path}", json=item)).json() == {"item_id": odd}
+        assert (await client.get(f"/v1/items/{path}")).json()["item_id"] == odd
+        assert (await client.get("/v1/users/%01/sequence")).status_code == 422, "no control character comes in this way"
+        assert (await client.get("/v1/users/%01%2F/sequence")).status_code == 422
 
     api(test)
 

@@ -39,7 +39,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     },
     "model": {"hashing", "schema", "config", "features"},
     "registry": {"hashing", "schema", "config", "features", "model", "publish", "catalogue"},
-    "store": {"hashing", "schema", "features", "root"},
+    "store": {"hashing", "schema", "features", "publish", "root"},
     "training": {
         "hashing",
         "schema",

@@ -268,8 +268,20 @@ def test_a_new_item_can_be_recommended_within_seconds(client: httpx.Client) -> N
     item_id = f"new-{uuid.uuid4().hex[:8]}"
     body = {"title": "Fresh", "topics": ["Travel"], "created_at_ms": time.time_ns() // 1_000_000}
     assert client.put(f"/v1/items/{item_id}", json=body).status_code == 200
+    shown = client.get(f"/v1/items/{item_id}").json()
+    assert (shown["title"], shown["topics"], shown["available"]) == ("Fresh", ["Travel"], True)
+    assert client.put(f"/v1/items/{item_id}", json={"available": False}).status_code == 422
+    assert client.patch(f"/v1/items/{item_id}", json={"available": True}).json() == shown
     until(lambda: item_id in [row["item_id"] for row in post_feed(client, "never-seen", num_results=200)["items"]], 10)
     until(lambda: client.post("/v1/rank", json={"user_id": "u", "item_ids": [item_id]}).json()["items"][0]["known"], 10)
+
+
+def test_an_id_with_a_slash_can_be_read_and_erased(client: httpx.Client) -> None:
+    assert client.post("/v1/events", json=event("team/ann", "i1")).json()["accepted"] == 1
+    assert client.get("/v1/users/team%2Fann/sequence").json()["length"] == 1
+    assert client.delete("/v1/users/team%2Fann").status_code == 204
+    assert client.get("/v1/users/team%2Fann/sequence").json()["length"] == 0
+    assert client.get("/v1/users/team/ann/sequence").status_code == 404
 
 
 def test_promotion_is_picked_up_without_a_restart_and_a_broken_model_is_not(

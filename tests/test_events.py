@@ -10,7 +10,7 @@ import pytest
 from rayapp.config import Domain
 from rayapp.schema import Event
 from rayapp.serving.events import BadBody, Rejection, check_events, parse_body
-from rayapp.serving.items import BadAttribute, check_item
+from rayapp.serving.items import BadAttribute, check_changes, check_item
 from tests.conftest import T0
 
 NOW = T0 + 1_000_000
@@ -109,8 +109,13 @@ def test_items_keep_the_domain_s_attributes(domain: Domain) -> None:
     item = check_item("i9", {"title": "New", "genres": ["a"], "year": 2026}, domain.attributes, NOW)
     own = {"item_id": "i9", "created_at_ms": NOW, "available": True}
     assert item == own | {"title": "New", "genres": ["a"], "year": 2026.0}
-    assert check_item("i9", {}, domain.attributes, NOW)["genres"] is None
-    assert check_item("i9", {"available": False}, domain.attributes, NOW)["available"] is False
+    nothing = dict.fromkeys(("title", "genres", "year"))
+    assert check_item("i9", nothing, domain.attributes, NOW)["genres"] is None
+    assert check_item("i9", {**nothing, "available": False}, domain.attributes, NOW)["available"] is False
+    with pytest.raises(BadAttribute, match="year is missing: PUT replaces the whole item"):
+        check_item("i9", {"title": "New", "genres": []}, domain.attributes, NOW)
+    assert check_changes("i9", {"year": 7}, domain.attributes) == {"year": 7.0}
+    assert check_changes("i9", {"available": False}, domain.attributes) == {"available": False}
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,6 @@ from rayapp.publish import PublishError, commit_log
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root import make_root
 from rayapp.schema import item_schema
-from rayapp.serving.items import check_item
 from rayapp.store import Kind, SequenceStore
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
@@ -110,7 +109,7 @@ def test_whether_an_item_is_available_goes_into_the_catalogue_and_into_tables(
     pq.write_table(old, path)  # a catalogue from before there was such a column
     commit_log(root / ITEMS, 0, {"files": [{"path": path.name, "rows": 1}]})
     for item_id, available in (("in", True), ("out", False)):
-        store.put_item(check_item(item_id, {"available": available}, domain.attributes, NOW))
+        store.put_item({"item_id": item_id, "available": available, "created_at_ms": NOW})
     export(root, store, NOW)
     items = read_catalogue(root).to_pylist()
     assert {item["item_id"]: item["available"] for item in items} == {"old": None, "in": True, "out": False}

@@ -113,6 +113,11 @@ def test_a_feed_comes_through_haproxy_and_nothing_of_ours_can_be_reached_from_ou
     assert is_ours("127.0.0.1", served.port)
 
 
+def test_an_id_with_a_slash_comes_through_haproxy_as_it_is(served: Served) -> None:
+    answer = httpx.get(f"{served.url}/v1/users/team%2Fann/sequence", headers=served.headers, timeout=30)
+    assert answer.json()["user_id"] == "team/ann"
+
+
 def test_a_client_that_goes_away_or_sends_half_a_body_harms_nobody(served: Served) -> None:
     def request(path: str, body: bytes, announced: int) -> bytes:
         lines = (f"POST {path} HTTP/1.1", "Host: x", f"X-API-Key: {served.key}", "Content-Type: application/json")

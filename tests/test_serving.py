@@ -27,7 +27,6 @@ from rayapp.registry.models import list_models, load_model, publish_model
 from rayapp.root import make_root
 from rayapp.schema import Action, ActionKind, Vocabulary, user_schema
 from rayapp.serving.candidates import Query
-from rayapp.serving.items import check_item
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_request
@@ -221,7 +220,7 @@ def test_an_item_taken_out_of_feeds_still_ranks(models: tuple[Path, LmdbStore], 
     index = shelf.index("a")
     assert index is not None
     assert "i3" in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
-    store.put_item(check_item("i3", {"available": False, "created_at_ms": 3}, domain.attributes, 100))
+    store.put_item({"item_id": "i3", "available": False, "created_at_ms": 3})
     shelf.refresh()
     index, model = shelf.index("a"), shelf.get("a")
     assert index is not None

@@ -2,6 +2,7 @@
 
 import uuid
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -159,6 +160,22 @@ def test_items_are_listed_once_in_their_newest_form(store: SequenceStore) -> Non
     last = store.put_item({"item_id": "a", "year": 2})
     assert store.items_since(0) == (last, [{"item_id": "b", "year": 1}, {"item_id": "a", "year": 2}])
     assert store.items_since(last) == (last, [])
+
+
+def test_an_item_changes_whole_whoever_else_changes_it(store: SequenceStore) -> None:
+    assert store.item("a") is None
+    assert store.change_item("a", lambda stored: stored) is None, "nothing is recorded of nothing"
+    assert store.items_since(0) == (0, [])
+    store.put_item({"item_id": "a", "title": "A", "count": 0})
+
+    def count(_: int) -> None:
+        store.change_item("a", lambda stored: {**(stored or {}), "count": (stored or {})["count"] + 1})
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(count, range(40)))
+    assert store.item("a") == {"item_id": "a", "title": "A", "count": 40}
+    last, items = store.items_since(0)
+    assert (last, items) == (41, [{"item_id": "a", "title": "A", "count": 40}])
 
 
 def test_another_vocabulary_or_bucket_count_is_refused_in_words(make_store: MakeStore, domain: Domain) -> None:

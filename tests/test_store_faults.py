@@ -17,7 +17,8 @@ import pytest
 from rayapp.config import Domain
 from rayapp.schema import bucket_of
 from rayapp.store import StoreError
-from rayapp.store.lmdb import DATA, LmdbStore
+from rayapp.store.environment import DATA
+from rayapp.store.lmdb import LmdbStore
 from rayapp.store.redis import RedisStore
 from tests.conftest import T0, make_event
 

@@ -17,7 +17,8 @@ from rayapp.domains import load_domain
 from rayapp.root import DEFAULT_NUM_BUCKETS
 from rayapp.schema import Event
 from rayapp.store import SequenceStore
-from rayapp.store.lmdb import DATA, LmdbStore
+from rayapp.store.environment import DATA
+from rayapp.store.lmdb import LmdbStore
 from rayapp.store.redis import RedisStore
 
 ACTIONS: Final = 100

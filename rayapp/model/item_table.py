@@ -95,7 +95,8 @@ class ItemTable:
     def with_items(self, changed: Sequence[Item]) -> "ItemTable":
         """This table plus items put since it was made, each embedded by this table's own tower.
 
-        A changed item keeps its row and its likes. The result lives in memory only. Costs one copy of the columns.
+        A changed item keeps its row and its likes, and where its attributes are what they were its vector too, which
+        need not be the tower's: it may have been given. The result lives in memory only. Costs one copy of the columns.
         """
         latest: Mapping[str, Item] = {item["item_id"]: item for item in changed}
         put = list(latest.values())
@@ -106,7 +107,8 @@ class ItemTable:
         num_new = int(is_new_P.sum())
         row_P[is_new_P] = np.arange(self.num_rows, self.num_rows + num_new)
         vectors_NE = np.concatenate([self.vectors_NE, np.zeros((num_new, self.vectors_NE.shape[1]), np.float32)])
-        vectors_NE[row_P] = vectors_PE
+        same_P = np.array([self._same_content(row, item) for row, item in zip(row_P.tolist(), put, strict=True)], bool)
+        vectors_NE[row_P[~same_P]] = vectors_PE[~same_P]
         items = [*self.items, *(put[0] for _ in range(num_new))]
         for row, item in zip(row_P.tolist(), put, strict=True):
             items[row - 1] = item
@@ -125,6 +127,13 @@ class ItemTable:
             _round=self._round + 1,
             _round_N=round_N,
         )
+
+    def _same_content(self, row: int, item: Item) -> bool:
+        """Whether the tower reads of `item` what it read of the row's item."""
+        if row >= self.num_rows:
+            return False
+        old = self.item(row)
+        return all((old.get(a.name) or None) == (item.get(a.name) or None) for a in self.tower.attributes)
 
     def changed_since(self, older: "ItemTable") -> NDArray[np.int64]:
         """Rows of items put after `older`, of which this table is an extension.

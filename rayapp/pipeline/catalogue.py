@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayapp.catalogue import ITEMS, USERS, read_version
@@ -24,7 +25,8 @@ def merge(root: Path, kind: str, rows: pa.Table, domain: Domain) -> dict[str, An
     """Adds rows of the item or the user schema; of two rows of one id the later one counts.
 
     Users keep a row for each `effective_at_ms`, because a request of the past must see the attributes of the past.
-    A merge that changes nothing commits nothing.
+    An item keeps its vector when the new row comes from where there are none. A merge that changes nothing commits
+    nothing.
     """
     schema = item_schema(domain.attributes) if kind == ITEMS else user_schema(domain.user_attributes)
     key = ["item_id"] if kind == ITEMS else ["user_id", "effective_at_ms"]
@@ -32,6 +34,9 @@ def merge(root: Path, kind: str, rows: pa.Table, domain: Domain) -> dict[str, An
         schema = schema.append(rows.schema.field("vector"))
     old = read_version(root, kind)
     rows = rows.select(schema.names).cast(schema)
+    if old is not None and "vector" in old.column_names and "vector" not in rows.column_names:
+        row_of = pc.index_in(rows["item_id"], value_set=old["item_id"].combine_chunks())
+        rows = rows.append_column("vector", old["vector"].take(row_of))
     both = rows if old is None else pa.concat_tables([old, rows], promote_options="default")
     keys = both.select(key).to_pandas()
     last = ~keys.duplicated(keep="last").to_numpy()

@@ -20,9 +20,25 @@ class BadAttribute(ValueError):
         self.field = field
 
 
-def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], now_ms: int) -> dict[str, Any]:
-    """The item as it is stored. `created_at_ms` is the caller's or now, `available` true unless told; absent attributes
-    are null.
+def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], created_at_ms: int) -> dict[str, Any]:
+    """A whole item as it is stored: each attribute is named, null where the item has none. `available` is true unless
+    told, and `created_at_ms` what the caller of this says.
+
+    Raises:
+        BadAttribute: names the field.
+    """
+    changes = check_changes(item_id, body, attributes)
+    if missing := [a.name for a in attributes if a.name not in changes]:
+        raise BadAttribute(
+            missing[0],
+            f"{missing[0]} is missing: PUT replaces the whole item, so name every attribute (null where it has none), "
+            "or change single ones with PATCH",
+        )
+    return {"item_id": item_id, "created_at_ms": created_at_ms, "available": True} | changes
+
+
+def check_changes(item_id: str, body: Any, attributes: Sequence[Attribute]) -> dict[str, Any]:
+    """Those fields of an item that the body names.
 
     Raises:
         BadAttribute: names the field.
@@ -31,15 +47,15 @@ def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], now_ms:
         raise BadAttribute("item_id", f"item_id {problem}")
     if not isinstance(body, dict):
         raise BadAttribute("", "an item must be a JSON object of its attributes")
-    created = body.get("created_at_ms", now_ms)
-    if type(created) is not int or not -(2**62) < created < 2**62:
-        raise BadAttribute("created_at_ms", "created_at_ms must be a whole number of milliseconds since 1970")
-    available = body.get("available", True)
-    if type(available) is not bool:
+    if "created_at_ms" in body:
+        created = body["created_at_ms"]
+        if type(created) is not int or not -(2**62) < created < 2**62:
+            raise BadAttribute("created_at_ms", "created_at_ms must be a whole number of milliseconds since 1970")
+    if type(body.get("available", True)) is not bool:
         raise BadAttribute("available", "available must be true or false")
-    item: dict[str, Any] = {"item_id": item_id, "created_at_ms": created, "available": available}
     values = {name: value for name, value in body.items() if name not in OWN_FIELDS}
-    return item | check_attributes(values, attributes, optional=OWN_FIELDS)
+    checked = {**body, **check_attributes(values, attributes, optional=OWN_FIELDS)}
+    return {name: checked[name] for name in body}
 
 
 def check_user(user_id: str, body: Any, attributes: Sequence[Attribute], now_ms: int) -> dict[str, Any]:

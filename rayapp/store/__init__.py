@@ -5,7 +5,7 @@ clusters; `opening.py` chooses by URL.
 """
 
 import enum
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -77,6 +77,9 @@ class StoreStats:
     """None: no limit is set."""
 
 
+ItemChange = Callable[[dict[str, Any] | None], dict[str, Any] | None]
+
+
 class SequenceStore(Protocol):
     """The contract both back ends keep."""
 
@@ -140,6 +143,16 @@ class SequenceStore(Protocol):
 
     def put_item(self, item: dict[str, Any]) -> int:
         """Records an item durably in the item log and returns its sequence number."""
+
+    def change_item(self, item_id: str, change: ItemChange) -> dict[str, Any] | None:
+        """Records what `change` makes of the stored item, and returns it; nobody changes the item in between.
+
+        `change` is given None for an item that is not stored, and records nothing by returning None. It may be called
+        more than once.
+        """
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        """The item as it was recorded last."""
 
     def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
         """`(last sequence number, items put after it)`, each item once, in its newest form."""

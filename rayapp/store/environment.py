@@ -5,10 +5,14 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 import lmdb
 
+from rayapp.store import StoreError
+from rayapp.store.contents import MEND
+
+DATA: Final = "data.mdb"
 T = TypeVar("T")
 
 
@@ -57,3 +61,15 @@ def acquire(path: Path, map_bytes: int, max_databases: int, sync: bool) -> Envir
             shared = _open[key] = Environment(env, key)
         shared.users += 1
     return shared
+
+
+def data_bytes(path: Path) -> int:
+    """Size of the file in the directory; 0 where there is none yet."""
+    return (path / DATA).stat().st_size if (path / DATA).exists() else 0
+
+
+def refuse_truncated(env: lmdb.Environment, path: Path) -> None:
+    """A page that lies behind the end of the file would end the process with SIGBUS when it is read."""
+    needed = (env.info()["last_pgno"] + 1) * env.stat()["psize"]
+    if (size := data_bytes(path)) < needed:
+        raise StoreError(f"the sequence store {path} is cut off: {size} of {needed} bytes. {MEND}")

@@ -11,7 +11,6 @@ Databases (keys big-endian, so that byte order is number order):
 """
 
 import json
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,10 +21,12 @@ import lmdb
 import numpy as np
 
 from rayapp.hashing import hash64
+from rayapp.publish import sync_file
 from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
 from rayapp.store import (
     DEFAULT_CAP,
     Committed,
+    ItemChange,
     Kind,
     OutboxFull,
     Outcome,
@@ -41,7 +42,6 @@ FIRST_MAP_BYTES: Final = 1 << 30
 """Address space, not memory or disk: the file grows only as it fills, and the map doubles when it is used up."""
 DEFAULT_MAX_OUTBOX: Final = 5_000_000
 DATABASES: Final = ("meta", "counters", "sequences", "erased", "outbox", "items", "item_log", "users")
-DATA: Final = "data.mdb"
 _NUMBER: Final = struct.Struct(">Q")
 _OUTBOX_KEY: Final = struct.Struct(">HQ")
 _REBUILD_EVENTS: Final = 10_000
@@ -80,13 +80,13 @@ class LmdbStore:
         self._shared: environment.Environment | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
-            new = not (path / DATA).exists()
-            self._shared = environment.acquire(path, max(map_bytes, _size(path)), len(DATABASES), sync)
+            new = not environment.data_bytes(path)
+            self._shared = environment.acquire(path, max(map_bytes, environment.data_bytes(path)), len(DATABASES), sync)
             self._env, self._turn, self._mapping = self._shared.env, self._shared.turn, self._shared.mapping
             if new:  # LMDB syncs the file, but not the directory that names it
-                _sync_directory(path)
-                _sync_directory(path.parent)
-            self._refuse_truncated()
+                sync_file(path)
+                sync_file(path.parent)
+            environment.refuse_truncated(self._env, path)
             self._env.reader_check()  # a reader that was killed keeps old pages from being used again
             self._db = self._shared.following(lambda: {n: self._env.open_db(n.encode()) for n in DATABASES})
             self.identity = self._shared.following(self._check)
@@ -100,12 +100,6 @@ class LmdbStore:
         except (lmdb.Error, ValueError) as error:
             self.close()
             raise StoreError(f"the sequence store {path} can't be opened: {error}. {MEND}") from None
-
-    def _refuse_truncated(self) -> None:
-        """A page that lies behind the end of the file would end the process with SIGBUS when it is read."""
-        needed = (self._env.info()["last_pgno"] + 1) * self._env.stat()["psize"]
-        if (size := _size(self._path)) < needed:
-            raise StoreError(f"the sequence store {self._path} is cut off: {size} of {needed} bytes. {MEND}")
 
     def _check(self) -> str:
         wanted = description(self.vocabulary, self.num_buckets) | {"cap": self.cap}
@@ -339,20 +333,36 @@ class LmdbStore:
         self._writing(lambda txn: txn.put(b"restored_to", _NUMBER.pack(manifest), db=self._db["meta"]))
 
     def put_item(self, item: dict[str, Any]) -> int:
-        key = item["item_id"].encode()
+        return self._writing(lambda txn: self._put_item(txn, item))
 
-        def write(txn: lmdb.Transaction) -> int:
-            last = self._get(txn, "counters", b"items")
-            number = (int(_NUMBER.unpack(last)[0]) if last else 0) + 1
-            if old := self._get(txn, "items", key):
-                txn.delete(old[: _NUMBER.size], db=self._db["item_log"])
-            packed = _NUMBER.pack(number)
-            txn.put(key, packed + json.dumps(item, ensure_ascii=False).encode(), db=self._db["items"])
-            txn.put(packed, key, db=self._db["item_log"])
-            txn.put(b"items", packed, db=self._db["counters"])
-            return number
+    def _put_item(self, txn: lmdb.Transaction, item: dict[str, Any]) -> int:
+        key = item["item_id"].encode()
+        last = self._get(txn, "counters", b"items")
+        number = (int(_NUMBER.unpack(last)[0]) if last else 0) + 1
+        if old := self._get(txn, "items", key):
+            txn.delete(old[: _NUMBER.size], db=self._db["item_log"])
+        packed = _NUMBER.pack(number)
+        txn.put(key, packed + json.dumps(item, ensure_ascii=False).encode(), db=self._db["items"])
+        txn.put(packed, key, db=self._db["item_log"])
+        txn.put(b"items", packed, db=self._db["counters"])
+        return number
+
+    def change_item(self, item_id: str, change: ItemChange) -> dict[str, Any] | None:
+        def write(txn: lmdb.Transaction) -> dict[str, Any] | None:
+            item = change(self._item(txn, item_id))
+            if item is not None:
+                self._put_item(txn, item)
+            return item
 
         return self._writing(write)
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        with self._reading() as txn:
+            return self._item(txn, item_id)
+
+    def _item(self, txn: lmdb.Transaction, item_id: str) -> dict[str, Any] | None:
+        stored = self._get(txn, "items", item_id.encode())
+        return None if stored is None else dict(json.loads(stored[_NUMBER.size :]))
 
     def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
         with self._reading() as txn:
@@ -384,16 +394,3 @@ def _outbox(rows: lmdb.Cursor, bucket: int, cursor: int, limit: int) -> Iterator
             return
         yield _OUTBOX_KEY.unpack(rows.key())[1], bytes(rows.value())
         found = rows.next()
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _size(path: Path) -> int:
-    data = path / DATA
-    return data.stat().st_size if data.exists() else 0

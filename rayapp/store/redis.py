@@ -29,6 +29,7 @@ from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
 from rayapp.store import (
     DEFAULT_CAP,
     Committed,
+    ItemChange,
     Kind,
     OutboxFull,
     Outcome,
@@ -84,6 +85,7 @@ if not old or struct.unpack('>I6', old) < struct.unpack('>I6', ARGV[1]) then
 end
 """
 _PUT_ITEM = """
+if ARGV[3] and (redis.call('HGET', KEYS[2], ARGV[1]) or '') ~= ARGV[3] then return 0 end
 local number = redis.call('INCR', KEYS[1])
 redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
 redis.call('ZADD', KEYS[3], number, ARGV[1])
@@ -292,9 +294,24 @@ class RedisStore:
         self._answered(lambda: self._redis.set(f"{META}:restored_to", manifest))
 
     def put_item(self, item: dict[str, Any]) -> int:
+        return self._put_item([item["item_id"], encoded(item)])
+
+    def _put_item(self, args: list[Any]) -> int:
+        """The item's number; 0 where it is not what the third argument says any more."""
         keys = [f"{ITEMS}:last", f"{ITEMS}:item", f"{ITEMS}:log"]
-        [number] = self._eval([(_PUT_ITEM, keys, [item["item_id"], encoded(item)])])
+        [number] = self._eval([(_PUT_ITEM, keys, args)])
         return int(number)
+
+    def change_item(self, item_id: str, change: ItemChange) -> dict[str, Any] | None:
+        while True:  # until nobody came in between
+            stored = self._answered(lambda: self._redis.hget(f"{ITEMS}:item", item_id))
+            item = change(None if stored is None else json.loads(stored))
+            if item is None or self._put_item([item_id, encoded(item), stored or ""]):
+                return item
+
+    def item(self, item_id: str) -> dict[str, Any] | None:
+        raw = self._answered(lambda: self._redis.hget(f"{ITEMS}:item", item_id))
+        return None if raw is None else dict(json.loads(raw))
 
     def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
         def ask() -> list[Any]:
