@@ -67,17 +67,25 @@ def operation_routes(service: Service) -> APIRouter:
 
     @router.get("/health/ready")
     async def ready() -> JSONResponse:
-        """The store takes and answers, and the stages hold the serving model."""
-        problem, *held = await asyncio.gather(
+        """200 while feeds can be answered, whole or degraded; the body says what each stage is short of.
+
+        A balancer may probe it: what all nodes share, such as the store, takes none of them out.
+        """
+        problem, ranker, candidates = await asyncio.gather(
             _told(service.sequences.problem.remote()),
-            or_none(service.ranker.versions.remote()),
-            or_none(service.candidates.versions.remote()),
+            or_none(service.ranker.versions.remote(), READY_TIMEOUT_S),
+            or_none(service.candidates.versions.remote(), READY_TIMEOUT_S),
         )
-        if problem is not None:
-            raise Problem(503, f"the sequence store is unwell: {problem}", retry_after_s=1)
-        if any(versions is None or service.live.version not in versions for versions in held):
-            raise Problem(503, f"model {service.live.version} is not loaded everywhere", retry_after_s=1)
-        return JSONResponse({"status": "ready", "model_version": service.live.version})
+        live = service.live
+        states = {
+            "store": problem or "ok",
+            "candidates": _holding(candidates, live.version),
+            "ranker": _holding(ranker, live.version),
+        }
+        if states["candidates"] != "ok" and not live.popular:
+            words = ", ".join(f"{name}: {state}" for name, state in states.items())
+            raise Problem(503, f"no feed can be answered ({words})", retry_after_s=1)
+        return JSONResponse({"status": "ready", "model_version": live.version, **states})
 
     @router.get("/", include_in_schema=False)
     async def home() -> RedirectResponse:
@@ -87,6 +95,8 @@ def operation_routes(service: Service) -> APIRouter:
 
 
 STAGE_TIMEOUT_S = 5.0
+READY_TIMEOUT_S = 1.0
+"""Less than a balancer waits."""
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 
 
@@ -96,10 +106,16 @@ def _check_name(version: str) -> None:
         raise PublishError("that can't be a model's version; GET /v1/models lists those there are")
 
 
-async def or_none(answer: Any) -> Any:
+def _holding(versions: list[str] | None, version: str) -> str:
+    if versions is None:
+        return "it does not answer"
+    return "ok" if version in versions else f"model {version} is not loaded"
+
+
+async def or_none(answer: Any, timeout_s: float = STAGE_TIMEOUT_S) -> Any:
     """A stage's answer, or None when it fails or is late."""
     try:
-        async with asyncio.timeout(STAGE_TIMEOUT_S):
+        async with asyncio.timeout(timeout_s):
             return await answer
     except Exception:
         return None
@@ -108,7 +124,7 @@ async def or_none(answer: Any) -> Any:
 async def _told(answer: Any) -> str | None:
     """What a stage says is wrong; that it does not answer is wrong too."""
     try:
-        async with asyncio.timeout(STAGE_TIMEOUT_S):
+        async with asyncio.timeout(READY_TIMEOUT_S):
             problem: str | None = await answer
             return problem
     except Exception:

@@ -1,6 +1,7 @@
 """The stage that owns the sequence store: appends are grouped into one durable transaction, look-ups read."""
 
 import asyncio
+import contextlib
 import logging
 import time
 from collections.abc import Sequence
@@ -12,9 +13,9 @@ from ray.serve import metrics
 
 from rayapp.catalogue import read_item
 from rayapp.erasure import erase_user
+from rayapp.hashing import hash64
 from rayapp.root import read_root
 from rayapp.schema import FIRST_ACTION_ID, ActionKind, Event
-from rayapp.serving.freshness import Freshness
 from rayapp.serving.trends import Trends
 from rayapp.store import Kind, Outcome, SequenceStore, StoreError, UserSequence
 from rayapp.store.opening import open_store
@@ -24,6 +25,7 @@ GROUP_EVENTS = 5_000
 """Events committed together at the most; one fsync acknowledges every request in the group."""
 MAX_PENDING_EVENTS = 20_000
 """Events that may wait for a commit; more are refused, to be sent again."""
+PROBE_S = 0.5
 FAILED_FOR_S = 10.0
 """The store counts as unwell this long after a write that failed."""
 TRENDING = 500
@@ -52,10 +54,11 @@ class Sequences:
         self._rows: list[tuple[Sequence[dict[str, Any]], asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
         self._problem: tuple[float, str] | None = None
+        self._probe: asyncio.Task[UserSequence] | None = None
         self._trends = _recent(self._store, num_buckets, self._positive)
-        self._freshness = Freshness()
+        self._measuring: asyncio.Task[None] | None = None
         self._freshness_ms = metrics.Histogram(
-            "rayapp_freshness_ms", "From the receipt of an action to the first look-up that shows it.", FRESHNESS_MS
+            "rayapp_freshness_ms", "From the receipt of an action to a look-up that shows it.", FRESHNESS_MS
         )
 
     # ---- events and requests ---------------------------------------------------------------------------------------
@@ -111,11 +114,24 @@ class Sequences:
             at += len(events)
         # Behind the answers: nobody waits for this, and what goes wrong in it leaves nobody waiting.
         now_ms = time.time_ns() // 1_000_000
-        for event, outcome in zip((e for events, _ in groups for e in events), outcomes, strict=True):
-            if outcome is Outcome.ACCEPTED:
-                self._freshness.committed(event.user_id, event.received_at_ms)
-                if event.action in self._positive:
-                    self._trends.add([event.item_id], min(event.timestamp_ms, now_ms))
+        every = (event for events, _ in groups for event in events)
+        accepted = [event for event, outcome in zip(every, outcomes, strict=True) if outcome is Outcome.ACCEPTED]
+        for event in accepted:
+            if event.action in self._positive:
+                self._trends.add([event.item_id], min(event.timestamp_ms, now_ms))
+        if accepted and (self._measuring is None or self._measuring.done()):
+            self._measuring = asyncio.create_task(self._measure(min(accepted, key=lambda e: e.received_at_ms)))
+
+    async def _measure(self, event: Event) -> None:
+        """How long an action took from its receipt until a look-up shows it: of a commit the one that waited longest.
+
+        One look-up at a time; whoever reads the user's sequence, and when, is no part of it. A late action that is
+        older than all that are stored is never shown, and not measured.
+        """
+        with contextlib.suppress(StoreError):
+            found = await asyncio.to_thread(self._store.lookup, event.user_id)
+            if hash64(event.event_id) in found.history.event_hash_E:
+                self._freshness_ms.observe(max(time.time_ns() // 1_000_000 - event.received_at_ms, 0))
 
     async def _write(self, groups: list[tuple[Any, asyncio.Future[Any]]], write: Any) -> tuple[Any] | None:
         """What `write` returned for all groups at once; None where it failed, and then every waiting request has the
@@ -132,19 +148,24 @@ class Sequences:
         return (result,)
 
     async def lookup(self, user_id: str) -> UserSequence:
-        found = await asyncio.to_thread(self._store.lookup, user_id)
-        waited_ms = self._freshness.looked_up(user_id, time.time_ns() // 1_000_000)
-        if waited_ms is not None:
-            self._freshness_ms.observe(waited_ms)
-        return found
+        return await asyncio.to_thread(self._store.lookup, user_id)
 
     async def trending(self) -> dict[str, float]:
         """What people liked lately, by item, the most liked 1."""
         return self._trends.top(TRENDING, time.time_ns() // 1_000_000)
 
     async def problem(self) -> str | None:
-        """Why writing failed in the last FAILED_FOR_S, or None."""
-        await asyncio.to_thread(self._store.lookup, "health")
+        """Why the store does not answer, or why writing failed in the last FAILED_FOR_S; None while all is well."""
+        if self._probe is None or self._probe.done():  # one at a time: behind a store that hangs more would queue up
+            self._probe = asyncio.create_task(asyncio.to_thread(self._store.lookup, "health"))
+            self._probe.add_done_callback(lambda probe: probe.exception())  # whoever asked may have gone
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await asyncio.shield(self._probe)
+        except TimeoutError:
+            return "it does not answer"
+        except Exception as error:
+            return str(error) or type(error).__name__
         if self._problem is not None and time.monotonic() - self._problem[0] < FAILED_FOR_S:
             return self._problem[1]
         return None

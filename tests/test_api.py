@@ -1,6 +1,7 @@
 """The HTTP surface over real stages and a real store, all in this process: keys, users, paging, the request log."""
 
 import asyncio
+import signal
 import time
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -30,6 +31,7 @@ from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys, Role, add_key
 from rayapp.serving.stages import Live
 from rayapp.store.opening import open_store
+from tests.redis_server import free_port, start, stop
 from tests.test_serving import models  # noqa: F401  # a root with two models
 
 RANKER_CALLS = 2
@@ -72,9 +74,10 @@ class Running:
 
 
 @asynccontextmanager
-async def running(root: Path, domain: Domain, *, keys: bool = False, key: str = "") -> AsyncIterator[Running]:
+async def running(
+    root: Path, domain: Domain, *, keys: bool = False, key: str = "", store: str | None = None
+) -> AsyncIterator[Running]:
     """The API over the very classes that Serve runs."""
-    store = f"lmdb://{root / 'live'}"
     sequences = Remote(Sequences.func_or_class(str(root), store))
     candidates, ranker = object.__new__(Candidates.func_or_class), object.__new__(Ranker.func_or_class)
     await candidates.__init__(str(root), store, sequences)
@@ -192,6 +195,25 @@ def test_an_item_that_was_switched_off_and_on_is_what_it_was(api: Any, domain: D
             feed = await graph.feed("ann", num_results=8, filter={"genres": ["rare"]})
             found = [row["item_id"] for row in feed["items"]]
             await asyncio.sleep(0.01)
+
+    api(test)
+
+
+def test_whoever_has_seen_everything_still_gets_a_feed(api: Any) -> None:
+    async def test(graph: Running) -> None:
+        every = [row["item_id"] for row in (await graph.feed("new", num_results=100))["items"]]
+        assert len(every) > 3
+        for item_id in every:
+            await graph.act("ann", item_id)
+        for stages in ("all", "no candidates"):
+            first = await graph.feed("ann", num_results=3)
+            assert len(first["items"]) == 3, stages
+            assert {source for row in first["items"] for source in row["sources"]} == {"seen_again"}
+            assert {row["item_id"] for row in first["items"]} == set(every[:3])
+            second = await graph.feed("ann", num_results=3, page_token=first["next_page_token"])
+            assert {row["item_id"] for row in second["items"]} == set(every[3:6])
+            graph.service.live.popular = every
+            graph.service.live.version = graph.service.live.previous = "a model that nobody holds"
 
     api(test)
 
@@ -346,6 +368,78 @@ def test_utilities_of_a_request_turn_the_list(api: Any) -> None:
     api(test)
 
 
+def test_freshness_is_measured_where_an_action_is_taken_and_not_when_its_user_comes_back(
+    models: Any,  # noqa: F811
+    domain: Domain,
+) -> None:
+    """With two ingresses: what one has taken counts, though its user is only ever read through the other."""
+    root, own = models
+    own.close()
+
+    async def test() -> None:
+        async with running(root, domain) as taking, running(root, domain) as reading:
+            measured: dict[str, list[float]] = {"taking": [], "reading": []}
+            for name, graph in (("taking", taking), ("reading", reading)):
+                graph.service.sequences._target._freshness_ms.observe = measured[name].append
+            sent_ms = time.time_ns() // 1_000_000
+            await taking.act("ann", "i1")
+            for _ in range(1_000):
+                if measured["taking"]:
+                    break
+                await asyncio.sleep(0.005)
+            assert 0 <= measured["taking"][0] <= time.time_ns() // 1_000_000 - sent_ms
+            assert (await reading.feed("ann"))["sequence"]["length"] == 1
+            await taking.feed("ann")
+            assert (len(measured["taking"]), measured["reading"]) == (1, [])
+
+    asyncio.run(test())
+
+
+def test_readiness_is_red_when_no_feed_can_be_answered(api: Any) -> None:
+    async def test(graph: Running) -> None:
+        live = graph.service.live
+        live.version = live.previous = "not-there"
+        answer = await graph.client.get("/health/ready")
+        assert answer.status_code == 503
+        assert answer.headers["Retry-After"]
+        assert "model not-there is not loaded" in answer.json()["detail"]
+        assert (await graph.feed("ann"))["items"] == []
+        live.popular = ["i1", "i2"]
+        assert (await graph.client.get("/health/ready")).status_code == 200
+        assert (await graph.feed("ann"))["items"]
+
+    api(test)
+
+
+def test_readiness_does_not_hang_with_a_store_that_hangs(
+    models: Any,  # noqa: F811
+    domain: Domain,
+    tmp_path: Path,
+) -> None:
+    root, own = models
+    own.close()
+    port = free_port()
+    server = start(tmp_path / "redis", port)
+
+    async def test() -> None:
+        async with running(root, domain, store=f"redis://127.0.0.1:{port}/0") as graph:
+            server.send_signal(signal.SIGSTOP)
+            async with asyncio.timeout(4):  # a store waits five seconds for Redis, four times
+                for _ in range(3):
+                    answer = await graph.client.get("/health/ready")
+                    assert (answer.status_code, answer.json()["store"]) == (200, "it does not answer")
+            server.send_signal(signal.SIGCONT)
+            state = ""
+            while state != "ok":
+                state = (await graph.client.get("/health/ready")).json()["store"]
+                await asyncio.sleep(0.05)
+
+    try:
+        asyncio.run(test())
+    finally:
+        stop(server)
+
+
 def test_operators_move_models_over_http(api: Any, models: Any) -> None:  # noqa: F811
     async def test(graph: Running) -> None:
         answer = await graph.post("/v1/models/b:promote", None)
@@ -359,13 +453,20 @@ def test_operators_move_models_over_http(api: Any, models: Any) -> None:  # noqa
     api(test)
 
 
-def test_a_store_that_fails_turns_readiness_red_and_feeds_stay_up(api: Any) -> None:
+def test_readiness_tells_of_a_store_that_fails_and_feeds_stay_up(api: Any) -> None:
+    """A balancer that probes readiness must not take every node out because of what they share."""
+
     async def test(graph: Running) -> None:
-        assert (await graph.client.get("/health/ready")).status_code == 200
+        answer = await graph.client.get("/health/ready")
+        assert answer.status_code == 200
+        well = {"status": "ready", "model_version": "a", "store": "ok", "candidates": "ok", "ranker": "ok"}
+        assert answer.json() == well
         store = graph.service.sequences._target._store
         store._env.close()  # as an unmounted disk: every use fails from now on
         answer = await graph.client.get("/health/ready")
-        assert answer.status_code == 503
+        assert answer.status_code == 200
+        assert "closed" in answer.json()["store"]
+        assert {**answer.json(), "store": "ok"} == well
         feed = await graph.feed("ann", num_results=3)
         assert (feed["degraded"], feed["fallback_reason"]) == (True, "store_unavailable")
         assert len(feed["items"]) == 3

@@ -16,7 +16,7 @@ from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.schema import Attribute, AttributeKind, Vocabulary
 from rayapp.serving import neighbours
-from rayapp.serving.candidates import DEFAULT_MIX, CandidateIndex, Candidates, Query
+from rayapp.serving.candidates import DEFAULT_MIX, SEEN_AGAIN, CandidateIndex, Candidates, Query
 from rayapp.serving.neighbours import Neighbours
 
 ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
@@ -282,3 +282,21 @@ def test_a_long_tail_goes_into_the_index(
         assert set(rows[0].tolist()) == {n, 3_000 + n}
     monkeypatch.setattr(neighbours, "PROBED_LISTS", 1_000)
     assert len(np.unique(found.search(vectors[:1], 3_010, everything)[0])) == 3_010
+
+
+def test_whoever_has_seen_everything_sees_the_least_recently_seen_again(words: Vocabulary) -> None:
+    index = CandidateIndex(table_of([item(n) for n in range(6)]))
+    acts = [("i4", SAVE), ("i3", HIDE), ("i1", SAVE), ("i0", CLICK), ("i2", SAVE), ("i1", SAVE)]  # newest first
+    found = index.fetch(history(*acts), words, Query(50, NOW, fewest=4))
+    assert by_source(found)[SEEN_AGAIN] == ["i2", "i0", "i1"], "i5 is new; what was hidden stays away"
+    assert found.item_ids[0] == "i5"
+    assert index.fetch(history(*acts), words, Query(50, NOW, fewest=2)).item_ids == ["i5", "i2"]
+    assert index.fetch(history(*acts), words, Query(50, NOW)).item_ids == ["i5"]
+    everything = [*acts, ("i5", HIDE)]
+    assert SEEN_AGAIN in by_source(index.fetch(history(*everything), words, Query(50, NOW, fewest=1)))
+    hidden = [(f"i{n}", HIDE) for n in range(6)]
+    again = index.fetch(history(*hidden), words, Query(50, NOW, fewest=2)).item_ids
+    assert again == ["i5", "i4"], "nothing else is left"
+    shown = np.array([hash64("i5")], np.uint64)
+    again = index.fetch(history(*hidden), words, Query(50, NOW, fewest=2, exclude_hash=shown)).item_ids
+    assert again == ["i4", "i3"], "but no page repeats an item"

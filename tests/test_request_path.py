@@ -19,7 +19,6 @@ from rayapp.serving.answers import add_shadow, feed_body, request_row
 from rayapp.serving.candidates import Candidates, Query
 from rayapp.serving.experiments import Assignment
 from rayapp.serving.feed import Answer, Ask, Feed
-from rayapp.serving.freshness import MAX_WAITING, Freshness
 from rayapp.serving.paging import MAX_AGE_MS, MAX_SHOWN, BadToken, ExpiredToken, Page, read_token
 from rayapp.serving.request_log import MAX_WAITING as MAX_ROWS_WAITING
 from rayapp.serving.request_log import RequestLog
@@ -289,25 +288,3 @@ def test_what_is_lost_is_the_oldest_and_is_counted() -> None:
         log.add({"n": n})
     assert len(log) == MAX_ROWS_WAITING
     assert sum(lost) == 3
-
-
-# ---- freshness -------------------------------------------------------------------------------------------------------
-
-
-def test_freshness_is_told_once_and_of_the_action_that_waited_longest() -> None:
-    fresh = Freshness()
-    assert fresh.looked_up("u", 5) is None
-    fresh.committed("u", 100)
-    fresh.committed("u", 130)
-    assert fresh.looked_up("u", 150) == 50
-    assert fresh.looked_up("u", 160) is None
-    fresh.committed("u", 200)
-    assert fresh.looked_up("u", 190) == 0, "a clock that went backwards"
-
-
-def test_freshness_remembers_a_bounded_number_of_users() -> None:
-    fresh = Freshness()
-    for n in range(MAX_WAITING + 10):
-        fresh.committed(f"u{n}", n)
-    assert fresh.looked_up("u0", 10**6) is None
-    assert fresh.looked_up(f"u{MAX_WAITING}", 10**6) is not None

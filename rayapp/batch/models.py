@@ -46,11 +46,11 @@ class BatchModel:
         return CandidateIndex(self.scorer.inputs.table)
 
     def candidates(
-        self, history: History, vocabulary: Vocabulary, num_candidates: int, as_of_ms: int
+        self, history: History, vocabulary: Vocabulary, num_candidates: int, as_of_ms: int, fewest: int
     ) -> tuple[list[str], list[str]]:
         """`(item ids, the source of each)` for a user's stored history, newest first, as the live graph fetches them;
         items that appeared only later are left out."""
-        query = Query(num_candidates, now_ms=as_of_ms, mix=SETTLED_MIX)
+        query = Query(num_candidates, now_ms=as_of_ms, mix=SETTLED_MIX, fewest=fewest)
         found = self._index.fetch(history, vocabulary, query)
         return found.item_ids, found.sources
 

@@ -20,6 +20,7 @@ from rayapp.batch.accumulators import Accumulators
 from rayapp.batch.asked import Asked
 from rayapp.config import Domain
 from rayapp.features.sequence import Sequences
+from rayapp.serving.candidates import SEEN_AGAIN
 
 TOLERANCE: Final = 1e-5
 """Probabilities that differ by less were computed from the same by the same."""
@@ -73,7 +74,11 @@ def as_table(scored: Scored, domain: Domain, top_k: int, difference_N: NDArray[n
     """The caller's columns and ours; each request's rows by rank, at most `top_k` of them unless that is 0."""
     asked, request_N, probability_NH = scored.asked, scored.requests(), scored.probability_NH
     utility_N = probability_NH @ np.asarray(domain.utilities, np.float32)
-    order = np.lexsort((np.arange(len(utility_N)), -utility_N, request_N))  # ties keep the order of the candidates
+    again_N = np.zeros(len(utility_N), bool)
+    if "source" in asked.rows.column_names:
+        again_N = pc.equal(asked.rows["source"], SEEN_AGAIN).to_numpy()
+    # What was seen before stands below what is new, as live; ties keep the order of the candidates.
+    order = np.lexsort((np.arange(len(utility_N)), -utility_N, again_N, request_N))
     rank = np.arange(len(order)) - asked.offset_R[request_N[order]] + 1
     if top_k:
         order, rank = order[rank <= top_k], rank[rank <= top_k]

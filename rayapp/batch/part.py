@@ -172,7 +172,8 @@ class PartScorer:
         ):
             vocabulary = self._domain.vocabulary
             history = histories.as_stored(start, end, time_ms, watermark, vocabulary)
-            found = model.candidates(history, vocabulary, self._work.job.num_candidates, time_ms)
+            job = self._work.job
+            found = model.candidates(history, vocabulary, job.num_candidates, time_ms, job.top_k or 1)
             item_ids += found[0]
             sources += found[1]
             ends.append(len(item_ids))

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rayapp.features.attributes import ABSENT
 from rayapp.features.sequence import History
 from rayapp.model.item_table import ItemTable
-from rayapp.schema import AttributeKind, Vocabulary
+from rayapp.schema import ActionKind, AttributeKind, Vocabulary
 from rayapp.serving.neighbours import Neighbours
 from rayapp.serving.tastes import tastes_of
 
@@ -30,6 +30,8 @@ DEFAULT_MIX: Final[Mapping[str, float]] = MappingProxyType(
     {"nearest": 0.45, "interests": 0.15, "trending": 0.1, "newest": 0.1, "explore": 0.05}
 )
 POPULAR: Final = "popular"
+SEEN_AGAIN: Final = "seen_again"
+"""Marks what the user acted on before, where nothing else is left."""
 NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 
 
@@ -48,6 +50,8 @@ class Query:
     """Categorical attribute -> values, of which an item must have one."""
     seed: int = 0
     """Of the exploration draw; not negative."""
+    fewest: int = 0
+    """With fewer new items than this, what the user acted on is shown again, least recently first."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.mix) - {*DEFAULT_MIX, POPULAR}:
@@ -113,9 +117,15 @@ class CandidateIndex:
         query: Query,
         trends: Mapping[str, float] = MappingProxyType({}),
     ) -> Candidates:
-        """As many items as asked for, or all that are left. `history` is the user's, newest first; `trends` gives
-        items' scores in [0, 1]. Without likes nothing is near, and popular items take the place."""
-        chosen = _Chosen(self._free(history, query), self._popularity_N)
+        """As many items as asked for, or all that are left, then up to `query.fewest` that the user acted on before.
+
+        `history` is the user's, newest first; `trends` gives items' scores in [0, 1]. Without likes nothing is near,
+        and popular items take the place.
+        """
+        allowed_N = self._allowed(query)
+        free_N = allowed_N.copy()
+        free_N[self.table.rows_of(history.item_hash_E)] = False
+        chosen = _Chosen(free_N, self._popularity_N)
         tastes = tastes_of(self.table, history, vocabulary)
         for source, seeds in (("nearest", tastes.newest), ("interests", tastes.interests)):
             quota = query.quota(source)
@@ -135,17 +145,30 @@ class CandidateIndex:
         size = min(query.quota("explore"), len(pool))
         drawn = np.random.default_rng(query.seed).choice(pool, size, replace=False, shuffle=False)
         chosen.take("explore", drawn, self._popularity_N[drawn])
+        if (count := query.fewest - len(chosen)) > 0:
+            again = self._seen_again(history, vocabulary, allowed_N, count, nothing_else=not len(chosen))
+            chosen.take(SEEN_AGAIN, again, np.zeros(len(again), np.float32))
         return chosen.candidates(self.table, size / len(pool) if size else 1.0)
 
-    def _free(self, history: History, query: Query) -> NDArray[np.bool_]:
-        """The rows that this request may show."""
-        free_N = self._available_N & (self._created_ms_N <= query.now_ms)
+    def _seen_again(
+        self, history: History, vocabulary: Vocabulary, allowed_N: NDArray[np.bool_], count: int, *, nothing_else: bool
+    ) -> Rows:
+        """What the user acted on, least recently first; what was rejected only where there is nothing else."""
+        row_E = self.table.rows_of(history.item_hash_E)
+        newest_first = row_E[np.sort(np.unique(row_E, return_index=True)[1])]
+        rows = newest_first[allowed_N[newest_first]][::-1]
+        rejected = np.isin(rows, row_E[vocabulary.flags(kind=ActionKind.NEGATIVE)[history.action_E]])
+        liked = rows[~rejected]
+        return (rows if nothing_else and not len(liked) else liked)[:count]
+
+    def _allowed(self, query: Query) -> NDArray[np.bool_]:
+        """The rows that this request may show, whether the user has seen them or not."""
+        allowed_N = self._available_N & (self._created_ms_N <= query.now_ms)
         for attribute, values in query.require.items():
-            free_N &= self._with_category(attribute, values)
-        free_N[self.table.rows_of(history.item_hash_E)] = False
-        free_N[self.table.rows_of(query.exclude_hash)] = False
-        free_N[ABSENT] = False
-        return free_N
+            allowed_N &= self._with_category(attribute, values)
+        allowed_N[self.table.rows_of(query.exclude_hash)] = False
+        allowed_N[ABSENT] = False
+        return allowed_N
 
     def _with_category(self, attribute: str, values: frozenset[str]) -> NDArray[np.bool_]:
         """Rows whose item has one of the values; none for an attribute that is not categorical or not known."""

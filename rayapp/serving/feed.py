@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rayapp.config import Domain
 from rayapp.hashing import hash64
 from rayapp.serving.blend import Ranked, blend, shuffled
-from rayapp.serving.candidates import DEFAULT_MIX, Candidates, Query
+from rayapp.serving.candidates import DEFAULT_MIX, POPULAR, SEEN_AGAIN, Candidates, Query
 from rayapp.serving.experiments import Assignment
 from rayapp.serving.paging import Page
 from rayapp.serving.stages import Live, RankCall, Ranking, Run, Stages
@@ -150,17 +150,21 @@ class Feed:
             require=ask.require,
             seed=hash64(ask.request_id),
             now_ms=ask.at_ms,
+            fewest=ask.num_results,
         )
 
     def _popular(self, ask: Ask, user: UserSequence) -> Candidates:
-        """Popular items without the seen and excluded ones; a filter by attributes can't be kept here."""
-        left_out = {*user.item_ids, *ask.exclude}
-        hidden = set(ask.page.shown_hash_S.tolist())
-        fresh = [i for i in self.live.popular if i not in left_out and hash64(i) not in hidden]
-        item_ids = [] if ask.require else fresh[: ask.num_candidates]
-        count = len(item_ids)
-        score_C = np.linspace(1.0, 0.0, count, endpoint=False, dtype=np.float32)
-        return Candidates(item_ids, ["popular"] * count, score_C, np.ones(count, np.float32))
+        """Popular items without the excluded ones, and without the seen ones while there are enough others; a filter by
+        attributes can't be kept here."""
+        last_seen = {item_id: -n for n, item_id in reversed(list(enumerate(user.item_ids)))}
+        hidden = {hash64(item_id) for item_id in ask.exclude} | set(ask.page.shown_hash_S.tolist())
+        allowed = [] if ask.require else [i for i in self.live.popular if hash64(i) not in hidden]
+        fresh = [i for i in allowed if i not in last_seen][: ask.num_candidates]
+        again = sorted((i for i in allowed if i in last_seen), key=lambda i: last_seen[i])
+        again = again[: max(ask.num_results - len(fresh), 0)]
+        sources = [POPULAR] * len(fresh) + [SEEN_AGAIN] * len(again)
+        score_C = np.linspace(1.0, 0.0, len(sources), endpoint=False, dtype=np.float32)
+        return Candidates(fresh + again, sources, score_C, np.ones(len(sources), np.float32))
 
     def _choose(
         self, ask: Ask, arm: Assignment | None, found: Candidates, ranking: Ranking | None, random_order: bool
@@ -170,10 +174,14 @@ class Feed:
             return [Ranked(int(c), 0.0) for c in order]
         if ranking is None:
             order = np.argsort(-found.score_C, kind="stable")[: ask.num_results]
-            return [Ranked(int(c), float(found.score_C[c])) for c in order]
-        utilities = ask.utilities or (arm.utilities if arm else None) or self.domain.utilities
-        vector_CE = ranking.vector_CE.astype(np.float32)
-        return blend(ranking.probability_CH, utilities, ask.num_results, vectors_CE=vector_CE, diversity=DIVERSITY)
+            chosen = [Ranked(int(c), float(found.score_C[c])) for c in order]
+        else:
+            utilities = ask.utilities or (arm.utilities if arm else None) or self.domain.utilities
+            vector_CE = ranking.vector_CE.astype(np.float32)
+            chosen = blend(
+                ranking.probability_CH, utilities, ask.num_results, vectors_CE=vector_CE, diversity=DIVERSITY
+            )
+        return sorted(chosen, key=lambda row: found.sources[row.index] == SEEN_AGAIN)  # new items first
 
 
 def _shown(row: Ranked, found: Candidates, ranking: Ranking | None) -> Shown:
