@@ -18,7 +18,8 @@ class AppArgs(BaseModel):
 
     root: str
     store: str | None = None
-    """URL of the sequence store; None: LMDB in the root."""
+    """URL of the sequence store, without a password, which comes from `RAYAPP_STORE` on the nodes. None: what that
+    says, or the store that is in use, or LMDB in the root."""
     keys: bool = True
     """Whether callers need an API key (`rayapp keys add`). Off only where the port is on loopback."""
     ranker_calls: int = Field(8, ge=1)

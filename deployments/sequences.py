@@ -18,7 +18,7 @@ from rayapp.root import read_root
 from rayapp.schema import FIRST_ACTION_ID, ActionKind, Event
 from rayapp.serving.trends import Trends
 from rayapp.store import Kind, Outcome, SequenceStore, StoreError, UserSequence
-from rayapp.store.opening import open_store
+from rayapp.store.opening import open_for_graph
 
 log = logging.getLogger(__name__)
 GROUP_EVENTS = 5_000
@@ -46,7 +46,7 @@ class Sequences:
     def __init__(self, root: str, store: str | None) -> None:
         self._root = Path(root)
         domain, num_buckets = read_root(self._root)
-        self._store = open_store(self._root, store)
+        self._store = open_for_graph(self._root, store)
         self._names = domain.vocabulary.names
         self._positive = {a.name for a in domain.vocabulary.actions if a.kind is ActionKind.POSITIVE}
         self._pending: list[tuple[list[Event], asyncio.Future[list[Outcome]]]] = []

@@ -39,6 +39,8 @@ def wait_until_answers(port: int) -> None:
         try:
             client.ping()
             break
+        except redis.exceptions.AuthenticationError:  # an answer, where it wants a password
+            break
         except redis.exceptions.ConnectionError:
             assert time.monotonic() < deadline, "redis-server does not answer"
             time.sleep(0.02)

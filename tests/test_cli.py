@@ -58,6 +58,7 @@ def test_the_set_of_commands_is_known() -> None:
         "store",
         "store rebuild",
         "store stats",
+        "store use",
         "models",
         "models list",
         "models show",

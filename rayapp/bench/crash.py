@@ -20,6 +20,7 @@ from rayapp.bench.live import GraphProcess, RedisProcess, items_of, make_root
 from rayapp.bench.load import Load, Verdict, export_now, verify
 from rayapp.bench.record import Bars, record
 from rayapp.publish import PublishError
+from rayapp.store.address import take_into_use
 
 TARGETS: Final = {
     "replica": "the replica that writes the store",
@@ -90,6 +91,7 @@ def crash_redis(root: Path, directory: Path, rounds: int, say: Callable[[str], N
     """Kills the redis-server below a graph."""
     server = RedisProcess(directory)
     server.start()
+    take_into_use(root, server.url)
     graph = GraphProcess(root, server.url)
 
     def kill() -> None:

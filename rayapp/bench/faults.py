@@ -44,6 +44,7 @@ from rayapp.graph import serve_config
 from rayapp.hashing import hash64
 from rayapp.ports import free_port
 from rayapp.registry.aliases import CHAMPION, promote
+from rayapp.store.address import IN_ROOT, in_use, take_into_use
 from rayapp.store.opening import open_store
 
 CANDIDATES: Final = 100
@@ -223,6 +224,9 @@ def run_faults(root: Path, preset: str, seconds: float, as_json: bool, write: Pa
         redis = RedisProcess(Path(place))
         servers.callback(redis.kill)
         redis.start()
+        before = in_use(root)
+        take_into_use(root, redis.url)
+        servers.callback(take_into_use, root, before or IN_ROOT)
         fill_store(root, redis.url)
         config = serve_config(root, free_port(), redis.url, inline=[])
         ranker = next(d for d in config["applications"][0]["deployments"] if d["name"] == "Ranker")

@@ -27,10 +27,9 @@ def store_option(function: F) -> F:
     return click.option(
         "--store",
         "store_url",
-        envvar="RAYAPP_STORE",
         help="URL of the sequence store: lmdb:///path, or redis://host:port/0 (rediss:// with TLS; ?cluster=true for "
-        "a Redis Cluster). Also read from RAYAPP_STORE, where a password is not seen by others. [default: LMDB in the "
-        "root]",
+        "a Redis Cluster). Also read from RAYAPP_STORE, or from the file that RAYAPP_STORE_FILE names, where others do "
+        "not see a password. [default: the store that the root's graph took into use, or LMDB in the root]",
     )(function)
 
 

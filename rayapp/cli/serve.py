@@ -1,5 +1,6 @@
 """`rayapp serve`: checks everything that can be checked before Ray starts, then serves."""
 
+import os
 import threading
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from rayapp.registry.models import load_model
 from rayapp.root import read_root
 from rayapp.runtime import Profile, local_ray
 from rayapp.serving.keys import Keys
+from rayapp.store.address import URL, resolve
 from rayapp.workflow import seed_store
 
 
@@ -36,10 +38,12 @@ def run_serve(root: Path, store_url: str | None, host: str, port: int, profile: 
     if keys and not Keys.load(root).rows:
         raise PublishError(f"callers need a key on {host}, and {root} has none: rayapp keys add NAME --root {root}")
     check_port(port, host)
+    url_of_store = resolve(root, store_url)
+    os.environ[URL] = url_of_store  # for Ray's processes: the graph's settings, which Ray shows, hold no password
     with exclusive(root / "serving", "serving"), local_ray(profile=profile):
-        seed_store(root, store_url)  # a store that was moved away or lost comes back from the log
+        seed_store(root, url_of_store)  # a store that was moved away or lost comes back from the log
         click.echo(f"starting the graph with {version} …")
-        with running_graph(root, port, store_url, host, keys=keys) as url:
+        with running_graph(root, port, None, host, keys=keys) as url:
             wait(url)
 
 

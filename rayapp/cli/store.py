@@ -100,6 +100,24 @@ def stats(root: Path, store_url: str | None) -> None:
     click.echo(f"outbox: {found.outbox_rows:,} of {found.max_outbox_rows:,} rows\nbytes: {found.used_bytes:,}{limit}")
 
 
+@store_group.command("use")
+@root_option
+@click.argument("url")
+def use(root: Path, url: str) -> None:
+    """Move the root to the store at URL: from now on every command, and the graph's next start, use it.
+
+    The sequences come from the log with the graph's next start. Refused while the store in use holds what nobody has
+    exported; one that does not answer any more is left.
+    """
+    from rayapp.publish import exclusive
+    from rayapp.store.address import address_of
+    from rayapp.store.opening import move_store
+
+    with exclusive(root / "serving", "moving to another store"):
+        before = move_store(root, url)
+    click.echo(f"{root}: {before or 'no store yet'} -> {address_of(root, url)}")
+
+
 @click.command("parity")
 @root_option
 @click.option("--since", help="Only requests from this day or moment on: 2026-05-03 or 2026-05-03T00:00+08:00.")
