@@ -1,6 +1,7 @@
 """The HTTP surface over real stages and a real store, all in this process: keys, users, paging, the request log."""
 
 import asyncio
+import dataclasses
 import signal
 import time
 import uuid
@@ -393,6 +394,20 @@ def test_freshness_is_measured_where_an_action_is_taken_and_not_when_its_user_co
             assert (len(measured["taking"]), measured["reading"]) == (1, [])
 
     asyncio.run(test())
+
+
+def test_live_events_are_held_to_the_domain_s_earliest_day(models: Any, domain: Domain) -> None:  # noqa: F811
+    root, own = models
+    own.close()
+    day_1995, day_2010 = 788_918_400_000, 1_262_304_000_000
+
+    async def status(earliest_ms: int, at_ms: int) -> int:
+        async with running(root, dataclasses.replace(domain, earliest_ms=earliest_ms)) as graph:
+            event = {"user_id": "ann", "item_id": "i1", "action": "save", "timestamp_ms": at_ms}
+            return (await graph.post("/v1/events", event)).status_code
+
+    assert asyncio.run(status(day_1995, day_1995)) == 200, "an archive that goes on"
+    assert asyncio.run(status(day_2010, day_1995)) == 422
 
 
 def test_readiness_is_red_when_no_feed_can_be_answered(api: Any) -> None:

@@ -266,7 +266,8 @@ def test_the_sequence_moves_the_ranking_and_the_ranker_without_it_stays(client: 
 
 def test_a_new_item_can_be_recommended_within_seconds(client: httpx.Client) -> None:
     item_id = f"new-{uuid.uuid4().hex[:8]}"
-    body = {"title": "Fresh", "topics": ["Travel"], "created_at_ms": time.time_ns() // 1_000_000}
+    body = {"title": "Fresh", "topics": ["Travel"], "style": None, "quality": None}
+    body["created_at_ms"] = time.time_ns() // 1_000_000
     assert client.put(f"/v1/items/{item_id}", json=body).status_code == 200
     shown = client.get(f"/v1/items/{item_id}").json()
     assert (shown["title"], shown["topics"], shown["available"]) == ("Fresh", ["Travel"], True)
