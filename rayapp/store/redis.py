@@ -178,6 +178,11 @@ class RedisStore:
                     f"the outbox holds {self.max_outbox} rows that nobody has exported; run `rayapp export`"
                 ) from None
             raise StoreError(f"Redis refuses: {error}") from None
+        except redis.exceptions.AuthenticationError:
+            raise StoreError(
+                "Redis wants a password, or another one: RAYAPP_STORE, or the file that RAYAPP_STORE_FILE names, holds "
+                "the whole URL, redis://:PASSWORD@HOST:PORT/0"
+            ) from None
         except (redis.exceptions.RedisError, OSError) as error:
             raise StoreError(f"Redis does not answer: {type(error).__name__}") from None  # its text may hold the URL
 
