@@ -4,8 +4,9 @@ Ray 2.60 binds HAProxy's metrics and statistics pages to every interface and has
 of the machine write to its admin socket. Ray starts whatever `RAY_SERVE_HAPROXY_BINARY_PATH` names; this program
 corrects the configuration that it is given and becomes the real HAProxy, with the same process id.
 
-While no replica is up HAProxy says so: 503, with `Retry-After`, in the form of the API's other errors. Ray's
-configuration makes a 500 of it, or a 404 before the application is known, which clients take for final.
+While no replica is up HAProxy says so at once: 503, with `Retry-After`, in the form of the API's other errors. Ray's
+configuration makes a 500 of it, or a 404 before the application is known, which clients take for final; and it lets
+requests wait in Serve's own proxy, for longer than anybody waits for a feed.
 
 It also ends with the process that started it. Ray stops HAProxy when it is asked to, but not when its own process is
 killed: HAProxy then kept the port, with nobody behind it.
@@ -32,6 +33,8 @@ NOT_UP: Final = (
 )
 NO_SERVER: Final = re.compile(r"(?m)^(\s*)errorfile 503 \S+$")
 NO_APPLICATION: Final = re.compile(r"(?m)^(\s*)http-request return status 404 content-type text/plain lf-string .*$")
+WAITING_PROXY: Final = re.compile(r"(?m)^(\s*server SERVE_PROXY_ACTOR-fallback-.* backup)$")
+"""It stays in the configuration, where Ray counts it, and out of use."""
 ADMIN_SOCKET: Final = re.compile(r"(?m)^(\s*stats socket \S+ mode) \d+ ")
 
 
@@ -45,6 +48,7 @@ def corrected(config: str) -> str:
     config, pages = OWN_PAGES.subn(r"\g<1>127.0.0.1:", config)
     config, sockets = ADMIN_SOCKET.subn(r"\1 600 ", config)
     config = NO_SERVER.sub(rf"\1http-error {NOT_UP}", config)
+    config = WAITING_PROXY.sub(r"\1 disabled", config)
     if "\n    use_backend " not in config:
         config = NO_APPLICATION.sub(rf"\1http-request return {NOT_UP}", config)
     if (pages, sockets) != (2, 1):

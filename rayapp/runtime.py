@@ -153,7 +153,7 @@ def _flags(directory: str, block: range) -> dict[str, str]:
         "RAY_SERVE_HAPROXY_BINARY_PATH": haproxy_path(),
         "RAY_SERVE_HAPROXY_METRICS_PORT": str(metrics),
         "RAY_SERVE_HAPROXY_STATS_PORT": str(stats),
-        # Serve's own proxy, which HAProxy asks while no ingress is up. Two of them would share Ray's default, 8500.
+        # Serve's own proxy. Two graphs' would share Ray's default, 8500, and HAProxy would ask either.
         "RAY_SERVE_FALLBACK_PROXY_HTTP_PORT": str(fallback),
         "RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT": str(ingresses[0]),
         "RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT": str(ingresses[-1]),

@@ -166,6 +166,11 @@ def test_haproxy_keeps_its_own_pages_on_loopback(tmp_path: Path) -> None:
     assert "status 404" in text
     assert "errorfile 503" not in done
     assert "status 404" not in done, "there is no application yet"
+    waiting = "    server SERVE_PROXY_ACTOR-fallback-1f 127.0.0.1:8500 check backup\n"
+    done = corrected(f"{text}\n    use_backend x if y\nbackend x\n{waiting}")
+    assert "8500 check backup disabled\n" in done, "requests don't wait in Serve's own proxy"
+    assert "status 404" in done, "paths of no application"
+    assert corrected(done) == done
     with pytest.raises(ValueError, match="another form"):
         corrected(text.replace("frontend prometheus", "frontend exporter"))
 

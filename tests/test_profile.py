@@ -166,7 +166,7 @@ def test_a_second_graph_on_this_machine_answers_on_its_own_port_alone(served: Se
     shutil.copytree(served.root, root)
     own = read_aliases(root)[BASELINE]
     promote(root, CHAMPION, own)
-    url, seen = f"http://127.0.0.1:{port}", set[tuple[int, str | None]]()
+    url, seen, after_kill = f"http://127.0.0.1:{port}", set[tuple[int, str | None]](), set[tuple[int, str | None]]()
     command, log = [RAYAPP, "serve", "--root", str(root), "--port", str(port)], tmp_path / "log"
     with log.open("w") as output, subprocess.Popen(command, stdout=output, stderr=output) as process:
         try:
@@ -177,7 +177,8 @@ def test_a_second_graph_on_this_machine_answers_on_its_own_port_alone(served: Se
                 time.sleep(0.05)  # a client that never rests would keep the graph from starting
                 with contextlib.suppress(httpx.TransportError):
                     models = httpx.get(f"{url}/v1/models", timeout=60)
-                    seen.add((models.status_code, models.json()["serving"] if models.status_code == 200 else None))
+                    who = models.status_code, models.json()["serving"] if models.status_code == 200 else None
+                    (after_kill if killed else seen).add(who)
                     event = {
                         "user_id": user,
                         "item_id": "i1",
@@ -191,8 +192,10 @@ def test_a_second_graph_on_this_machine_answers_on_its_own_port_alone(served: Se
                     (ingress,) = replica_pids(process.pid, "Ingress")
                     os.kill(ingress, signal.SIGKILL)
                     killed = True
+            seen |= after_kill
             assert {status for status, _ in seen} <= {200, 429, 503}, seen
             assert {serving for status, serving in seen if status == 200} == {own}
+            assert (503, None) in after_kill, "at once, and not when the next ingress is up"
             answer = httpx.get(f"{served.url}/v1/users/{user}/sequence", headers=served.headers, timeout=30)
             assert answer.json()["length"] == 0, "the first graph took an event of the second one's clients"
             assert httpx.get(f"{url}/v1/users/{user}/sequence", timeout=30).json()["length"] > 0

@@ -69,7 +69,7 @@ def test_commands_find_the_store_that_the_graph_uses(
     assert read_log(root, "events", ["event_id"])["event_id"].to_pylist() == ["e1"]
     assert not (root / "store").exists(), "no second store"
     monkeypatch.delenv("RAYAPP_STORE")
-    with pytest.raises(StoreError, match="Redis wants a password.*RAYAPP_STORE_FILE"):
+    with pytest.raises(StoreError, match=r"Redis wants a password.*RAYAPP_STORE_FILE"):
         open_store(root)
     secret = tmp_path / "secret"
     secret.write_text(f"{url}\n")
