@@ -20,7 +20,8 @@ from rayapp.config import Domain
 from rayapp.features.sequence import NO_WATERMARK
 from rayapp.hashing import hash64
 from rayapp.pipeline.export import export
-from rayapp.publish import log_manifest, write_json
+from rayapp.pipeline.log_view import LogView
+from rayapp.publish import write_json
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root import read_root
 from rayapp.schema import bucket_of
@@ -131,7 +132,7 @@ def test_histories_are_what_the_store_holds(served: Path, domain: Domain, tmp_pa
     store = LmdbStore(tmp_path / "again", domain.vocabulary, 4, map_bytes=1 << 24)
     store.append([make_event(**event) for event in events_of_test()])  # type: ignore[arg-type]
     for user in [f"u{k}" for k in range(7)]:
-        histories = read_histories(served, bucket_of(user, 4), log_manifest(served / "events")[1], domain, {})
+        histories = read_histories(LogView.of(served), bucket_of(user, 4), domain)
         one = np.array([hash64(user)], np.uint64)
         start, end = histories.ranges(one, np.array([NOW]))
         found = histories.as_stored(int(start[0]), int(end[0]), NOW, NO_WATERMARK, domain.vocabulary)

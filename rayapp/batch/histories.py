@@ -4,18 +4,16 @@ Shapes: E events of a bucket, U users of a bucket, R requests.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
-from rayapp.erasure import Tombstones
 from rayapp.features.sequence import NO_WATERMARK, History
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.histories import EVENT_COLUMNS, history_of, read_events
+from rayapp.pipeline.histories import EVENT_COLUMNS, history_of
+from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.search import group_starts, search_in_groups
-from rayapp.publish import Manifest
 from rayapp.schema import Vocabulary
 from rayapp.store import DEFAULT_CAP
 
@@ -59,11 +57,11 @@ class BucketHistories:
         return self.history.take(rows[kept])
 
 
-def read_histories(root: Path, bucket: int, manifest: Manifest, domain: Domain, erased: Tombstones) -> BucketHistories:
+def read_histories(view: LogView, bucket: int, domain: Domain) -> BucketHistories:
     """Raises:
     PublishError: a file of the log is damaged or gone.
     """
-    read = read_events(root, bucket, manifest, EVENT_COLUMNS, erased)
+    read = view.events(bucket, EVENT_COLUMNS)
     events = read.events
     history = history_of(events, domain)
     starts = group_starts(events["user_id"])

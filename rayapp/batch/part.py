@@ -24,13 +24,13 @@ from rayapp.batch.job import Kind, Workspace
 from rayapp.batch.models import BatchModel, Models, PastRates
 from rayapp.batch.output import PartFile, Scored
 from rayapp.batch.scoring import Questions, probabilities, take_sequences
-from rayapp.erasure import tombstones
 from rayapp.features.attributes import ABSENT
 from rayapp.features.segments import CORE_ACTIONS
 from rayapp.features.sequence import point_in_time
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, read_requests
-from rayapp.publish import log_manifest, read_json, write_json
+from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema
+from rayapp.publish import read_json, write_json
 from rayapp.root import read_root
 
 Ints = NDArray[np.int64]
@@ -47,8 +47,7 @@ class PartScorer:
         self._work = work
         self._domain, self._num_buckets = read_root(work.root)
         self._staged: dict[str, Any] = read_json(work.directory / "staged.json")
-        self._events = log_manifest(work.root / EVENTS, work.state.events)[1]
-        self._erased = tombstones(work.root)
+        self._view = LogView.of(work.root, numbers={EVENTS: work.state.events, REQUESTS: work.state.requests})
         catalogue = pq.read_table(work.directory / "catalogue.parquet", partitioning=None)
         self._models = Models(work.root, self._domain, catalogue, device)
         self._rates = PastRates(work.root, self._domain, work.state.rates)
@@ -102,10 +101,8 @@ class PartScorer:
             yield asked_in(some if there else some.slice(0, 0), self._domain), version, 0 if there else some.num_rows
 
     def _requests(self, part: int, bucket: int) -> pa.Table:
-        job, work = self._work.job, self._work
-        schema = log_schema(REQUESTS, self._domain)
-        manifest = log_manifest(work.root / REQUESTS, work.state.requests)[1]
-        requests = read_requests(work.root, bucket, manifest, schema, self._erased)
+        job = self._work.job
+        requests = self._view.requests(bucket, log_schema(REQUESTS, self._domain))
         time_R = requests["timestamp_ms"].to_numpy()
         mine = hash64_column(requests["user_id"]) % np.uint64(self._staged["partitions"]) == part
         first, last = job.since_ms or 0, job.until_ms or (1 << 62)
@@ -114,7 +111,7 @@ class PartScorer:
     def _histories(self, bucket: int) -> BucketHistories:
         if self._bucket is None or self._bucket[0] != bucket:
             self._bucket = None  # not two buckets at a time
-            read = read_histories(self._work.root, bucket, self._events, self._domain, self._erased)
+            read = read_histories(self._view, bucket, self._domain)
             self._bucket = (bucket, read)
         return self._bucket[1]
 

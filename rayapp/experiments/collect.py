@@ -19,14 +19,13 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain
-from rayapp.erasure import tombstones
 from rayapp.experiments.moments import Moments
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests
+from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.tasks import run_tasks
-from rayapp.publish import Manifest, log_manifest
+from rayapp.publish import log_manifest
 from rayapp.root import read_root
 from rayapp.schema import REQUEST_SCHEMA
 from rayapp.serving.experiments import Running, slots_of
@@ -111,24 +110,16 @@ def collect(root: Path, running: Running, bounds_ms: list[int]) -> Tally:
     """
     domain, num_buckets = read_root(root)
     since_ms, until_ms = bounds_ms[0], bounds_ms[-1] + domain.attribution_ms
-    manifests = {kind: _between(log_manifest(root / kind)[1], since_ms, until_ms) for kind in (EVENTS, REQUESTS)}
-    erased = tombstones(root)
+    view = LogView.of(root, (since_ms, until_ms))
 
     def task(bucket: int) -> dict[str, Any]:
-        requests = read_requests(root, bucket, manifests[REQUESTS], COLUMNS, erased)
-        events = read_events(root, bucket, manifests[EVENTS], LABEL_COLUMNS, erased).events
+        requests, events = view.requests(bucket, COLUMNS), view.events(bucket).events
         return tally_bucket(requests, events, running, bounds_ms, domain).to_json()
 
     total, *rest = [Tally.from_json(values) for values in run_tasks(num_buckets, task)]
     for tally in rest:
         total += tally
     return total
-
-
-def _between(manifest: Manifest, since_ms: int, until_ms: int) -> Manifest:
-    """Only the files that may hold rows of the span."""
-    files = [file for file in manifest["files"] if file["max_ms"] >= since_ms and file["min_ms"] < until_ms]
-    return {**manifest, "files": files}
 
 
 def tally_bucket(requests: pa.Table, events: pa.Table, running: Running, bounds_ms: list[int], domain: Domain) -> Tally:

@@ -15,12 +15,10 @@ import ray
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
-from rayapp.erasure import tombstones
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.histories import EVENT_COLUMNS, read_events
-from rayapp.pipeline.logs import EVENTS
+from rayapp.pipeline.histories import EVENT_COLUMNS
+from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.publish import log_manifest
 from rayapp.root import read_root
 from rayapp.schema import ActionKind
 
@@ -55,8 +53,7 @@ class Engagements:
 def read_engagements(root: Path, catalogue: pa.Table, domain: Domain, told: Told = quiet) -> Engagements:
     """All positive actions of the log, bucket by bucket; `catalogue` gives the rows."""
     _, num_buckets = read_root(root)
-    _, manifest = log_manifest(root / EVENTS)
-    erased = tombstones(root)
+    view = LogView.of(root)
     hashes = hash64_column(catalogue["item_id"])
     order = np.argsort(hashes)
     lookup = ray.put((hashes[order], order))
@@ -66,7 +63,7 @@ def read_engagements(root: Path, catalogue: pa.Table, domain: Domain, told: Told
     staging.mkdir(parents=True)
 
     def task(number: int) -> dict[str, Any]:
-        bucket = read_events(root, number, manifest, EVENT_COLUMNS, erased)
+        bucket = view.events(number, EVENT_COLUMNS)
         bucket = bucket.filter(positive[domain.vocabulary.ids_of(bucket.events["action"])])
         if not bucket.events.num_rows:
             return {"rows": 0}

@@ -6,7 +6,6 @@ file is sorted by (user, timestamp, id hash).
 
 from collections.abc import Sequence
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Final
 
 import numpy as np
@@ -17,7 +16,6 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import Domain
-from rayapp.erasure import Tombstones, hide
 from rayapp.hashing import hash64_column
 from rayapp.publish import Manifest, PublishError, log_manifest, sync_file
 from rayapp.root import read_root
@@ -54,17 +52,6 @@ def read_bucket(root: Path, kind: str, bucket: int, manifest: Manifest, schema: 
             raise PublishError(f"{path} can't be read ({error}); restore it from a backup or import again") from None
         tables.append(table.select(schema.names).cast(schema))
     return tables
-
-
-def read_requests(
-    root: Path, bucket: int, manifest: Manifest, schema: pa.Schema, erased: Tombstones = MappingProxyType({})
-) -> pa.Table:
-    """The requests of one bucket, each once, without those of erased users. `schema` has `request_id`.
-
-    An export of a store that was brought back from a backup may log a request a second time.
-    """
-    tables = [hide(table, erased) for table in read_bucket(root, REQUESTS, bucket, manifest, schema)]
-    return without_copies(pa.concat_tables(tables) if tables else schema.empty_table())
 
 
 def without_copies(requests: pa.Table) -> pa.Table:

@@ -18,15 +18,16 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import Domain, model_config_from_json
-from rayapp.erasure import Tombstones, erased_rows, tombstones
+from rayapp.erasure import erased_rows
 from rayapp.features.sequence import History, Ints, Sequences, at_request, point_in_time
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.export import exported
-from rayapp.pipeline.histories import EVENT_COLUMNS, history_of, read_events
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests
+from rayapp.pipeline.histories import EVENT_COLUMNS, history_of
+from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.logs import EVENTS
 from rayapp.pipeline.search import search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.publish import Manifest, PublishError, log_manifest, read_json
+from rayapp.publish import PublishError, read_json
 from rayapp.root import read_root
 from rayapp.schema import REQUEST_SCHEMA
 
@@ -77,13 +78,11 @@ def parity(root: Path, since_ms: int | None = None, until_ms: int | None = None,
         PublishError: a log can't be read.
     """
     domain, num_buckets = read_root(root)
-    _, events = log_manifest(root / EVENTS)
-    _, requests = log_manifest(root / REQUESTS)
-    erased = tombstones(root)
+    view = LogView.of(root)
     lengths = _history_lengths(root)
 
     def task(bucket: int) -> dict[str, Any]:
-        return _compare(root, bucket, (events, requests), (since_ms, until_ms), domain, erased, lengths)
+        return _compare(view, bucket, (since_ms, until_ms), domain, lengths)
 
     results = run_tasks(num_buckets, task, told)
     left_out: Counter[str] = Counter()
@@ -110,15 +109,13 @@ def _history_lengths(root: Path) -> dict[str, int]:
 
 
 def _compare(
-    root: Path,
+    view: LogView,
     bucket: int,
-    manifests: tuple[Manifest, Manifest],
     span_ms: tuple[int | None, int | None],
     domain: Domain,
-    erased: Tombstones,
     lengths: dict[str, int],
 ) -> dict[str, Any]:
-    requests = read_requests(root, bucket, manifests[1], COLUMNS)
+    requests = view.requests(bucket, COLUMNS, with_erased=True)  # they are counted apart
     for bound, keep in zip(span_ms, (pc.greater_equal, pc.less), strict=True):
         if bound is not None:
             requests = requests.filter(keep(requests["timestamp_ms"], bound))
@@ -129,16 +126,16 @@ def _compare(
         left_out[reason] += pc.sum(out).as_py() or 0
         return table.filter(pc.invert(out))
 
-    requests = without(requests, "of erased users", erased_rows(requests, erased))
+    requests = without(requests, "of erased users", erased_rows(requests, view.erased))
     unserved = pc.or_(pc.is_null(requests["watermark"]), pc.is_null(requests["sequence_hash"]))
     requests = without(requests, "without a sequence (imported, or answered without the ranker)", unserved)
     gone = pc.invert(pc.is_in(requests["model_version"], pa.array(lengths, pa.string())))
     requests = without(requests, "of models that are gone", gone)
-    cursor = exported(manifests[0]).get(bucket, 0)
+    cursor = exported(view.manifests[EVENTS]).get(bucket, 0)
     requests = without(requests, "whose events are not exported yet", pc.greater(requests["watermark"], cursor))
     equal, mismatches = 0, list[Mismatch]()
     if requests.num_rows:
-        bucket_events = read_events(root, bucket, manifests[0], EVENT_COLUMNS, erased).events
+        bucket_events = view.events(bucket, EVENT_COLUMNS).events
         users = _Users.of(bucket_events, domain)
         for version in pc.unique(requests["model_version"]).to_pylist():
             some = requests.filter(pc.equal(requests["model_version"], version))

@@ -19,13 +19,11 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain, day_name
-from rayapp.erasure import tombstones
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests
+from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.publish import Manifest, log_manifest, publish_directory
+from rayapp.publish import Manifest, publish_directory
 from rayapp.rates import RATES, snapshot_start, users_file, write_users
 from rayapp.root import read_root
 from rayapp.schema import request_schema
@@ -47,16 +45,14 @@ def build_rates(root: Path, since_ms: int, until_ms: int, domain: Domain, told: 
     if not days:
         return []
     _, num_buckets = read_root(root)
-    manifests = {kind: log_manifest(root / kind)[1] for kind in (EVENTS, REQUESTS)}
-    erased = tombstones(root)
+    view = LogView.of(root)
     staging = root / STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
 
     def task(bucket: int) -> dict[str, Any]:
         schema = request_schema(domain.context_attributes)
-        requests = read_requests(root, bucket, manifests[REQUESTS], schema, erased)
-        events = read_events(root, bucket, manifests[EVENTS], LABEL_COLUMNS, erased).events
+        requests, events = view.requests(bucket, schema), view.events(bucket).events
         for name, table in zip(("users", "items"), count_bucket(requests, events, days, domain), strict=True):
             pq.write_table(table, staging / f"{name}-{bucket:04d}.parquet", compression="zstd")
         return {}

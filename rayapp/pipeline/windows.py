@@ -18,25 +18,23 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.config import Domain, day_name
-from rayapp.erasure import tombstones
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import (
     HISTORY_SCHEMA,
-    LABEL_COLUMNS,
     Bucket,
     as_lists,
     in_sequence,
     newest,
-    read_events,
     repeated_place,
     same_millisecond,
     write_histories,
 )
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_requests, sort_log
+from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.logs import sort_log
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.publish import Manifest, PublishError, log_manifest, publish_directory
+from rayapp.publish import Manifest, PublishError, publish_directory
 from rayapp.root import read_root
 from rayapp.schema import attribute_fields, fingerprint, request_schema
 
@@ -92,16 +90,14 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
         PublishError: it exists already, or the log has no request in that time.
     """
     _, num_buckets = read_root(root)
-    event_number, events = log_manifest(root / EVENTS)
-    request_number, requests = log_manifest(root / REQUESTS)
-    erased = tombstones(root)
+    view = LogView.of(root)
 
     def write(directory: Path) -> Manifest:
         def task(bucket: int) -> dict[str, Any]:
-            shown = read_requests(root, bucket, requests, request_schema(domain.context_attributes), erased)
+            shown = view.requests(bucket, request_schema(domain.context_attributes))
             if not _between(shown, window.since_ms, window.until_ms).any():
                 return {"bucket": bucket, "users": 0, "events": 0, "requests": 0}
-            pair = build_bucket(read_events(root, bucket, events, LABEL_COLUMNS, erased), shown, window, domain)
+            pair = build_bucket(view.events(bucket), shown, window, domain)
             return _write_pair(directory, bucket, *pair)
 
         stats = run_tasks(num_buckets, task, told)
@@ -116,7 +112,7 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
             "vocabulary": domain.vocabulary.to_json(),
             "heads": list(domain.head_names),
             "schema": fingerprint((HISTORY_SCHEMA, window_request_schema(domain))),
-            "logs": {EVENTS: event_number, REQUESTS: request_number},
+            "logs": dict(view.numbers),
             "buckets": stats,
         }
 

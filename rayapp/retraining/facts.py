@@ -14,12 +14,11 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain
-from rayapp.erasure import tombstones
-from rayapp.pipeline.histories import LABEL_COLUMNS, read_events
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket, read_requests
+from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.logs import REQUESTS, read_bucket
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.publish import Manifest, log_manifest
+from rayapp.publish import log_manifest
 from rayapp.retraining.watch import DayFacts
 from rayapp.root import read_root
 from rayapp.schema import REQUEST_SCHEMA
@@ -65,12 +64,10 @@ def count_days(root: Path, days: Sequence[int], domain: Domain, *, now_ms: int, 
         return []
     _, num_buckets = read_root(root)
     span = (min(days), max(days) + DAY_MS + domain.attribution_ms)
-    manifests = {kind: _touching(log_manifest(root / kind)[1], *span) for kind in (EVENTS, REQUESTS)}
-    erased = tombstones(root)
+    view = LogView.of(root, span)
 
     def task(bucket: int) -> dict[str, Any]:
-        requests = read_requests(root, bucket, manifests[REQUESTS], COLUMNS, erased)
-        events = read_events(root, bucket, manifests[EVENTS], LABEL_COLUMNS, erased).events
+        requests, events = view.requests(bucket, COLUMNS), view.events(bucket).events
         return {str(day): count_bucket(requests, events, day, domain) for day in days}
 
     total: dict[int, Counter[str]] = {day: Counter() for day in days}
@@ -83,11 +80,6 @@ def count_days(root: Path, days: Sequence[int], domain: Domain, *, now_ms: int, 
             top[day] = max(top[day], counted.pop("top_user_events"))
             total[day].update(counted)
     return [_facts(day, total[day], hours[day], top[day], domain, now_ms) for day in days]
-
-
-def _touching(manifest: Manifest, since_ms: int, until_ms: int) -> Manifest:
-    files = [f for f in manifest["files"] if f["max_ms"] >= since_ms and f["min_ms"] < until_ms]
-    return {**manifest, "files": files}
 
 
 def _facts(day: int, total: Counter[str], hours: set[int], top: int, domain: Domain, now_ms: int) -> DayFacts:
