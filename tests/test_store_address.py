@@ -139,6 +139,16 @@ def test_equal_places_have_one_address(root: Path, url: str, address: str) -> No
     assert address_of(root, url.replace("/ROOT", str(root))) == address
 
 
+def test_what_a_url_lacks_comes_from_the_environment_for_that_address_alone(
+    root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = "rediss://reader:p%40w@host:7000/1"
+    monkeypatch.setenv("RAYAPP_STORE", whole)
+    assert resolve(root, "rediss://host:7000/1") == whole
+    assert resolve(root, None) == whole
+    assert resolve(root, "rediss://other:7000/1") == "rediss://other:7000/1"
+
+
 def test_the_default_lmdb_moves_with_its_root(root: Path, tmp_path: Path) -> None:
     serve(root, None)
     moved = root.rename(tmp_path / "moved")

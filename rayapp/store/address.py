@@ -43,11 +43,12 @@ def resolve(root: Path, given: str | None) -> str:
 
 
 def full_url(root: Path, address: str, *named: str) -> str:
-    """The URL of an address, with the password that one of the `named` URLs, or the environment's, has for it."""
+    """The URL of an address, with the user and password that one of the `named` URLs, or the environment's, has for
+    it."""
     if address == IN_ROOT:
         return f"lmdb://{(root / 'store').absolute()}"
     urls = (*named, _from_environment() or address)
-    return next((url for url in urls if address_of(root, url) == address and urlsplit(url).password), address)
+    return next((url for url in urls if address_of(root, url) == address and "@" in urlsplit(url).netloc), address)
 
 
 def address_of(root: Path, url: str) -> str:
