@@ -1,23 +1,28 @@
 # make demo: set up .venv and run the whole loop.   make test: set up .venv with the dev extras; lint, types, tests.
+# make lint, make types: the parts of make test that take seconds.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
-.PHONY: demo test bench-docs clean
+.PHONY: demo test lint types bench-docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rayapp demo $(DEMO_ARGS)
 
 # Tests run side by side, and their models are so small that threads wait for each other more than they compute.
 test: export OMP_NUM_THREADS := 1
-test: $(VENV)/.installed-dev
-	$(BIN)/ruff format --check .
-	$(BIN)/ruff check .
-	$(BIN)/mypy
+test: lint types
 	$(BIN)/python -m pytest -m "not cluster" -n 2
 	$(BIN)/python -m pytest -m cluster
+
+lint: $(VENV)/.installed-dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+
+types: $(VENV)/.installed-dev
+	$(BIN)/mypy
 
 # The stamp files make a second run quick, and a changed dependency install again.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -1,4 +1,4 @@
-"""What one run is made of: the domain, the model, the training, and the named presets.
+"""What one run is made of: the domain, the model and the training. Named sizes of these are in `presets`.
 
 Frozen values only; nothing here knows paths, Ray or the environment.
 """

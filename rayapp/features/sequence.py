@@ -19,7 +19,7 @@ NO_WATERMARK = -1
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Aligned columns of events; `event_hash` and `item_hash` are `schema.hash64` of the ids."""
+    """Aligned columns of events; `event_hash` and `item_hash` are `hashing.hash64` of the ids."""
 
     timestamp_ms_E: Ints
     received_at_ms_E: Ints
