@@ -3,18 +3,16 @@
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayapp.config import Domain
+from rayapp.places import ITEMS, USERS
 from rayapp.publish import PublishError, log_manifest
 from rayapp.schema import user_schema
-
-ITEMS: Final = "catalogue"
-USERS: Final = "users"
 
 
 def read_catalogue(root: Path) -> pa.Table:

@@ -6,30 +6,29 @@ back. What the user does after the erasure is a new beginning and is kept.
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from rayapp.hashing import hash64, hash64_column
+from rayapp.places import ERASED
 from rayapp.publish import read_json, write_json
 
-TOMBSTONES: Final = "erased"
 Tombstones = Mapping[int, int]
 """hash64 of a user id -> rows up to this time (ms) are erased."""
 
 
 def erase_user(root: Path, user_id: str, at_ms: int) -> None:
     """Hides all that the user did up to `at_ms` from everything that is built from now on."""
-    directory = root / TOMBSTONES
+    directory = root / ERASED
     directory.mkdir(exist_ok=True)
     write_json(directory / f"{hash64(user_id):016x}.json", {"at_ms": at_ms})
 
 
 def tombstones(root: Path) -> dict[int, int]:
     """All erasures of a root."""
-    return {int(path.stem, 16): int(read_json(path)["at_ms"]) for path in (root / TOMBSTONES).glob("*.json")}
+    return {int(path.stem, 16): int(read_json(path)["at_ms"]) for path in (root / ERASED).glob("*.json")}
 
 
 def erased_rows(table: pa.Table, erased: Tombstones) -> NDArray[np.bool_]:

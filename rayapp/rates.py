@@ -20,9 +20,9 @@ from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain
 from rayapp.hashing import hash64_column
+from rayapp.places import RATES
 from rayapp.publish import PublishError, read_manifest
 
-RATES: Final = "rates"
 PRIOR_STRENGTH: Final = 20.0
 """A rate counts as many impressions of the average besides its own."""
 LOWEST_RATE: Final = 1e-6

@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Final
 
 from rayapp.config import Domain
+from rayapp.places import ROOT_FILE
 from rayapp.publish import PublishError, read_json, write_json
 
-ROOT_FILE: Final = "root.json"
 DEFAULT_NUM_BUCKETS: Final = 16
 
 

@@ -14,10 +14,11 @@ from rayapp.domains.layout import DomainFile
 from rayapp.erasure import hide, tombstones
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.importing import Inputs, import_files
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
+from rayapp.pipeline.logs import read_log
 from rayapp.pipeline.rates import build_rates
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.pipeline.windows import Window, build, window_name
+from rayapp.places import EVENTS, ITEM_TABLES, MODELS, REQUESTS, WINDOWS
 from rayapp.presets import Preset
 from rayapp.publish import PublishError, log_manifest, read_manifest
 from rayapp.root import DEFAULT_NUM_BUCKETS, refuse_other_domain
@@ -116,7 +117,7 @@ def build_windows(root: Path, domain: Domain, split: Split, told: Told = quiet) 
     for a, b in itertools.pairwise(moments):
         name = window_name(a, b)
         names.append(name)
-        if not (root / "windows" / name).exists():
+        if not (root / WINDOWS / name).exists():
             build(root, name, Window(a, b, HISTORY_LENGTH), domain, told)
             built = True
     return Prepared(domain, split, *names), built
@@ -126,7 +127,7 @@ def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, boo
     """The item table whose training data ends where the training window does."""
     width, until_ms = preset.model.item_dim, prepared.split.validation_ms
     name = f"{day_name(until_ms)}-{width}d"
-    if (root / "item_tables" / name).exists():
+    if (root / ITEM_TABLES / name).exists():
         return name, False
     build_item_table(root, name, prepared.domain, until_ms=until_ms, width=width, seed=0)
     return name, True
@@ -139,7 +140,7 @@ def training_run(
 
     `init_from`: the published model that a warm start takes its weights from; see `training.start`.
     """
-    width = int(read_manifest(root / "item_tables" / table)["width"])
+    width = int(read_manifest(root / ITEM_TABLES / table)["width"])
     preset = preset.replace(item_dim=width)
     windows = (prepared.train_window, prepared.validation_window, prepared.test_window)
     warm = () if init_from is None else (init_from,)
@@ -159,8 +160,8 @@ def training_run(
 
 def train_model(run: TrainingRun, domain: Domain) -> bool:
     """Trains and publishes unless `models/<version>` is there."""
-    if (run.root / "models" / run.version).exists():
-        read_manifest(run.root / "models" / run.version)
+    if (run.root / MODELS / run.version).exists():
+        read_manifest(run.root / MODELS / run.version)
         return False
     train_and_publish(run, domain)
     return True

@@ -20,11 +20,12 @@ from deployments.metrics import Metrics
 from deployments.sequences import Sequences
 from deployments.service import Handles, Service
 from deployments.stages import Candidates, Ranker
-from rayapp.catalogue import ITEMS, read_catalogue
+from rayapp.catalogue import read_catalogue
 from rayapp.config import Domain
 from rayapp.pipeline.catalogue import merge
 from rayapp.pipeline.export import export
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
+from rayapp.pipeline.logs import read_log
+from rayapp.places import EVENTS, ITEMS, REQUESTS
 from rayapp.registry.aliases import CHAMPION, SHADOW, promote, read_aliases
 from rayapp.schema import item_schema
 from rayapp.serving.experiments import ExperimentBook

@@ -1,11 +1,14 @@
 """The import graph is the architecture: this table is its drawing, and these tests keep it true."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+
+from rayapp import places
 
 ROOT = Path(__file__).parents[1]
 
@@ -15,6 +18,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "schema": {"hashing"},
     "publish": set(),
     "revision": set(),
+    "places": set(),
     "config": {"schema"},
     "features": {"hashing", "schema"},
     "presets": {"config"},
@@ -121,9 +125,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "runtime": {"ports"},
     "graph": {"ports"},
 }
+EVERYWHERE = {"places"}
+"""Names of what lies under a root; it knows nothing itself."""
 COMPOSITION_ROOTS = {"cli", "bench"}  # may import every room; nothing imports them but the command line its benches
 NO_RAY = {
     "revision",
+    "places",
     "hashing",
     "schema",
     "publish",
@@ -172,7 +179,7 @@ def test_imports_flow_one_way(path: Path) -> None:
     assert not any(n.split(".")[0] == "deployments" for n in seen), "rayapp never imports deployments"
     if here in COMPOSITION_ROOTS | {"__init__"}:
         return
-    allowed = MAY_IMPORT[here] | {here}
+    allowed = MAY_IMPORT[here] | {here} | EVERYWHERE
     assert used <= allowed, f"{here} may import {sorted(allowed)}, but imports {sorted(used - allowed)}"
     if here in NO_RAY:
         assert not any(n.split(".")[0] == "ray" for n in seen), f"{here} must stay importable without Ray"
@@ -199,3 +206,20 @@ def test_files_stay_readable(path: Path) -> None:
     text = path.read_text()
     assert ast.get_docstring(ast.parse(text)), "every module says what it is for"
     assert text.count("\n") <= 400, "split it, or say here why it is longer"
+
+
+def test_the_documents_tell_every_place_under_a_root() -> None:
+    text = (ROOT / "docs/data.md").read_text()
+    table = text[text.index("| place under the root") : text.index("Immutable directories are written beside")]
+    cells = [line.split("|")[1] for line in table.splitlines() if line.startswith("| `")]
+    told = [name.strip("`").split("/")[0] for cell in cells for name in cell.strip().split(", ")]
+    names = [value for name, value in vars(places).items() if name.isupper()]
+    assert sorted(told) == sorted(names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_no_place_under_a_root_is_spelled_twice(path: Path) -> None:
+    if path.name != "places.py":
+        names = {value for name, value in vars(places).items() if name.isupper()}
+        spelled = re.findall(r"root / [\"']([^\"'/]+)[\"']", path.read_text())
+        assert not names & set(spelled)

@@ -19,7 +19,8 @@ from rayapp.batch.models import SETTLED_MIX
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import NO_WATERMARK, at_request
 from rayapp.hashing import hash64
-from rayapp.pipeline.logs import EVENTS, read_log
+from rayapp.pipeline.logs import read_log
+from rayapp.places import EVENTS
 from rayapp.ports import free_port
 from rayapp.rates import load_items, load_users
 from rayapp.registry.aliases import CHAMPION, read_aliases

@@ -18,9 +18,10 @@ from rayapp.experiments.report import Report, build, find, make_report
 from rayapp.experiments.text import render
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import LABEL_COLUMNS
-from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, sort_log, without_copies, write_file
+from rayapp.pipeline.logs import log_schema, sort_log, without_copies, write_file
+from rayapp.places import EVENTS, REQUESTS, RETRAINING_LOG
 from rayapp.publish import PublishError, commit_log
-from rayapp.registry.retrainings import FILE, read_retrainings, record_retraining
+from rayapp.registry.retrainings import read_retrainings, record_retraining
 from rayapp.root import make_root
 from rayapp.schema import bucket_of
 from rayapp.serving.experiment_file import ExperimentError
@@ -227,7 +228,7 @@ def test_before_and_after_a_retraining(root: Path, running: Running, domain: Dom
 def test_retrainings_survive_a_torn_append(root: Path) -> None:
     assert read_retrainings(root) == []
     record_retraining(root, 2, {"champion": (None, "v1")}, "w1")
-    with (root / FILE).open("a") as file:
+    with (root / RETRAINING_LOG).open("a") as file:
         file.write('{"at_ms": 3, "ali')
     assert [r.at_ms for r in read_retrainings(root)] == [2]
     record_retraining(root, 1, {"champion": ("v1", "v2")}, "w2")
@@ -235,7 +236,7 @@ def test_retrainings_survive_a_torn_append(root: Path) -> None:
         (1, "v1", "w2"),
         (2, None, "w1"),
     ]
-    (root / FILE).write_text('{"at": 3}\n')
+    (root / RETRAINING_LOG).write_text('{"at": 3}\n')
     with pytest.raises(PublishError, match="line 1 is no retraining"):
         read_retrainings(root)
 

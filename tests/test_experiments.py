@@ -9,8 +9,9 @@ from hypothesis import strategies as st
 
 from rayapp.config import DAY_MS
 from rayapp.domains import load_domain
+from rayapp.places import EXPERIMENTS_STATE
 from rayapp.serving.experiment_file import NUM_SLOTS, ExperimentError, parse_experiments
-from rayapp.serving.experiments import FREE, STATE_FILE, ExperimentBook, lay_out, read_state, slot_of, stop
+from rayapp.serving.experiments import FREE, ExperimentBook, lay_out, read_state, slot_of, stop
 
 DOMAIN = load_domain("synthetic").domain
 HEAD = DOMAIN.head_names[0]
@@ -138,7 +139,7 @@ def test_arms_get_their_share_and_salts_are_independent(tmp_path: Path) -> None:
 def test_a_book_follows_the_file_and_users_stay(tmp_path: Path) -> None:
     book = book_of(tmp_path, declared(), START_MS - 1)
     assert book.arm_of("user-1", START_MS - 1) is None
-    assert not (tmp_path / STATE_FILE).exists(), "nothing is fixed before the start"
+    assert not (tmp_path / EXPERIMENTS_STATE).exists(), "nothing is fixed before the start"
     book.refresh(START_MS)
     first = {user: book.arm_of(user, START_MS) for user in USERS}
     label = "longer/treatment"

@@ -10,14 +10,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayapp.catalogue import ITEMS, read_catalogue, read_users
+from rayapp.catalogue import read_catalogue, read_users
 from rayapp.config import Domain
 from rayapp.erasure import erase_user
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline import export as exporting
 from rayapp.pipeline.export import Exported, export
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
+from rayapp.pipeline.logs import read_log
+from rayapp.places import EVENTS, ITEMS, REQUESTS
 from rayapp.publish import PublishError, commit_log
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root import make_root

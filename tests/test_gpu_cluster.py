@@ -16,7 +16,8 @@ from rayapp.batch.job import Job, Kind
 from rayapp.batch.run import Pool, job_of_files, run_job
 from rayapp.catalogue import read_catalogue
 from rayapp.model.batched import LARGEST_BF16_ERROR
-from rayapp.pipeline.logs import EVENTS, read_log
+from rayapp.pipeline.logs import read_log
+from rayapp.places import EVENTS
 from rayapp.publish import read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model

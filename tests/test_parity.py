@@ -17,8 +17,9 @@ from rayapp.erasure import erase_user
 from rayapp.features.sequence import at_request
 from rayapp.pipeline import parity as module
 from rayapp.pipeline.export import export
-from rayapp.pipeline.logs import REQUESTS, read_log
+from rayapp.pipeline.logs import read_log
 from rayapp.pipeline.parity import Parity, parity
+from rayapp.places import REQUESTS
 from rayapp.presets import nano
 from rayapp.publish import write_json
 from rayapp.root import make_root

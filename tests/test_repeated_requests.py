@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from rayapp.config import Domain
-from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.parity import parity
+from rayapp.places import REQUESTS
 from rayapp.publish import commit_log, log_manifest
 from rayapp.retraining.facts import count_days, days_with_requests
 from rayapp.workflow import Prepared

@@ -8,7 +8,6 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayapp.catalogue import USERS
 from rayapp.config import Domain, Encoder
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import History
@@ -19,6 +18,7 @@ from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline.catalogue import merge
+from rayapp.places import USERS
 from rayapp.presets import nano
 from rayapp.publish import PublishError, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases

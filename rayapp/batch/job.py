@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rayapp.pipeline.logs import EVENTS, REQUESTS
+from rayapp.places import EVENTS, RATES, REQUESTS
 from rayapp.publish import (
     MANIFEST,
     Manifest,
@@ -27,7 +27,6 @@ from rayapp.publish import (
     read_manifest,
     write_json,
 )
-from rayapp.rates import RATES
 from rayapp.schema import fingerprint
 
 JOB_FILE: Final = "job.json"

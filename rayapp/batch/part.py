@@ -29,7 +29,8 @@ from rayapp.features.segments import CORE_ACTIONS
 from rayapp.features.sequence import point_in_time
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.log_view import LogView
-from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema
+from rayapp.pipeline.logs import log_schema
+from rayapp.places import EVENTS, MODELS, REQUESTS
 from rayapp.publish import read_json, write_json
 from rayapp.root import read_root
 
@@ -97,7 +98,7 @@ class PartScorer:
         served = requests["model_version"].fill_null("")
         for version in pc.unique(served).to_pylist():
             some = requests.filter(pc.equal(served, version))
-            there = bool(version) and (self._work.root / "models" / version).is_dir()
+            there = bool(version) and (self._work.root / MODELS / version).is_dir()
             yield asked_in(some if there else some.slice(0, 0), self._domain), version, 0 if there else some.num_rows
 
     def _requests(self, part: int, bucket: int) -> pa.Table:

@@ -29,9 +29,10 @@ from rayapp.config import Domain
 from rayapp.erasure import Tombstones, hide, tombstones
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.files import expand
-from rayapp.pipeline.logs import EVENTS, REQUESTS, coded, read_bucket
+from rayapp.pipeline.logs import coded, read_bucket
 from rayapp.pipeline.stage import Staging
 from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
+from rayapp.places import EVENTS, REQUESTS
 from rayapp.publish import Manifest, PublishError, log_manifest, read_json
 from rayapp.root import read_root
 from rayapp.schema import EVENT_SCHEMA

@@ -33,9 +33,10 @@ from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import NUM_TOKENS, LinearTower
-from rayapp.pipeline.logs import EVENTS, read_log
+from rayapp.pipeline.logs import read_log
 from rayapp.pipeline.rates import build_rates
 from rayapp.pipeline.tasks import quiet
+from rayapp.places import EVENTS
 from rayapp.presets import PRESETS
 from rayapp.publish import read_json, write_json
 from rayapp.registry.item_tables import publish_table

@@ -25,8 +25,8 @@ from rayapp.bench.decay_report import Ages, Cost, Day, Measure, costs_told, tell
 from rayapp.config import DAY_MS, Domain, Scope, day_name, to_json
 from rayapp.domains import load_domain
 from rayapp.pipeline import windows as windowing
-from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.rates import build_rates
+from rayapp.places import ITEM_TABLES, MODELS, REQUESTS, WINDOWS
 from rayapp.presets import PRESETS, Preset, variant
 from rayapp.publish import PublishError, exclusive, log_manifest, read_json, read_manifest
 from rayapp.registry.models import load_model
@@ -93,7 +93,7 @@ class Study:
 
     def run(self, preset: Preset, day: int, parent: str | None) -> TrainingRun:
         """The training of the model that first scores `day`."""
-        width = int(read_manifest(self.root / "item_tables" / self.item_table)["width"])
+        width = int(read_manifest(self.root / ITEM_TABLES / self.item_table)["width"])
         preset = preset.replace(item_dim=width)
         used = tuple(self.windows[n] for n in self.seen(day, warm=parent is not None))
         decides = (to_json(preset), self.domain.to_json(), used, self.windows[day], self.item_table, parent)
@@ -191,16 +191,16 @@ def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | N
             "needed to see any ageing"
         )
     names = tuple(windowing.window_name(start, start + DAY_MS) for start in starts)
-    if not all((root / "windows" / name).exists() for name in names):
+    if not all((root / WINDOWS / name).exists() for name in names):
         with local_ray():
             build_rates(root, starts[0], starts[-1] + DAY_MS, domain)
             for name, start in zip(names, starts, strict=True):
-                if not (root / "windows" / name).exists():
+                if not (root / WINDOWS / name).exists():
                     click.echo(f"  window {name}", err=True)
                     windowing.build(root, name, windowing.Window(start, start + DAY_MS, HISTORY_LENGTH), domain)
     until_ms = starts[window_days - 1]
     table = f"{day_name(until_ms)}-{preset.model.item_dim}d"
-    if not (root / "item_tables" / table).exists():
+    if not (root / ITEM_TABLES / table).exists():
         with local_ray():
             build_item_table(root, table, domain, until_ms=until_ms, width=preset.model.item_dim, seed=0)
     return Study(root, domain, table, names, window_days, lag_days)
@@ -219,7 +219,7 @@ def follow(study: Study, preset: Preset, name: str, measure: Measure) -> list[Da
             train_here(run, study.domain)
             if version:  # the first model is everyone's
                 replaced = measure(version, day, partial(_score, study, version, day))
-                told = read_json(study.root / "models" / run.version / "metrics.json")["train"]
+                told = read_json(study.root / MODELS / run.version / "metrics.json")["train"]
                 cost = Cost(told["cpu_seconds"], told["examples"])
             version = run.version
         values = measure(version, day, partial(_score, study, version, day))
@@ -229,7 +229,7 @@ def follow(study: Study, preset: Preset, name: str, measure: Measure) -> list[Da
 
 def train_here(run: TrainingRun, domain: Domain) -> None:
     """Trains and publishes in this process unless `models/<version>` is there."""
-    if (run.root / "models" / run.version).exists():
+    if (run.root / MODELS / run.version).exists():
         return
     directory = run.log.parent
     shutil.rmtree(directory, ignore_errors=True)  # of a study that was stopped

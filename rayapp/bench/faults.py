@@ -23,6 +23,7 @@ from typing import Any, Final
 import aiohttp
 import click
 
+from rayapp import places
 from rayapp.bench.host import graph, wait_until_ready
 from rayapp.bench.http_load import (
     FEED,
@@ -296,9 +297,9 @@ async def _after(seconds: float, break_it: Callable[[float], Awaitable[None]], e
 
 def _make_corrupt(root: Path) -> None:
     """A published model whose weights are cut off."""
-    directory = root / "models" / CORRUPT
+    directory = root / places.MODELS / CORRUPT
     if not directory.exists():
-        shutil.copytree(root / "models" / MODELS[1], directory)
+        shutil.copytree(root / places.MODELS / MODELS[1], directory)
         weights = directory / "weights.safetensors"
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
 

@@ -31,11 +31,11 @@ from rayapp.bench.record import Bars, record
 from rayapp.config import Domain
 from rayapp.domains import load_domain
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_log
+from rayapp.pipeline.logs import read_log
+from rayapp.places import EVENTS, REQUESTS, ROOT_FILE
 from rayapp.presets import NO_SEQUENCE, PRESETS, variant
 from rayapp.publish import PublishError, exclusive
 from rayapp.registry.models import load_model
-from rayapp.root import ROOT_FILE
 from rayapp.runtime import local_ray
 from rayapp.sources import Files
 from rayapp.sources.synthetic import World, files_in, make_chunk, make_items, write_items

@@ -16,6 +16,7 @@ import httpx
 
 from rayapp.bench.memory import tree
 from rayapp.domains import load_domain
+from rayapp.places import MODELS
 from rayapp.ports import GraphError, free_port
 from rayapp.presets import nano
 from rayapp.publish import read_manifest
@@ -46,7 +47,7 @@ def make_root(root: Path) -> Path:
 
 def items_of(root: Path) -> list[str]:
     """The items that the champion knows."""
-    manifest = read_manifest(root / "models" / read_aliases(root)[CHAMPION])
+    manifest = read_manifest(root / MODELS / read_aliases(root)[CHAMPION])
     return [str(item["item_id"]) for item in load_table(root, manifest["item_table"]).items]
 
 

@@ -15,8 +15,9 @@ import numpy as np
 
 from rayapp.bench.live import wait_until
 from rayapp.hashing import hash64
-from rayapp.pipeline.export import LOCK, export_all
-from rayapp.pipeline.logs import EVENTS, read_log
+from rayapp.pipeline.export import export_all
+from rayapp.pipeline.logs import read_log
+from rayapp.places import EVENTS, EXPORTS
 from rayapp.publish import exclusive
 from rayapp.session import SessionError
 from rayapp.store import DEFAULT_CAP
@@ -181,7 +182,7 @@ def export_now(root: Path, store_url: str | None) -> None:
     """What `rayapp export` does."""
     store = open_store(root, store_url)
     try:
-        with exclusive(root / LOCK, "an export"):
+        with exclusive(root / EXPORTS, "an export"):
             export_all(root, store, time.time_ns() // 1_000_000)
     finally:
         store.close()

@@ -12,6 +12,7 @@ import pyarrow.compute as pc
 import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
+from rayapp import places
 from rayapp.bench.record import Bars, record
 from rayapp.config import Domain
 from rayapp.features.segments import SEGMENTS
@@ -92,7 +93,7 @@ def run_models(
                 run = training_run(root, prepared, variant(base.seeded(seed), name), items_name)
                 train_model(run, domain)
                 versions[name].append(run.version)
-                heads = read_json(root / "models" / run.version / "metrics.json")["heads"]
+                heads = read_json(root / places.MODELS / run.version / "metrics.json")["heads"]
                 click.echo(f"  seed {seed} {name}: {heads[domain.positive_head]}", err=True)
     window = read_window(root, prepared.test_window, domain)
     items = load_table(root, items_name)
@@ -109,7 +110,7 @@ def run_models(
         references=[name for name in REFERENCES.get(variants, (NO_SEQUENCE, "average-pool")) if name in logits],
     )
     trainings = [version for of_variant in versions.values() for version in of_variant]
-    hours = sum(read_json(root / "models" / v / "metrics.json")["train"]["cpu_seconds"] for v in trainings) / 3600
+    hours = sum(read_json(root / places.MODELS / v / "metrics.json")["train"]["cpu_seconds"] for v in trainings) / 3600
     users = len(np.unique(window.user_hash_R))
     notes = [
         f"Preset `{base.name}`, {seeds} seeds, {hours:.2f} CPU hours of training in all; {len(window.valid_RC):,} "

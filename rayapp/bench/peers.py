@@ -15,6 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from rayapp.places import WINDOWS
+
 LENGTH = 100
 IN_SEQUENCE = ("click", "save", "hide")
 LISTS = ["event_hash", "item_id", "action", "timestamp_ms", "received_at_ms", "commit_seq"]
@@ -106,9 +108,9 @@ def expanded_bytes(root: Path, window: str, directory: Path, seed: int = 0) -> i
     them: user, item, labels, the last 100 items, actions and times."""
     rng = np.random.default_rng(seed)
     total = 0
-    for path in sorted((root / "windows" / window / "requests").glob("*.parquet")):
+    for path in sorted((root / WINDOWS / window / "requests").glob("*.parquet")):
         requests = pq.read_table(path, partitioning=None)
-        histories = pq.read_table(root / "windows" / window / "histories" / path.name, partitioning=None)
+        histories = pq.read_table(root / WINDOWS / window / "histories" / path.name, partitioning=None)
         flat = {name: histories[name].combine_chunks().flatten() for name in ("item_id", "action", "timestamp_ms")}
         end = requests["end"].to_numpy()
         start = np.maximum(requests["start"].to_numpy(), end - LENGTH)

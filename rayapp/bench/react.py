@@ -17,6 +17,7 @@ import httpx
 
 from rayapp.bench.record import Bars, record
 from rayapp.graph import running_graph
+from rayapp.places import MODELS, SERVING
 from rayapp.ports import free_port
 from rayapp.publish import PublishError, exclusive, read_manifest
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
@@ -55,14 +56,14 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
     aliases = read_aliases(root)
     if missing := {CHAMPION, BASELINE} - set(aliases):
         raise PublishError(f"{root} lacks the aliases {sorted(missing)}; `rayapp train --root {root}` makes them")
-    table = load_table(root, read_manifest(root / "models" / aliases[CHAMPION])["item_table"])
+    table = load_table(root, read_manifest(root / MODELS / aliases[CHAMPION])["item_table"])
     genres = Genres(domain, table)
     candidates = genres.most_liked(NUM_CANDIDATES)
     probed = genres.common_in(candidates, NUM_GENRES)
     save, dislike = strongest(domain, ActionKind.POSITIVE), strongest(domain, ActionKind.NEGATIVE)
     probes: list[Probe] = []
     with (
-        exclusive(root / "serving", "serving"),
+        exclusive(root / SERVING, "serving"),
         local_ray(),
         running_graph(root, free_port()) as url,
         httpx.Client(base_url=url, timeout=30) as client,

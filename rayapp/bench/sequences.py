@@ -23,9 +23,9 @@ from rayapp.bench.record import Bars, record
 from rayapp.domains.parse import parse_domain
 from rayapp.pipeline.histories import history_task
 from rayapp.pipeline.importing import Inputs, import_files
-from rayapp.pipeline.logs import EVENTS
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.windows import Window, build
+from rayapp.places import EVENTS, WINDOWS
 from rayapp.publish import log_manifest
 from rayapp.root import read_root
 from rayapp.runtime import local_ray
@@ -275,7 +275,7 @@ def _against_expanded(place: Path) -> dict[str, Any]:
     root = place / "root"
     _import(root, raw, num_events, [path])
     build(root, "w", Window(day, day + DAY_MS, LENGTH), read_root(root)[0])
-    pair = sum(p.stat().st_size for p in (root / "windows" / "w").rglob("*.parquet"))
+    pair = sum(p.stat().st_size for p in (root / WINDOWS / "w").rglob("*.parquet"))
     expanded = expanded_bytes(root, "w", place / "rows")
     return {"bytes_vs_expanded": pair / expanded, "window_bytes": pair, "expanded_bytes": expanded}
 

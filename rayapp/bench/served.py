@@ -9,6 +9,7 @@ from typing import Final
 
 import numpy as np
 
+from rayapp import places
 from rayapp.config import Domain
 from rayapp.domains import load_domain
 from rayapp.model.calibration import Calibration
@@ -34,7 +35,7 @@ ACTIONS: Final = 120
 def make_served_root(root: Path, preset_name: str) -> None:
     """Makes what is missing, which takes about a minute the first time."""
     domain_file = load_domain("synthetic")
-    if not (root / "models" / MODELS[-1]).exists():
+    if not (root / places.MODELS / MODELS[-1]).exists():
         with local_ray(spare_cpus=0):
             import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
             prepared, _ = build_windows(root, domain_file.domain, split_of(root))
@@ -45,7 +46,7 @@ def make_served_root(root: Path, preset_name: str) -> None:
 
 
 def _publish_untrained(root: Path, domain: Domain, preset_name: str, table: str, version: str, seed: int) -> None:
-    if (root / "models" / version).exists():
+    if (root / places.MODELS / version).exists():
         return
     preset = PRESETS[preset_name]().seeded(seed)
     drawn = start(root, preset, table, domain, None)

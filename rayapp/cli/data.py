@@ -104,8 +104,8 @@ def import_command(
     from rayapp.cli.progress import progress
     from rayapp.cli.summary import print_summary
     from rayapp.domains import load_domain
-    from rayapp.pipeline.export import LOCK
     from rayapp.pipeline.importing import Inputs, import_files
+    from rayapp.places import EXPORTS
     from rayapp.publish import exclusive
     from rayapp.runtime import local_ray
     from rayapp.workflow import check_writable
@@ -115,7 +115,7 @@ def import_command(
     domain_file = load_domain(domain)
     check_writable(root)
     absolute = [[path.resolve() for path in paths] for paths in (events, requests, items, users)]
-    with exclusive(root, "an import"), exclusive(root / LOCK, "an import"), local_ray(spare_cpus=0):
+    with exclusive(root, "an import"), exclusive(root / EXPORTS, "an import"), local_ray(spare_cpus=0):
         now_ms = int(time.time() * 1000)
         summary = import_files(root, domain_file, Inputs(*absolute), now_ms=now_ms, num_buckets=buckets, stage=progress)
     print_summary(summary)
@@ -184,13 +184,13 @@ def compact(root: Path) -> None:
     """Merge the logs' small files, and remove erased users from logs, windows, rates and the users' table."""
     from rayapp.cli.progress import progress
     from rayapp.pipeline import compact as compaction
-    from rayapp.pipeline.export import LOCK
+    from rayapp.places import EXPORTS
     from rayapp.publish import exclusive
     from rayapp.root import read_root
     from rayapp.runtime import local_ray
 
     read_root(root)
-    with exclusive(root, "a compaction"), exclusive(root / LOCK, "a compaction"), local_ray(spare_cpus=0):
+    with exclusive(root, "a compaction"), exclusive(root / EXPORTS, "a compaction"), local_ray(spare_cpus=0):
         done = compaction.compact(root, progress("buckets"))
     click.echo(
         f"log files: {done.files_before} before, {done.files_after} after; {done.files_removed} unlisted removed\n"

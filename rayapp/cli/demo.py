@@ -12,6 +12,7 @@ from rayapp.cli.train import Stages, train_stages
 from rayapp.config import Domain
 from rayapp.domains import load_domain
 from rayapp.graph import running_graph
+from rayapp.places import DOWNLOADS, MODELS
 from rayapp.ports import check_port
 from rayapp.presets import PRESETS
 from rayapp.publish import exclusive, read_manifest
@@ -33,7 +34,7 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
     check_writable(root)
     check_port(port)
     preset = PRESETS[preset_name]()
-    raw = root / "download" / source
+    raw = root / DOWNLOADS / source
     domain_file = load_domain(source)
     refuse_other_domain(root, domain_file.domain)  # nobody's feed becomes one of films
 
@@ -65,7 +66,7 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
 
 def show_session(url: str, root: Path, domain: Domain) -> None:
     """A new user over real HTTP: feed, five saves of one genre, feed again."""
-    table = load_table(root, read_manifest(root / "models" / read_aliases(root)[CHAMPION])["item_table"])
+    table = load_table(root, read_manifest(root / MODELS / read_aliases(root)[CHAMPION])["item_table"])
     genres = Genres(domain, table)
     items = genres.items
     save = strongest(domain, ActionKind.POSITIVE)

@@ -35,15 +35,15 @@ def experiment() -> None:
 @root_option
 def show(root: Path) -> None:
     """What is declared, and what of it is on. Also checks the file: exit code 1 and the place where it is wrong."""
+    from rayapp.places import EXPERIMENTS_FILE
     from rayapp.registry.aliases import read_aliases
     from rayapp.root import read_root
-    from rayapp.serving.experiment_file import FILE
     from rayapp.serving.experiments import record_steps
 
     domain, _ = read_root(root)
     declared, aliases, now_ms = record_steps(root, domain, _now_ms()), read_aliases(root), _now_ms()
     if not declared:
-        click.echo(f"{root / FILE} declares no experiment")
+        click.echo(f"{root / EXPERIMENTS_FILE} declares no experiment")
     for running in declared:
         click.echo(f"{running.experiment.name}: {running.status(now_ms)}")
         for arm in running.experiment.arms:

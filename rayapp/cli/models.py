@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayapp.cli.options import root_option
+from rayapp.places import MODELS
 
 if TYPE_CHECKING:
     from rayapp.config import Domain
@@ -31,7 +32,7 @@ def models_list(root: Path) -> None:
     aliases = read_aliases(root)
     rows = list_models(root)
     if not rows:
-        click.echo(f"no models in {root / 'models'} yet; `rayapp train --root {root}` trains two")
+        click.echo(f"no models in {root / MODELS} yet; `rayapp train --root {root}` trains two")
     for row in rows:
         named = ", ".join(name for name, version in aliases.items() if version == row["version"])
         if row["error"]:
@@ -62,7 +63,7 @@ def models_show(root: Path, model: str) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:{width}}  {value}")
-    click.echo(f"\n{_metrics(read_json(root / 'models' / version / 'metrics.json'), domain)}")
+    click.echo(f"\n{_metrics(read_json(root / MODELS / version / 'metrics.json'), domain)}")
     verdict = read_verdict(root, version)
     if verdict is None:
         click.echo("\nno gate has seen it: it was trained or promoted by hand")

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from rayapp.graph import metrics_url, running_graph
+from rayapp.places import SERVING
 from rayapp.ports import check_port, is_loopback
 from rayapp.publish import PublishError, exclusive
 from rayapp.registry.aliases import CHAMPION, read_aliases
@@ -40,7 +41,7 @@ def run_serve(root: Path, store_url: str | None, host: str, port: int, profile: 
     check_port(port, host)
     url_of_store = resolve(root, store_url)
     os.environ[URL] = url_of_store  # for Ray's processes: the graph's settings, which Ray shows, hold no password
-    with exclusive(root / "serving", "serving"), local_ray(profile=profile):
+    with exclusive(root / SERVING, "serving"), local_ray(profile=profile):
         seed_store(root, url_of_store)  # a store that was moved away or lost comes back from the log
         click.echo(f"starting the graph with {version} …")
         with running_graph(root, port, None, host, keys=keys) as url:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rayapp.cli.options import moment, root_option, store_option
+from rayapp.places import SERVING
 
 if TYPE_CHECKING:
     from rayapp.pipeline.parity import Parity
@@ -58,10 +59,11 @@ def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> N
 
 
 def _export_all(root: Path, store: "SequenceStore") -> None:
-    from rayapp.pipeline.export import LOCK, export_all
+    from rayapp.pipeline.export import export_all
+    from rayapp.places import EXPORTS
     from rayapp.publish import exclusive
 
-    with exclusive(root / LOCK, "an export"):
+    with exclusive(root / EXPORTS, "an export"):
         total = export_all(root, store, time.time_ns() // 1_000_000)
     click.echo(
         f"{total.events:,} events, {total.requests:,} requests, {total.users:,} users, {total.items:,} items exported"
@@ -113,7 +115,7 @@ def use(root: Path, url: str) -> None:
     from rayapp.store.address import address_of
     from rayapp.store.opening import move_store
 
-    with exclusive(root / "serving", "moving to another store"):
+    with exclusive(root / SERVING, "moving to another store"):
         before = move_store(root, url)
     click.echo(f"{root}: {before or 'no store yet'} -> {address_of(root, url)}")
 

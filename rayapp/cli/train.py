@@ -12,6 +12,7 @@ from pathlib import Path
 import click
 
 from rayapp.config import Domain
+from rayapp.places import MODELS
 from rayapp.presets import NO_SEQUENCE, PRESETS, Preset, variant
 from rayapp.publish import exclusive, read_json
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
@@ -96,7 +97,7 @@ def train_stages(
             promote(root, alias, version)
         tell(bool(moved))
     for name, run in runs.items():
-        rows[name] = read_json(root / "models" / run.version / "metrics.json")["heads"]
+        rows[name] = read_json(root / MODELS / run.version / "metrics.json")["heads"]
     click.echo()
     click.echo(metric_table(rows, domain, prepared.test_window))
     if words := not_above(rows, preset.variant, domain.positive_head):

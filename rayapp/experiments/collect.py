@@ -23,8 +23,8 @@ from rayapp.experiments.moments import Moments
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.log_view import LogView
-from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.tasks import run_tasks
+from rayapp.places import REQUESTS
 from rayapp.publish import log_manifest
 from rayapp.root import read_root
 from rayapp.schema import REQUEST_SCHEMA

@@ -17,9 +17,10 @@ from rayapp.experiments.decision import Guarded, judge, repeated_interval
 from rayapp.experiments.effects import Estimate, rates
 from rayapp.experiments.moments import Moments
 from rayapp.experiments.sample_ratio import SampleRatio, sample_ratio
+from rayapp.places import EXPERIMENTS_FILE
 from rayapp.publish import PublishError
 from rayapp.registry.retrainings import Retraining, read_retrainings
-from rayapp.serving.experiment_file import FILE, Experiment, ExperimentError
+from rayapp.serving.experiment_file import Experiment, ExperimentError
 from rayapp.serving.experiments import Running, record_steps
 
 
@@ -111,7 +112,7 @@ def find(root: Path, domain: Domain, name: str | None, now_ms: int) -> Running |
             if running.experiment.name == name:
                 return running
         known = ", ".join(running.experiment.name for running in declared) or "none"
-        raise ExperimentError(f"there is no experiment {name!r} in {root / FILE}; known: {known}")
+        raise ExperimentError(f"there is no experiment {name!r} in {root / EXPERIMENTS_FILE}; known: {known}")
     started = [running for running in declared if running.experiment.starts_ms <= now_ms]
     return max(started, key=lambda r: (now_ms < r.until_ms, r.experiment.starts_ms), default=None)
 

@@ -13,10 +13,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayapp.catalogue import ITEMS, USERS, read_version
+from rayapp.catalogue import read_version
 from rayapp.config import Domain
 from rayapp.erasure import Tombstones
 from rayapp.hashing import hash64_column
+from rayapp.places import ITEMS, USERS
 from rayapp.publish import commit_log, log_manifest
 from rayapp.schema import item_schema, user_schema
 

@@ -7,7 +7,7 @@ directories. Each log is committed once; files that no manifest lists any more g
 import uuid
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -18,22 +18,12 @@ from rayapp.config import Domain
 from rayapp.erasure import Tombstones, erased_rows, hide, tombstones
 from rayapp.pipeline.catalogue import remove_users
 from rayapp.pipeline.histories import HISTORY_COLUMNS, merge
-from rayapp.pipeline.logs import (
-    EVENTS,
-    REQUESTS,
-    files_of,
-    log_schema,
-    read_bucket,
-    sort_log,
-    without_copies,
-    write_file,
-)
+from rayapp.pipeline.logs import files_of, log_schema, read_bucket, sort_log, without_copies, write_file
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.places import EVENTS, RATES, REQUESTS, WINDOWS
 from rayapp.publish import Manifest, commit_log, log_manifest
-from rayapp.rates import RATES, read_users, users_file, write_users
+from rayapp.rates import read_users, users_file, write_users
 from rayapp.root import read_root
-
-WINDOWS: Final = "windows"
 
 
 @dataclass(slots=True)

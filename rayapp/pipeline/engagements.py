@@ -19,10 +19,10 @@ from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import EVENT_COLUMNS
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.places import ENGAGEMENTS_STAGING
 from rayapp.root import read_root
 from rayapp.schema import ActionKind
 
-STAGING: Final = ".engagements"
 PER_USER: Final = 500
 """A user's newest positive actions that count: without a limit a few heavy users would decide every vector."""
 
@@ -58,7 +58,7 @@ def read_engagements(root: Path, catalogue: pa.Table, domain: Domain, told: Told
     order = np.argsort(hashes)
     lookup = ray.put((hashes[order], order))
     positive = domain.vocabulary.flags(kind=ActionKind.POSITIVE)
-    staging = root / STAGING
+    staging = root / ENGAGEMENTS_STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
 

@@ -14,18 +14,16 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from rayapp.catalogue import ITEMS, USERS
 from rayapp.config import Domain, day_name
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.catalogue import merge
-from rayapp.pipeline.logs import EVENTS, REQUESTS, log_schema, sort_log, write_file
+from rayapp.pipeline.logs import log_schema, sort_log, write_file
+from rayapp.places import EVENTS, ITEMS, REQUESTS, USERS
 from rayapp.publish import Manifest, commit_log, log_manifest
 from rayapp.root import read_root
 from rayapp.schema import item_schema, user_schema
 from rayapp.store import Committed, Kind, SequenceStore
 
-LOCK: Final = "exports"
-"""Directory whose lock an export holds; imports and compactions hold it too, a training does not."""
 CURSORS: Final = "cursors"
 """In a log's manifest: identity of a store -> bucket, or "items" -> last number of it that the log holds."""
 CHUNK_ROWS: Final = 100_000
@@ -74,7 +72,7 @@ def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
     """One round: up to CHUNK_ROWS rows of each bucket go into new files of the logs, and the items put since the last
     round into the catalogue. A round that brings nothing has freed the outbox.
 
-    Whoever calls it holds `LOCK`.
+    Whoever calls it holds `EXPORTS`.
 
     Raises:
         StoreError: the store can't be read. Nothing is lost: the next export goes on where this one stopped.

@@ -18,8 +18,9 @@ from rayapp.config import Domain
 from rayapp.erasure import Tombstones, hide
 from rayapp.features.sequence import History
 from rayapp.hashing import hash64_column
-from rayapp.pipeline.logs import EVENTS, coded, codes, read_bucket, sort_log
+from rayapp.pipeline.logs import coded, codes, read_bucket, sort_log
 from rayapp.pipeline.search import group_numbers, group_starts
+from rayapp.places import EVENTS
 from rayapp.publish import Manifest
 from rayapp.schema import EVENT_SCHEMA
 

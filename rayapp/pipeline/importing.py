@@ -18,24 +18,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import ray
 
-from rayapp.catalogue import ITEMS, USERS, read_catalogue
+from rayapp.catalogue import read_catalogue
 from rayapp.config import Domain
 from rayapp.domains.layout import DomainFile, Layout
 from rayapp.erasure import erased_rows, tombstones
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.catalogue import merge
 from rayapp.pipeline.files import Piece, Rejection, expand, plan
-from rayapp.pipeline.logs import EVENTS, REQUESTS
 from rayapp.pipeline.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.pipeline.settle import items_seen, settle_events, settle_requests, unpack_bits
 from rayapp.pipeline.stage import QuarantineFile, Staging, group, read_checked, read_staged, stage_task
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.places import EVENTS, IMPORT_STAGING, ITEMS, QUARANTINE, REQUESTS, USERS
 from rayapp.publish import PublishError, commit_log, log_manifest
 from rayapp.root import make_root, read_root
 from rayapp.schema import fingerprint
 
-STAGING: Final = ".staging"
-QUARANTINE: Final = "quarantine"
 IMPRESSIONS: Final = "impressions"
 
 
@@ -109,7 +107,7 @@ def import_files(
     if found["requests"] and not domain_file.requests:
         raise PublishError("--requests was given, but the domain file has no [[requests]] layout")
     make_root(root, domain_file.domain, num_buckets)
-    directory = root / STAGING
+    directory = root / IMPORT_STAGING
     shutil.rmtree(directory, ignore_errors=True)
     directory.mkdir(parents=True)
     run = _Import(root, domain_file, Staging(directory, read_root(root)[1]), now_ms, stage)

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from rayapp.erasure import Tombstones, hide, tombstones
 from rayapp.pipeline.histories import LABEL_COLUMNS, Bucket, read_events
-from rayapp.pipeline.logs import EVENTS, REQUESTS, read_bucket, without_copies
+from rayapp.pipeline.logs import read_bucket, without_copies
+from rayapp.places import EVENTS, REQUESTS
 from rayapp.publish import Manifest, log_manifest
 
 

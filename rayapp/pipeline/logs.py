@@ -17,12 +17,10 @@ from numpy.typing import NDArray
 
 from rayapp.config import Domain
 from rayapp.hashing import hash64_column
+from rayapp.places import EVENTS
 from rayapp.publish import Manifest, PublishError, log_manifest, sync_file
 from rayapp.root import read_root
 from rayapp.schema import EVENT_SCHEMA, request_schema
-
-EVENTS: Final = "events"
-REQUESTS: Final = "requests"
 
 
 def log_schema(kind: str, domain: Domain) -> pa.Schema:

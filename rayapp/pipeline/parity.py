@@ -24,9 +24,9 @@ from rayapp.hashing import hash64_column
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.histories import EVENT_COLUMNS, history_of
 from rayapp.pipeline.log_view import LogView
-from rayapp.pipeline.logs import EVENTS
 from rayapp.pipeline.search import search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.places import EVENTS, MODELS
 from rayapp.publish import PublishError, read_json
 from rayapp.root import read_root
 from rayapp.schema import REQUEST_SCHEMA
@@ -100,7 +100,7 @@ def parity(root: Path, since_ms: int | None = None, until_ms: int | None = None,
 def _history_lengths(root: Path) -> dict[str, int]:
     """Version -> actions that its model reads; versions that are gone or damaged are missing."""
     lengths = {}
-    for path in (root / "models").glob("[!.]*/config.json"):
+    for path in (root / MODELS).glob("[!.]*/config.json"):
         try:
             lengths[path.parent.name] = model_config_from_json(read_json(path)).history_length
         except (PublishError, TypeError, ValueError):

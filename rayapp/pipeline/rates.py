@@ -9,7 +9,7 @@ Shapes: M shown items of a bucket, H heads.
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,12 +23,11 @@ from rayapp.hashing import hash64_column
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.places import RATES, RATES_STAGING
 from rayapp.publish import Manifest, publish_directory
-from rayapp.rates import RATES, snapshot_start, users_file, write_users
+from rayapp.rates import snapshot_start, users_file, write_users
 from rayapp.root import read_root
 from rayapp.schema import request_schema
-
-STAGING: Final = ".rates-staging"
 
 
 def days_of(since_ms: int, until_ms: int, domain: Domain) -> list[int]:
@@ -46,7 +45,7 @@ def build_rates(root: Path, since_ms: int, until_ms: int, domain: Domain, told: 
         return []
     _, num_buckets = read_root(root)
     view = LogView.of(root)
-    staging = root / STAGING
+    staging = root / RATES_STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
 

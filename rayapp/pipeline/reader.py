@@ -24,6 +24,7 @@ from rayapp.features.requests import Requests
 from rayapp.features.sequence import History, point_in_time
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import HISTORY_COLUMNS, history_of
+from rayapp.places import WINDOWS
 from rayapp.publish import PublishError, read_manifest
 from rayapp.rates import Snapshot, load_items, load_users, snapshot_start
 
@@ -96,7 +97,7 @@ class WindowReader:
         self.negative_rate = negative_rate
         self._buckets: list[tuple[Path, int, int]] = []
         for name in windows:
-            directory = root / "windows" / name
+            directory = root / WINDOWS / name
             manifest = read_manifest(directory)
             if manifest["history_length"] < history_length:
                 raise PublishError(

@@ -20,8 +20,9 @@ from rayapp.config import DAY_MS, Domain
 from rayapp.erasure import Tombstones, hide
 from rayapp.hashing import hash64_column
 from rayapp.pipeline.files import Rejection
-from rayapp.pipeline.logs import EVENTS, REQUESTS, codes, log_order, read_bucket, sort_log, take, write_file
+from rayapp.pipeline.logs import codes, log_order, read_bucket, sort_log, take, write_file
 from rayapp.pipeline.rows import MAX_LIST_ITEMS
+from rayapp.places import EVENTS, REQUESTS
 from rayapp.publish import Manifest
 from rayapp.schema import EVENT_SCHEMA, request_schema
 

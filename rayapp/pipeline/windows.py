@@ -34,6 +34,7 @@ from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.logs import sort_log
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.places import WINDOWS
 from rayapp.publish import Manifest, PublishError, publish_directory
 from rayapp.root import read_root
 from rayapp.schema import attribute_fields, fingerprint, request_schema
@@ -116,7 +117,7 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
             "buckets": stats,
         }
 
-    return publish_directory(root / "windows" / name, write)
+    return publish_directory(root / WINDOWS / name, write)
 
 
 def _write_pair(directory: Path, bucket: int, histories: pa.Table, cut: pa.Table) -> dict[str, int]:

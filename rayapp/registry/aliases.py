@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
+from rayapp.places import ALIASES, MODELS
 from rayapp.publish import PublishError, exclusive, read_json, write_json
 
 CHAMPION: Final = "champion"
@@ -25,7 +26,7 @@ def read_previous(root: Path) -> dict[str, str]:
 
 
 def _records(root: Path) -> dict[str, dict[str, Any]]:
-    return {p.stem: read_json(p) for p in sorted((root / "aliases").glob("*.json"))}
+    return {p.stem: read_json(p) for p in sorted((root / ALIASES).glob("*.json"))}
 
 
 def resolve(root: Path, name: str) -> str:
@@ -50,10 +51,10 @@ def promote(root: Path, alias: str, version: str) -> str | None:
     if not NAME.fullmatch(alias):
         raise PublishError(f"{alias!r} can't be an alias: use a-z, 0-9, _ and -, 32 characters at most")
     _check_exists(root, version)
-    with exclusive(root / "aliases", "moving an alias"):
+    with exclusive(root / ALIASES, "moving an alias"):
         previous = read_aliases(root).get(alias)
         if previous != version:
-            write_json(root / "aliases" / f"{alias}.json", {"version": version, "previous": previous})
+            write_json(root / ALIASES / f"{alias}.json", {"version": version, "previous": previous})
     return previous
 
 
@@ -65,15 +66,15 @@ def rollback(root: Path, alias: str = CHAMPION) -> tuple[str, str]:
     """
     if alias not in read_aliases(root):
         raise PublishError(f"there is no alias {alias!r}; `rayapp models list` shows what is")
-    with exclusive(root / "aliases", "moving an alias"):
+    with exclusive(root / ALIASES, "moving an alias"):
         version, previous = read_aliases(root)[alias], read_previous(root).get(alias)
         if previous is None:
             raise PublishError(f"{alias} was never moved, so there is nothing to go back to; `rayapp models promote`")
         _check_exists(root, previous)
-        write_json(root / "aliases" / f"{alias}.json", {"version": previous, "previous": version})
+        write_json(root / ALIASES / f"{alias}.json", {"version": previous, "previous": version})
     return version, previous
 
 
 def _check_exists(root: Path, version: str) -> None:
-    if not (root / "models" / version / "manifest.json").exists():
-        raise PublishError(f"there is no model {version!r} in {root / 'models'}; `rayapp models list` shows what is")
+    if not (root / MODELS / version / "manifest.json").exists():
+        raise PublishError(f"there is no model {version!r} in {root / MODELS}; `rayapp models list` shows what is")

@@ -10,6 +10,7 @@ from safetensors.numpy import load_file, save_file
 
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
+from rayapp.places import ITEM_TABLES
 from rayapp.publish import Manifest, PublishError, publish_directory, read_manifest
 from rayapp.schema import Attribute, AttributeKind, item_schema
 
@@ -33,7 +34,7 @@ def publish_table(root: Path, table: ItemTable, lineage: Manifest) -> None:
             "attributes": [{"name": a.name, "kind": a.kind.value} for a in attributes],
         }
 
-    publish_directory(root / "item_tables" / table.name, write)
+    publish_directory(root / ITEM_TABLES / table.name, write)
 
 
 def load_table(root: Path, name: str) -> ItemTable:
@@ -42,7 +43,7 @@ def load_table(root: Path, name: str) -> ItemTable:
     Raises:
         PublishError: it is absent or damaged.
     """
-    directory = root / "item_tables" / name
+    directory = root / ITEM_TABLES / name
     manifest = read_manifest(directory)
     attributes = tuple(Attribute(a["name"], AttributeKind(a["kind"])) for a in manifest["attributes"])
     try:

@@ -20,6 +20,7 @@ from rayapp.model.inputs import Inputs, UserTable
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
+from rayapp.places import MODELS
 from rayapp.publish import Manifest, PublishError, publish_directory, read_json, read_manifest, write_json
 from rayapp.registry.item_tables import load_table
 from rayapp.schema import Vocabulary
@@ -72,7 +73,7 @@ def publish_model(
             more(directory)
         return {"format": FORMAT, "item_table": item_table, **lineage}
 
-    publish_directory(root / "models" / version, write)
+    publish_directory(root / MODELS / version, write)
 
 
 def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
@@ -126,9 +127,9 @@ def published(root: Path, version: str) -> tuple[Path, Manifest]:
     Raises:
         PublishError: absent, or of another format.
     """
-    directory = root / "models" / version
+    directory = root / MODELS / version
     if not directory.is_dir():
-        raise PublishError(f"there is no model {version!r} in {root / 'models'}; `rayapp models list` shows what is")
+        raise PublishError(f"there is no model {version!r} in {root / MODELS}; `rayapp models list` shows what is")
     manifest = read_manifest(directory)
     _check_format(version, manifest)
     return directory, manifest
@@ -162,7 +163,7 @@ def model_manifest(root: Path, version: str) -> Manifest:
 def list_models(root: Path) -> list[dict[str, Any]]:
     """Version, metrics and manifest of every published model, newest first; of one that can't be read, the `error`."""
     rows: list[dict[str, Any]] = []
-    for directory in (root / "models").glob("[!.]*"):
+    for directory in (root / MODELS).glob("[!.]*"):
         row: dict[str, Any] = {"version": directory.name, "metrics": None, "manifest": {}, "error": None}
         try:
             row["manifest"] = read_manifest(directory)

@@ -8,11 +8,9 @@ import os
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Final
 
+from rayapp.places import RETRAINING_LOG
 from rayapp.publish import PublishError
-
-FILE: Final = "retrainings.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +29,7 @@ def record_retraining(root: Path, at_ms: int, aliases: Mapping[str, tuple[str | 
     """Appends one retraining; durable when this returns. `aliases`: alias -> (version before, version now)."""
     moved = {alias: {"from": before, "to": now} for alias, (before, now) in aliases.items()}
     line = json.dumps(asdict(Retraining(at_ms, moved, window))) + "\n"
-    descriptor = os.open(root / FILE, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    descriptor = os.open(root / RETRAINING_LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(descriptor).st_size
         torn = size > 0 and os.pread(descriptor, 1, size - 1) != b"\n"  # by a power cut
@@ -51,7 +49,7 @@ def read_retrainings(root: Path) -> list[Retraining]:
     Raises:
         PublishError: a line of JSON that is no retraining; its number.
     """
-    path = root / FILE
+    path = root / RETRAINING_LOG
     found = []
     for number, line in enumerate(path.read_text().splitlines() if path.exists() else [], 1):
         try:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any
 
+from rayapp.places import VERDICTS
 from rayapp.publish import read_json, write_json
 
-VERDICTS = "verdicts"
 Verdict = dict[str, Any]
 """`retraining` (the run's id), `alias`, `champion` (what it was compared with), `window`, `promoted`, and `gates`: a
 list of `{name, passed, value, limit, words}`."""

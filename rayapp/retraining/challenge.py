@@ -17,6 +17,7 @@ from rayapp.features.segments import SEGMENTS
 from rayapp.features.sequence import Sequences
 from rayapp.hashing import hash64
 from rayapp.model.scorer import Scorer
+from rayapp.places import MODELS
 from rayapp.publish import read_json
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.retraining import gates
@@ -75,7 +76,7 @@ def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, l
     """Whether the champion still orders a day's items as it did in its last test; when it does not from one day to the
     next, the day's labels are to be doubted. Labels of another meaning keep every rate that the watch counts."""
     name, limit = "champion's AUC", limits.max_champion_auc_drop
-    metrics = read_json(root / "models" / champion / "metrics.json")
+    metrics = read_json(root / MODELS / champion / "metrics.json")
     head = domain.positive_head
     before = metrics["heads"][head]["auc"]
     window = read_window(root, window_name, domain)
@@ -99,7 +100,7 @@ def _reload(
     domain: Domain,
     limits: GateLimits,
 ) -> Gate:
-    metrics = read_json(root / "models" / challenger / "metrics.json")
+    metrics = read_json(root / MODELS / challenger / "metrics.json")
     if metrics["test_window"] != window_name:
         return gates.not_judged("reload", limits.max_reload_difference, f"it was tested on {metrics['test_window']}")
     return gates.reload_gate(metrics["heads"], report(window, logit_RCH, domain), limits)

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.config import DAY_MS, Domain
-from rayapp.pipeline.logs import REQUESTS
 from rayapp.pipeline.parity import parity
+from rayapp.places import REQUESTS, WINDOWS
 from rayapp.publish import log_manifest, read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import model_manifest
@@ -30,7 +30,7 @@ def tested_until_ms(root: Path, version: str | None) -> int:
     if version is None:
         return 0
     window = model_manifest(root, version)["test_window"]
-    return int(read_manifest(root / "windows" / window)["until_ms"])
+    return int(read_manifest(root / WINDOWS / window)["until_ms"])
 
 
 def watch_days(root: Path, domain: Domain, num_days: int, now_ms: int) -> list[dict[str, Any]]:

@@ -16,8 +16,9 @@ from numpy.typing import NDArray
 from rayapp.config import DAY_MS, Domain
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.log_view import LogView
-from rayapp.pipeline.logs import REQUESTS, read_bucket
+from rayapp.pipeline.logs import read_bucket
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.places import REQUESTS
 from rayapp.publish import log_manifest
 from rayapp.retraining.watch import DayFacts
 from rayapp.root import read_root

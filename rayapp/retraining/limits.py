@@ -5,9 +5,8 @@ import tomllib
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayapp.places import RETRAIN_LIMITS
 from rayapp.publish import PublishError
-
-FILE = "retrain.toml"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -74,7 +73,7 @@ def read_limits(root: Path) -> GateLimits:
     Raises:
         PublishError: it is no TOML, or names something that is no limit, or gives one a wrong type.
     """
-    path = root / FILE
+    path = root / RETRAIN_LIMITS
     if not path.exists():
         return GateLimits()
     try:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayapp.places import WINDOWS
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.retraining.daily import tested_until_ms
 from rayapp.retraining.facts import days_with_requests
@@ -36,7 +37,7 @@ def preview(root: Path, options: Options, as_of_ms: int) -> Preview:
     lines = read_root_lines(root, domain, options.first, options.chosen)
     return Preview(
         [(line.alias, line.version, f"{line.preset.name} {line.preset.variant}") for line in lines],
-        [day_window(day) for day in days if not (root / "windows" / day_window(day)).exists()],
+        [day_window(day) for day in days if not (root / WINDOWS / day_window(day)).exists()],
         sorted(refused),
         plan,
         plan is not None and plan.tested_until_ms > known_ms,

@@ -13,9 +13,10 @@ from pathlib import Path
 from typing import Any, Final, Literal
 
 from rayapp.config import DAY_MS, Domain, Scope, day_name, to_json
-from rayapp.pipeline.export import LOCK, export_all
+from rayapp.pipeline.export import export_all
 from rayapp.pipeline.rates import build_rates
 from rayapp.pipeline.windows import Window, build
+from rayapp.places import EXPORTS, ITEM_TABLES, WINDOWS
 from rayapp.presets import Preset
 from rayapp.publish import PublishError, exclusive, read_manifest
 from rayapp.registry.aliases import promote, read_aliases
@@ -127,7 +128,7 @@ class Stages:
         """Brings what the feed took in and gave out into the logs."""
         store = open_store(self.root, self.store_url)
         try:
-            with exclusive(self.root / LOCK, "an export"):
+            with exclusive(self.root / EXPORTS, "an export"):
                 total = export_all(self.root, store, time.time_ns() // 1_000_000)
         except PublishError as error:  # `rayapp export --follow` is at it: the log is as new as it gets
             return {"skipped": str(error)}
@@ -150,7 +151,7 @@ class Stages:
         length = max(HISTORY_LENGTH, *(line.preset.model.history_length for line in lines))
         build_rates(self.root, wanted[0], now_ms + 1, self.domain)
         for day in wanted:
-            if not (self.root / "windows" / day_window(day)).exists():
+            if not (self.root / WINDOWS / day_window(day)).exists():
                 build(self.root, day_window(day), Window(day, day + DAY_MS, length), self.domain)
         return wanted
 
@@ -213,7 +214,7 @@ class Stages:
         """Warm where that was asked for and the item vectors still mean what the champion's weights learnt."""
         last, init = line.item_table, self.options.init
         warm = init == "warm" and last is not None and same_space(self.root, table, last)
-        width = int(read_manifest(self.root / "item_tables" / table)["width"])
+        width = int(read_manifest(self.root / ITEM_TABLES / table)["width"])
         preset = line.preset.replace(item_dim=width)
         preset = dataclasses.replace(preset, train=dataclasses.replace(preset.train, scope=self.options.scope))
         windows = tuple(day_window(day) for day in plan.days)

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from rayapp.config import day_name
+from rayapp.places import RETRAININGS
 from rayapp.publish import PublishError, read_json, write_json
 
-DIRECTORY: Final = "retrainings"
 EXCLUDED: Final = "excluded.json"
 PROMOTED, REFUSED, NO_NEW_DATA, FAILED, ABANDONED = "promoted", "refused", "no new data", "failed", "abandoned"
 JUDGED: Final = (PROMOTED, REFUSED)
@@ -37,7 +37,7 @@ class RunState:
 
     @property
     def directory(self) -> Path:
-        return self.root / DIRECTORY / self.id
+        return self.root / RETRAININGS / self.id
 
     def save(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
@@ -50,7 +50,7 @@ class RunState:
 def new_run(root: Path, options: dict[str, Any], as_of_ms: int) -> RunState:
     """A run that is not on disk yet; its id is the moment it is for, and a number where there are several."""
     moment = re.sub(r"\W", "", day_name(as_of_ms // 60_000 * 60_000).replace("-", ""))
-    taken = {path.name for path in (root / DIRECTORY).glob(f"{moment}-*")}
+    taken = {path.name for path in (root / RETRAININGS).glob(f"{moment}-*")}
     number = next(n for n in range(1, len(taken) + 2) if f"{moment}-{n}" not in taken)
     return RunState(root, f"{moment}-{number}", options, as_of_ms, time.time_ns() // 1_000_000)
 
@@ -62,7 +62,7 @@ def read_runs(root: Path) -> list[RunState]:
         PublishError: one is damaged or was written by a newer version.
     """
     runs = []
-    for path in (root / DIRECTORY).glob("[!.]*/state.json"):
+    for path in (root / RETRAININGS).glob("[!.]*/state.json"):
         values = read_json(path)
         if values.pop("format", None) != FORMAT:
             raise PublishError(f"{path} was written by another version of rayapp; install that one, or move it away")
@@ -72,7 +72,7 @@ def read_runs(root: Path) -> list[RunState]:
 
 def read_excluded(root: Path) -> dict[str, dict[str, Any]]:
     """Window -> `{run, reasons, accepted}` of every day that a run refused; `accepted`: an operator took it back."""
-    path = root / DIRECTORY / EXCLUDED
+    path = root / RETRAININGS / EXCLUDED
     excluded: dict[str, dict[str, Any]] = read_json(path) if path.exists() else {}
     return excluded
 
@@ -101,5 +101,5 @@ def accept(root: Path, window: str) -> None:
 
 
 def _write(root: Path, excluded: dict[str, dict[str, Any]]) -> None:
-    (root / DIRECTORY).mkdir(exist_ok=True)
-    write_json(root / DIRECTORY / EXCLUDED, dict(sorted(excluded.items())))
+    (root / RETRAININGS).mkdir(exist_ok=True)
+    write_json(root / RETRAININGS / EXCLUDED, dict(sorted(excluded.items())))

@@ -10,6 +10,7 @@ from rayapp.features.attributes import ABSENT
 from rayapp.features.items import Item
 from rayapp.model.item_table import ItemTable
 from rayapp.pipeline.engagements import read_engagements
+from rayapp.places import ITEM_TABLES
 from rayapp.publish import PublishError, read_manifest
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.training.items import build_item_table, given_vectors
@@ -31,14 +32,14 @@ def table_for(root: Path, domain: Domain, last: str | None, width: int, until_ms
         if 0 <= age_days < every_days and old.vectors_NE.shape[1] == width:
             return _extended(root, domain, old, until_ms)
     name = f"{day_name(until_ms)}-{width}d"
-    if not (root / "item_tables" / name).exists():
+    if not (root / ITEM_TABLES / name).exists():
         build_item_table(root, name, domain, until_ms=until_ms, width=width, seed=0)
     return name
 
 
 def same_space(root: Path, a: str, b: str) -> bool:
     """Whether a vector means the same in both tables; weights that read the one may then read the other."""
-    one, other = (read_manifest(root / "item_tables" / name) for name in (a, b))
+    one, other = (read_manifest(root / ITEM_TABLES / name) for name in (a, b))
     same: bool = one.get("extends", a) == other.get("extends", b) or one["vectors"] == other["vectors"] == "given"
     return same
 
@@ -46,9 +47,9 @@ def same_space(root: Path, a: str, b: str) -> bool:
 def _extended(root: Path, domain: Domain, old: ItemTable, until_ms: int) -> str:
     """The old vectors, the new items' from the old tower, everybody's likes counted up to `until_ms`."""
     catalogue = read_catalogue(root)
-    base = read_manifest(root / "item_tables" / old.name).get("extends", old.name)
+    base = read_manifest(root / ITEM_TABLES / old.name).get("extends", old.name)
     name = f"{base}-to-{day_name(until_ms)}"
-    if (root / "item_tables" / name).exists():
+    if (root / ITEM_TABLES / name).exists():
         return name
     items: list[Item] = catalogue.select([c for c in catalogue.column_names if c != "vector"]).to_pylist()
     row_N = old.rows_of_ids([item["item_id"] for item in items])
@@ -61,7 +62,7 @@ def _extended(root: Path, domain: Domain, old: ItemTable, until_ms: int) -> str:
         table = ItemTable.make(name, old.tower, items, likes_N, vectors_NE, old.trained_until_ms)
     except ValueError as error:
         raise PublishError(f"item table {name}: {error}") from None
-    manifest = read_manifest(root / "item_tables" / old.name)
+    manifest = read_manifest(root / ITEM_TABLES / old.name)
     lineage = {"extends": base, "vectors": manifest["vectors"], "until_ms": until_ms, "new_items": len(new)}
     publish_table(root, table, lineage)
     return name

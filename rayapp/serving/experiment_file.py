@@ -33,9 +33,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rayapp.config import DAY_MS, Domain
+from rayapp.places import EXPERIMENTS_FILE
 from rayapp.registry.aliases import NAME
 
-FILE: Final = "experiments.toml"
 NUM_SLOTS: Final = 10_000
 MAX_DAYS: Final = 60
 SOURCES: Final = ("nearest", "interests", "trending", "newest", "explore", "popular")
@@ -96,11 +96,11 @@ def parse_experiments(text: str, domain: Domain) -> tuple[Experiment, ...]:
     try:
         tables = _File.model_validate(tomllib.loads(text)).experiments
     except tomllib.TOMLDecodeError as error:
-        raise ExperimentError(f"{FILE}: not valid TOML: {error}") from None
+        raise ExperimentError(f"{EXPERIMENTS_FILE}: not valid TOML: {error}") from None
     except ValidationError as error:
-        raise ExperimentError(f"{FILE}: {_first_error(error)}") from None
+        raise ExperimentError(f"{EXPERIMENTS_FILE}: {_first_error(error)}") from None
     for key in ("name", "salt"):
-        _distinct(f"{FILE}: two experiments have the {key}", [getattr(table, key) for table in tables])
+        _distinct(f"{EXPERIMENTS_FILE}: two experiments have the {key}", [getattr(table, key) for table in tables])
     return tuple(_experiment(table, domain) for table in tables)
 
 
@@ -111,16 +111,16 @@ def read_experiments(root: Path, domain: Domain) -> tuple[Experiment, ...]:
         ExperimentError: as `parse_experiments`, or the file can't be read.
     """
     try:
-        return parse_experiments((root / FILE).read_text(encoding="utf-8"), domain)
+        return parse_experiments((root / EXPERIMENTS_FILE).read_text(encoding="utf-8"), domain)
     except FileNotFoundError:
         return ()
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        raise ExperimentError(f"{root / FILE} can't be read ({reason})") from None
+        raise ExperimentError(f"{root / EXPERIMENTS_FILE} can't be read ({reason})") from None
 
 
 def _experiment(table: "_ExperimentTable", domain: Domain) -> Experiment:
-    where = f"{FILE}: experiment {table.name!r}:"
+    where = f"{EXPERIMENTS_FILE}: experiment {table.name!r}:"
     _distinct(f"{where} two arms have the name", [arm.name for arm in table.arms])
     _distinct(f"{where} two guardrails are on the head", [guardrail.head for guardrail in table.guardrails])
     arms = tuple(_arm(f"{where} arm {arm.name!r}:", arm, domain) for arm in table.arms)

@@ -27,18 +27,11 @@ from numpy.typing import NDArray
 
 from rayapp.config import DAY_MS, Domain, day_name
 from rayapp.hashing import hash64, hash64_column
+from rayapp.places import EXPERIMENTS_FILE, EXPERIMENTS_STATE
 from rayapp.publish import PublishError, read_json, write_json
-from rayapp.serving.experiment_file import (
-    FILE,
-    NUM_SLOTS,
-    Arm,
-    Experiment,
-    ExperimentError,
-    read_experiments,
-)
+from rayapp.serving.experiment_file import NUM_SLOTS, Arm, Experiment, ExperimentError, read_experiments
 
 log = logging.getLogger(__name__)
-STATE_FILE: Final = "experiments.state.json"
 FREE: Final = -1
 SEPARATOR: Final = "\x1f"
 State = dict[str, Any]
@@ -168,7 +161,7 @@ class ExperimentBook:
 
     def refresh(self, now_ms: int) -> None:
         """Follows the two files when they changed. Reads the disk: not for an event loop's own thread."""
-        seen = (_signature(self._root / FILE), _signature(self._root / STATE_FILE))
+        seen = (_signature(self._root / EXPERIMENTS_FILE), _signature(self._root / EXPERIMENTS_STATE))
         if seen == self._seen and now_ms < self._next_start_ms:
             return
         try:
@@ -211,7 +204,7 @@ class ExperimentBook:
 
 def read_state(root: Path) -> State:
     """`experiments.state.json`: name -> `{"salt", "fixed", "steps", "stopped"}`."""
-    state: State = read_json(root / STATE_FILE) if (root / STATE_FILE).exists() else {}
+    state: State = read_json(root / EXPERIMENTS_STATE) if (root / EXPERIMENTS_STATE).exists() else {}
     return state
 
 
@@ -226,7 +219,7 @@ def record_steps(root: Path, domain: Domain, now_ms: int) -> tuple[Running, ...]
         PublishError: the state is damaged.
     """
     experiments = read_experiments(root, domain)
-    if not experiments and not (root / STATE_FILE).exists():
+    if not experiments and not (root / EXPERIMENTS_STATE).exists():
         return ()
     with _locked(root):
         state = read_state(root)
@@ -238,7 +231,7 @@ def record_steps(root: Path, domain: Domain, now_ms: int) -> tuple[Running, ...]
         found = tuple(_running(experiment, state) for experiment in experiments)
         _one_at_a_time(found)
         if repr(state) != before:
-            write_json(root / STATE_FILE, state)
+            write_json(root / EXPERIMENTS_STATE, state)
     return found
 
 
@@ -256,12 +249,12 @@ def stop(root: Path, domain: Domain, name: str, why: str, now_ms: int) -> None:
             declared = {experiment.name: experiment for experiment in read_experiments(root, domain)}
             if name not in declared:
                 known = ", ".join(sorted({*declared, *state})) or "none"
-                raise ExperimentError(f"there is no experiment {name!r} in {root / FILE}; known: {known}")
+                raise ExperimentError(f"there is no experiment {name!r} in {root / EXPERIMENTS_FILE}; known: {known}")
             state[name] = {"salt": declared[name].salt, "steps": [], "stopped": None}
         if state[name]["stopped"]:
             raise ExperimentError(f"{name} is stopped already: {state[name]['stopped']['why']}")
         state[name]["stopped"] = {"at_ms": now_ms, "why": why}
-        write_json(root / STATE_FILE, state)
+        write_json(root / EXPERIMENTS_STATE, state)
 
 
 def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
@@ -279,7 +272,7 @@ def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
             return
         entry.update(fixed=fixed, steps=[{"at_ms": now_ms, "arms": arms}])
         return
-    said = f"{FILE}: experiment {experiment.name!r} has started:"
+    said = f"{EXPERIMENTS_FILE}: experiment {experiment.name!r} has started:"
     for key, value in fixed.items():
         if entry["fixed"][key] != value:
             raise ExperimentError(
@@ -306,7 +299,7 @@ def _all_declared(state: State, experiments: tuple[Experiment, ...], now_ms: int
             ends_ms = entry["fixed"]["starts_ms"] + entry["fixed"]["planned_days"] * DAY_MS
             if now_ms < ends_ms:
                 raise ExperimentError(
-                    f"{FILE}: experiment {name!r} is on and the file does not declare it any more; "
+                    f"{EXPERIMENTS_FILE}: experiment {name!r} is on and the file does not declare it any more; "
                     f"`rayapp experiment stop {name}` before it is taken out"
                 )
 
@@ -324,8 +317,8 @@ def _one_at_a_time(found: tuple[Running, ...]) -> None:
     for first, second in itertools.pairwise(ordered):
         if second.experiment.starts_ms < first.until_ms:
             raise ExperimentError(
-                f"{FILE}: {first.experiment.name!r} and {second.experiment.name!r} are on at the same time; one "
-                f"experiment runs at a time: move the second's `starts`, or `rayapp experiment stop` the first"
+                f"{EXPERIMENTS_FILE}: {first.experiment.name!r} and {second.experiment.name!r} are on at the same "
+                "time; one experiment runs at a time: move the second's `starts`, or `rayapp experiment stop` the first"
             )
 
 
@@ -350,6 +343,6 @@ def _signature(path: Path) -> tuple[int, int, int] | None:
 @contextlib.contextmanager
 def _locked(root: Path) -> Iterator[None]:
     """Waits for the lock: it is held for milliseconds."""
-    with (root / f".{STATE_FILE}.lock").open("w") as handle:
+    with (root / f".{EXPERIMENTS_STATE}.lock").open("w") as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
         yield

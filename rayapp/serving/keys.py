@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rayapp.places import KEYS_FILE
 from rayapp.publish import PublishError, read_json, write_json
 
-FILE: Final = "keys.json"
 KEY_BYTES: Final = 32
 MAX_KEYS: Final = 1_000
 
@@ -39,7 +39,7 @@ class Keys:
         Raises:
             PublishError: the file is damaged.
         """
-        path = root / FILE
+        path = root / KEYS_FILE
         if not path.exists():
             return Keys(())
         rows = read_json(path)
@@ -89,8 +89,8 @@ def remove_key(root: Path, name: str) -> None:
 
 def _write(root: Path, rows: tuple[tuple[str, Role, str], ...]) -> None:
     value: list[dict[str, Any]] = [{"name": n, "role": role.value, "sha256": digest} for n, role, digest in rows]
-    write_json(root / FILE, value)
-    (root / FILE).chmod(0o600)
+    write_json(root / KEYS_FILE, value)
+    (root / KEYS_FILE).chmod(0o600)
 
 
 def _digest(key: str) -> str:

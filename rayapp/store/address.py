@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
+from rayapp.places import STORE, STORE_FILE
 from rayapp.publish import read_json, write_json
 from rayapp.store import StoreError
 
-STORE_FILE: Final = "store.json"
 IN_ROOT: Final = "lmdb"
 """Address of the LMDB in `ROOT/store`, wherever the root lies."""
 REDIS_PORT: Final = 6379
@@ -46,7 +46,7 @@ def full_url(root: Path, address: str, *named: str) -> str:
     """The URL of an address, with the user and password that one of the `named` URLs, or the environment's, has for
     it."""
     if address == IN_ROOT:
-        return f"lmdb://{(root / 'store').absolute()}"
+        return f"lmdb://{(root / STORE).absolute()}"
     urls = (*named, _from_environment() or address)
     return next((url for url in urls if address_of(root, url) == address and "@" in urlsplit(url).netloc), address)
 
@@ -55,7 +55,7 @@ def address_of(root: Path, url: str) -> str:
     """What of a URL may be shown and kept: everything but user and password, equal places alike."""
     parts = urlsplit(url)
     if parts.scheme == "lmdb":
-        return IN_ROOT if Path(parts.path) == (root / "store").absolute() else f"lmdb://{parts.path}"
+        return IN_ROOT if Path(parts.path) == (root / STORE).absolute() else f"lmdb://{parts.path}"
     place = parts.netloc.rpartition("@")[2].lower()
     if parts.scheme in ("redis", "rediss"):
         place += "" if re.search(r":\d+$", place) else f":{REDIS_PORT}"

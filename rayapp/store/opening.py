@@ -4,6 +4,7 @@ import logging
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+from rayapp.places import STORE
 from rayapp.root import read_root
 from rayapp.store import SequenceStore, StoreError
 from rayapp.store.address import IN_ROOT, address_of, full_url, in_use, resolve, take_into_use
@@ -30,7 +31,7 @@ def open_for_graph(root: Path, url: str | None = None) -> SequenceStore:
         StoreError: the LMDB in the root holds what would stay behind; and as for `open_store`.
     """
     url = resolve(root, url)
-    if in_use(root) is None and address_of(root, url) != IN_ROOT and (root / "store").exists():
+    if in_use(root) is None and address_of(root, url) != IN_ROOT and (root / STORE).exists():
         _refuse_to_leave(root, IN_ROOT)
     store = open_url(root, url)
     take_into_use(root, url)
@@ -43,7 +44,7 @@ def move_store(root: Path, url: str) -> str | None:
     Raises:
         StoreError: the one before it holds rows that nobody has exported, or the new one can't be opened.
     """
-    before = in_use(root) or (IN_ROOT if (root / "store").exists() else None)
+    before = in_use(root) or (IN_ROOT if (root / STORE).exists() else None)
     if before not in (None, address_of(root, url)):
         _refuse_to_leave(root, before)
     open_url(root, url).close()

@@ -14,6 +14,7 @@ from rayapp.features.items import Item
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower, fit_linear_tower
 from rayapp.pipeline.engagements import Engagements, read_engagements
+from rayapp.places import RUNS
 from rayapp.publish import PublishError
 from rayapp.registry.item_tables import publish_table
 from rayapp.training.recall import recall_report
@@ -59,7 +60,7 @@ def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, wi
 def _trained(
     root: Path, name: str, items: list[Item], domain: Domain, train: Engagements, config: TowerConfig
 ) -> LinearTower:
-    directory = root / "runs" / f"tower-{name}"
+    directory = root / RUNS / f"tower-{name}"
     shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed
     try:
         return train_two_tower(directory, items, domain.attributes, train, config)

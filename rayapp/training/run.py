@@ -23,6 +23,7 @@ from rayapp.config import Domain, to_json
 from rayapp.model.calibration import Calibration
 from rayapp.model.scorer import Scorer
 from rayapp.pipeline.reader import WindowReader
+from rayapp.places import RUNS
 from rayapp.presets import Preset
 from rayapp.publish import in_words
 from rayapp.registry.models import publish_model
@@ -71,7 +72,7 @@ class TrainingRun:
     @property
     def log(self) -> Path:
         """JSON lines of progress, readable while the run goes on."""
-        return self.root / "runs" / self.version / TRAIN_LOG
+        return self.root / RUNS / self.version / TRAIN_LOG
 
     @property
     def settings(self) -> dict[str, Any]:
@@ -225,7 +226,7 @@ def _worker(settings: dict[str, Any]) -> None:
     rank, world = context.get_world_rank(), context.get_world_size()
     root = Path(settings["root"])
     domain, _ = read_root(root)
-    log = root / "runs" / settings["version"] / TRAIN_LOG
+    log = root / RUNS / settings["version"] / TRAIN_LOG
     loop = make_loop(settings, domain, get_device(), rank=rank, world=world, prepare=prepare_model, log=log)
 
     def checkpoint() -> None:

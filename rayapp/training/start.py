@@ -12,7 +12,8 @@ from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.model.inputs import Inputs, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
-from rayapp.pipeline.logs import REQUESTS, read_log
+from rayapp.pipeline.logs import read_log
+from rayapp.places import REQUESTS
 from rayapp.presets import Preset
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import load_model
