@@ -26,6 +26,7 @@ GROUP_EVENTS = 5_000
 MAX_PENDING_EVENTS = 20_000
 """Events that may wait for a commit; more are refused, to be sent again."""
 PROBE_S = 0.5
+"""How long whoever asks after the store waits for it."""
 FAILED_FOR_S = 10.0
 """The store counts as unwell this long after a write that failed."""
 TRENDING = 500

@@ -1,6 +1,7 @@
 """One person is one id, however the file writes it; what can't be told apart any more is refused in words."""
 
 import contextlib
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -66,7 +67,9 @@ def read(
     make = list_rows if lists else event_rows
     pieces, rejected = plan(path, layouts, "[[events]]")
     rows: list[dict[str, object]] = []
-    for _, table, some in read_checked(pieces, lambda raw, _: make(raw, layouts[0], domain_file.domain, CLOCK)):  # type: ignore[operator]
+    for _, table, some in read_checked(
+        pieces, lambda raw, _: make(raw, layouts[0], domain_file.domain, CLOCK), Counter()
+    ):  # type: ignore[operator]
         rejected += some
         rows += table.to_pylist() if table is not None else []
     return rows, rejected

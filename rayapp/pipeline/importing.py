@@ -157,13 +157,11 @@ class _Import:
             notes: Counter[str] = Counter()
 
             def reader(raw: pa.Table, _layout: int) -> Any:
-                rows, check = entity_rows(raw, layout, attributes, clock, users=users)
-                notes.update(check.notes)
-                return rows, check
+                return entity_rows(raw, layout, attributes, clock, users=users)
 
             tables = []
             with QuarantineFile(staging.directory / f"rejected-{kind}-{number:05d}.ndjson") as file:
-                for _, rows, rejected in read_checked(tasks[number], reader):
+                for _, rows, rejected in read_checked(tasks[number], reader, notes):
                     file.write(rejected)
                     if rows is not None:
                         tables.append(rows.drop_columns(["source_row"]))

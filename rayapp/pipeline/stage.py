@@ -51,19 +51,23 @@ def group(pieces: Sequence[Piece]) -> list[list[Piece]]:
     return tasks
 
 
-def read_checked(pieces: Sequence[Piece], reader: Reader) -> Iterator[tuple[Piece, pa.Table | None, list[Rejection]]]:
-    """Good rows with `source_row`, and the rejections, chunk by chunk."""
+def read_checked(
+    pieces: Sequence[Piece], reader: Reader, notes: Counter[str]
+) -> Iterator[tuple[Piece, pa.Table | None, list[Rejection]]]:
+    """Good rows with `source_row`, and the rejections, chunk by chunk; `notes` counts what was read otherwise than it
+    is written."""
     for piece in pieces:
         for got in read_piece(piece):
             if isinstance(got, list):
                 yield piece, None, got
             else:
-                yield piece, *_check(piece, got, reader)
+                yield piece, *_check(piece, got, reader, notes)
 
 
-def _check(piece: Piece, chunk: Chunk, reader: Reader) -> tuple[pa.Table, list[Rejection]]:
+def _check(piece: Piece, chunk: Chunk, reader: Reader, notes: Counter[str]) -> tuple[pa.Table, list[Rejection]]:
     raw, number_N = chunk
     rows, check = reader(raw, piece.layout)
+    notes += check.notes
     rejected = [Rejection(piece.path, int(number_N[n]), *rest) for n, *rest in check.rejected]
     return rows.append_column(SOURCE_FIELDS[1], pa.array(number_N[check.good_N])), rejected
 
@@ -77,14 +81,8 @@ def stage_task(
     staged: list[str] = []
     read = rejected_rows = 0
     notes: Counter[str] = Counter()
-
-    def noting(raw: pa.Table, layout: int) -> tuple[pa.Table, RowCheck]:
-        rows, check = reader(raw, layout)
-        notes.update(check.notes)
-        return rows, check
-
     with QuarantineFile(staging.directory / f"rejected-{kind}-{number:05d}.ndjson") as quarantine:
-        for piece, rows, rejected in read_checked(pieces, noting):
+        for piece, rows, rejected in read_checked(pieces, reader, notes):
             quarantine.write(rejected)
             lost = sum(r.row != NO_ROW for r in rejected)
             rejected_rows += lost

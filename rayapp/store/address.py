@@ -29,25 +29,23 @@ def resolve(root: Path, given: str | None) -> str:
     Raises:
         StoreError: the root's events are in another store.
     """
-    named = [url for url in (given, _from_environment()) if url]
     address = in_use(root)
-    if named:
-        first = address_of(root, named[0])
-        if address is not None and first != address:
+    if named := given or _from_environment():
+        wanted = address_of(root, named)
+        if address is not None and wanted != address:
             raise StoreError(
-                f"the events of {root} are in the store {address} ({STORE_FILE}), not in {first}; leave --store and "
+                f"the events of {root} are in the store {address} ({STORE_FILE}), not in {wanted}; leave --store and "
                 f"{URL} out, or move the root to that store: `rayapp store use --root {root} URL`"
             )
-        address = first
-    return full_url(root, address or IN_ROOT, *named)
+        address = wanted
+    return full_url(root, address or IN_ROOT, given)
 
 
-def full_url(root: Path, address: str, *named: str) -> str:
-    """The URL of an address, with the user and password that one of the `named` URLs, or the environment's, has for
-    it."""
+def full_url(root: Path, address: str, given: str | None = None) -> str:
+    """The URL of an address, with the user and password that the `given` URL or the environment's has for it."""
     if address == IN_ROOT:
         return f"lmdb://{(root / STORE).absolute()}"
-    urls = (*named, _from_environment() or address)
+    urls = (url for url in (given, _from_environment()) if url)
     return next((url for url in urls if address_of(root, url) == address and "@" in urlsplit(url).netloc), address)
 
 
