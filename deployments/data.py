@@ -12,9 +12,9 @@ from deployments.feeds import now_ms
 from deployments.http import MergeBody, PathId, Problem, invalid
 from deployments.sequences import Busy
 from deployments.service import Service
-from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, id_problem
+from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, id_problem
+from rayapp.serving.attribute_checks import BadAttribute, check_changes, check_item, check_user
 from rayapp.serving.events import BadBody, EventBody, check_events, parse_body
-from rayapp.serving.items import BadAttribute, check_changes, check_item, check_user
 from rayapp.store import OutboxFull, Outcome
 
 log = logging.getLogger(__name__)

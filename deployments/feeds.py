@@ -11,12 +11,12 @@ from starlette.background import BackgroundTask
 
 from deployments.http import Problem, RankBody, RecommendationsBody, invalid
 from deployments.service import Service
-from rayapp.config import Domain
-from rayapp.schema import AttributeKind
+from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import AttributeKind
 from rayapp.serving.answers import feed_body, model_fields, sequence_body
+from rayapp.serving.attribute_checks import BadAttribute, check_attributes
 from rayapp.serving.blend import blend
 from rayapp.serving.feed import Ask
-from rayapp.serving.items import BadAttribute, check_attributes
 from rayapp.serving.paging import BadToken, ExpiredToken, Page, read_token
 from rayapp.serving.stages import RankCall, Ranking
 from rayapp.store import UserSequence

@@ -16,10 +16,10 @@ from deployments.operations import operation_routes, or_none
 from deployments.service import Handles, Service
 from deployments.stages import POLL_S, keep
 from rayapp import __version__
-from rayapp.publish import PublishError
+from rayapp.experiments.assignment import ExperimentBook
 from rayapp.registry.aliases import CHAMPION, read_aliases
-from rayapp.root import read_root
-from rayapp.serving.experiments import ExperimentBook
+from rayapp.root.facts import read_root
+from rayapp.root.publish import PublishError
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys
 from rayapp.serving.stages import Live

@@ -2,7 +2,7 @@
 
 from ray.serve import metrics
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.serving.feed import Answer
 
 STAGE_MS = [1, 2, 5, 10, 20, 50, 100, 200, 500, 1_000, 2_000, 5_000]

@@ -9,9 +9,9 @@ from fastapi.responses import JSONResponse, RedirectResponse
 
 from deployments.http import Problem
 from deployments.service import Service
-from rayapp.publish import PublishError
 from rayapp.registry.aliases import CHAMPION, promote, read_previous, rollback
 from rayapp.registry.models import list_models, load_model
+from rayapp.root.publish import PublishError
 
 
 def operation_routes(service: Service) -> APIRouter:

@@ -11,11 +11,11 @@ from typing import Any
 from ray import serve
 from ray.serve import metrics
 
-from rayapp.catalogue import read_item
-from rayapp.erasure import erase_user
-from rayapp.hashing import hash64
-from rayapp.root import read_root
-from rayapp.schema import FIRST_ACTION_ID, ActionKind, Event
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import FIRST_ACTION_ID, ActionKind, Event
+from rayapp.root.catalogue import read_item
+from rayapp.root.erasure import erase_user
+from rayapp.root.facts import read_root
 from rayapp.serving.trends import Trends
 from rayapp.store import Kind, Outcome, SequenceStore, StoreError, UserSequence
 from rayapp.store.opening import open_for_graph

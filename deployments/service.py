@@ -10,7 +10,7 @@ from fastapi import Request
 
 from deployments.http import Problem
 from deployments.metrics import Metrics
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.registry.aliases import SHADOW
 from rayapp.serving.answers import add_shadow, request_row
 from rayapp.serving.candidates import Candidates, Query

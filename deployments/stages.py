@@ -12,11 +12,11 @@ import torch
 from ray import serve
 
 from rayapp.model.batched import LARGEST_BATCH
-from rayapp.root import read_root
+from rayapp.root.facts import read_root
 from rayapp.serving.candidates import Candidates as CandidateList
 from rayapp.serving.candidates import Query
+from rayapp.serving.live_rates import LiveRates
 from rayapp.serving.ranking import rank, rank_many
-from rayapp.serving.rates import LiveRates
 from rayapp.serving.shelf import ModelShelf
 from rayapp.serving.stages import RankCall, Ranking
 from rayapp.store import UserSequence

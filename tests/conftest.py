@@ -11,17 +11,14 @@ import hypothesis
 import numpy as np
 import pytest
 
-from rayapp.config import Domain, Head
-from rayapp.domains import load_domain
+from rayapp.contracts.config import Domain, Head
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.presets import nano, variant
+from rayapp.contracts.schema import PAD, Action, ActionKind, Attribute, AttributeKind, Event, Vocabulary
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
-from rayapp.hashing import hash64
-from rayapp.presets import nano, variant
-from rayapp.registry.aliases import BASELINE, CHAMPION, promote
-from rayapp.root import make_root
-from rayapp.schema import PAD, Action, ActionKind, Attribute, AttributeKind, Event, Vocabulary
-from rayapp.sources.synthetic import World
-from rayapp.workflow import (
+from rayapp.importing.domains import load_domain
+from rayapp.loop.workflow import (
     Prepared,
     build_windows,
     import_once,
@@ -32,6 +29,9 @@ from rayapp.workflow import (
     train_model,
     training_run,
 )
+from rayapp.registry.aliases import BASELINE, CHAMPION, promote
+from rayapp.root.facts import make_root
+from rayapp.sources.synthetic import World
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
@@ -101,7 +101,7 @@ def ray_session(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """One local Ray for every test that needs one."""
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
     os.environ["RAY_DATA_DISABLE_PROGRESS_BARS"] = "1"
-    from rayapp.runtime import local_ray
+    from rayapp.launch.runtime import local_ray
 
     with local_ray():
         yield

@@ -6,11 +6,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayapp.config import DAY_MS
-from rayapp.domains import load_domain
-from rayapp.pipeline.importing import Inputs, import_files
-from rayapp.presets import nano
-from rayapp.retraining.stages import Options
+from rayapp.contracts.config import DAY_MS
+from rayapp.contracts.presets import nano
+from rayapp.importing.domains import load_domain
+from rayapp.importing.importer import Inputs, import_files
+from rayapp.loop.steps import Options
 from tests.conftest import WORLD
 
 DOMAIN_FILE = load_domain("synthetic")

@@ -8,13 +8,13 @@ from click.testing import CliRunner, Result
 
 from rayapp.cli.main import cli
 from rayapp.cli.train import not_above
-from rayapp.config import Domain
-from rayapp.publish import PublishError
+from rayapp.contracts.config import Domain
+from rayapp.loop.workflow import split_of
 from rayapp.registry.models import list_models
-from rayapp.root import read_root
+from rayapp.root.facts import read_root
+from rayapp.root.publish import PublishError
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
-from rayapp.workflow import split_of
 
 ROOT = Path(__file__).parents[1]
 

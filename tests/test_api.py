@@ -20,15 +20,15 @@ from deployments.metrics import Metrics
 from deployments.sequences import Sequences
 from deployments.service import Handles, Service
 from deployments.stages import Candidates, Ranker
-from rayapp.catalogue import read_catalogue
-from rayapp.config import Domain
-from rayapp.pipeline.catalogue import merge
+from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import item_schema
+from rayapp.experiments.assignment import ExperimentBook
 from rayapp.pipeline.export import export
-from rayapp.pipeline.logs import read_log
-from rayapp.places import EVENTS, ITEMS, REQUESTS
 from rayapp.registry.aliases import CHAMPION, SHADOW, promote, read_aliases
-from rayapp.schema import item_schema
-from rayapp.serving.experiments import ExperimentBook
+from rayapp.root.catalogue import read_catalogue
+from rayapp.root.catalogue_writer import merge
+from rayapp.root.logs import read_log
+from rayapp.root.places import EVENTS, ITEMS, REQUESTS
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys, Role, add_key
 from rayapp.serving.stages import Live

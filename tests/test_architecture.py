@@ -1,6 +1,7 @@
 """The import graph is the architecture: this table is its drawing, and these tests keep it true."""
 
 import ast
+import graphlib
 import re
 import subprocess
 import sys
@@ -8,157 +9,58 @@ from pathlib import Path
 
 import pytest
 
-from rayapp import places
+from rayapp.root import places
 
 ROOT = Path(__file__).parents[1]
 
-# room -> the rooms of rayapp it may import. Read downwards, it is the data flow.
-MAY_IMPORT: dict[str, set[str]] = {
-    "hashing": set(),
-    "schema": {"hashing"},
-    "publish": set(),
+# room -> the rooms it imports, all of them and no other. Read downwards, it is the data flow.
+IMPORTS: dict[str, set[str]] = {
+    "contracts": set(),
     "revision": set(),
-    "places": set(),
-    "config": {"schema"},
-    "features": {"hashing", "schema"},
-    "presets": {"config"},
-    "root": {"config", "publish"},
-    "catalogue": {"schema", "config", "publish"},
-    "rates": {"hashing", "config", "publish"},
-    "erasure": {"hashing", "publish"},
-    "domains": {"hashing", "schema", "config"},
-    "sources": {"hashing", "schema", "config"},
-    "pipeline": {
-        "hashing",
-        "schema",
-        "config",
-        "domains",
-        "features",
-        "publish",
-        "root",
-        "catalogue",
-        "rates",
-        "erasure",
-        "store",
+    "picture": set(),
+    "launch": set(),
+    "features": {"contracts"},
+    "root": {"contracts"},
+    "sources": {"contracts"},
+    "record": {"picture", "revision", "root"},
+    "store": {"contracts", "features", "root"},
+    "pipeline": {"contracts", "features", "root", "store"},
+    "importing": {"contracts", "pipeline", "root"},
+    "model": {"contracts", "features"},
+    "registry": {"contracts", "features", "model", "root"},
+    "training": {"contracts", "features", "model", "picture", "pipeline", "registry", "revision", "root"},
+    "experiments": {"contracts", "pipeline", "registry", "root"},
+    "serving": {"contracts", "experiments", "features", "model", "registry", "root", "store"},
+    "batch": {"contracts", "features", "importing", "model", "pipeline", "registry", "root", "serving", "store"},
+    "loop": {
+        *("contracts", "experiments", "features", "importing", "launch", "model", "pipeline", "record", "registry"),
+        *("root", "sources", "store", "training"),
     },
-    "model": {"hashing", "schema", "config", "features"},
-    "registry": {"hashing", "schema", "config", "features", "model", "publish", "catalogue"},
-    "store": {"hashing", "schema", "features", "publish", "root"},
-    "training": {
-        "hashing",
-        "schema",
-        "config",
-        "presets",
-        "catalogue",
-        "features",
-        "model",
-        "pipeline",
-        "publish",
-        "registry",
-        "root",
-        "revision",
+    "client": {"contracts", "features", "launch", "model", "record", "registry", "root"},
+    "deployments": {"contracts", "experiments", "model", "registry", "root", "serving", "store"},
+    "cli": {
+        *("batch", "benchmarks", "client", "contracts", "experiments", "importing", "launch", "loop", "pipeline"),
+        *("record", "registry", "root", "serving", "sources", "store", "training"),
     },
-    "serving": {
-        "hashing",
-        "schema",
-        "config",
-        "features",
-        "model",
-        "publish",
-        "rates",
-        "registry",
-        "store",
-        "catalogue",
+    "benchmarks": {
+        *("batch", "client", "contracts", "experiments", "features", "importing", "launch", "loop", "model", "picture"),
+        *("pipeline", "record", "registry", "root", "serving", "sources", "store", "training"),
     },
-    "experiments": {"hashing", "schema", "config", "pipeline", "publish", "registry", "root", "serving", "erasure"},
-    "batch": {
-        "hashing",
-        "schema",
-        "config",
-        "domains",
-        "features",
-        "publish",
-        "root",
-        "catalogue",
-        "rates",
-        "pipeline",
-        "model",
-        "registry",
-        "serving",
-        "store",
-        "erasure",
-    },
-    "workflow": {
-        "hashing",
-        "schema",
-        "config",
-        "presets",
-        "domains",
-        "erasure",
-        "pipeline",
-        "publish",
-        "root",
-        "sources",
-        "store",
-        "training",
-    },
-    "retraining": {
-        "hashing",
-        "schema",
-        "config",
-        "presets",
-        "features",
-        "catalogue",
-        "model",
-        "pipeline",
-        "publish",
-        "registry",
-        "root",
-        "serving",
-        "store",
-        "training",
-        "workflow",
-        "erasure",
-    },
-    "session": {"hashing", "schema", "config", "features", "model"},
-    "ports": set(),
-    "runtime": {"ports"},
-    "graph": {"ports"},
 }
-EVERYWHERE = {"places"}
-"""Names of what lies under a root; it knows nothing itself."""
-COMPOSITION_ROOTS = {"cli", "bench"}  # may import every room; nothing imports them but the command line its benches
 NO_RAY = {
-    "revision",
-    "places",
-    "hashing",
-    "schema",
-    "publish",
-    "config",
-    "presets",
-    "catalogue",
-    "rates",
-    "erasure",
-    "features",
-    "root",
-    "domains",
-    "sources",
-    "model",
-    "registry",
-    "store",
-    "serving",
-    "session",
+    *("contracts", "revision", "picture", "features", "root", "sources", "record", "store", "model", "registry"),
+    *("serving",),
 }
-FILES = sorted([*ROOT.glob("rayapp/**/*.py"), *ROOT.glob("deployments/**/*.py")])
+FILES = sorted(path for top in ("rayapp", "deployments", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))
 
 
 def room(path: Path) -> str:
     top, *rest = path.relative_to(ROOT).parts
-    return top if top == "deployments" else rest[0].removesuffix(".py")
+    return rest[0].removesuffix(".py") if top == "rayapp" else top
 
 
 def imports(path: Path) -> set[str]:
-    """Dotted names imported by a file, e.g. {"ray", "rayapp.schema"}."""
+    """Dotted names imported by a file, e.g. {"ray", "rayapp.contracts.schema"}."""
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
@@ -169,20 +71,30 @@ def imports(path: Path) -> set[str]:
     return names
 
 
+def rooms_of(names: set[str]) -> set[str]:
+    """The rooms that dotted names lie in."""
+    parts = [name.split(".") for name in names]
+    ours = {p[1] for p in parts if p[0] == "rayapp" and not p[1].startswith("__")}
+    return ours | {p[0] for p in parts if p[0] in ("deployments", "benchmarks")}
+
+
+@pytest.mark.parametrize("name", IMPORTS)
+def test_a_room_imports_what_its_line_lists_and_nothing_else(name: str) -> None:
+    used = {path: rooms_of(imports(path)) - {name} for path in FILES if room(path) == name}
+    for path, rooms in used.items():
+        assert rooms <= IMPORTS[name], f"{path} imports {sorted(rooms - IMPORTS[name])}"
+    assert set().union(*used.values()) == IMPORTS[name], "a line lists only what its room uses"
+
+
+def test_every_file_lies_in_a_room_and_the_arrows_flow_one_way() -> None:
+    assert {room(path) for path in FILES} - {"__init__"} == set(IMPORTS)
+    list(graphlib.TopologicalSorter(IMPORTS).static_order())  # raises where there is a circle
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_flow_one_way(path: Path) -> None:
-    here, seen = room(path), imports(path)
-    used = {n.split(".")[1] for n in seen if n.startswith("rayapp.") and not n.startswith("rayapp.__")}
-    if here == "deployments":
-        assert not used & {"cli", "bench", "training", "workflow", "pipeline", "sources"}
-        return
-    assert not any(n.split(".")[0] == "deployments" for n in seen), "rayapp never imports deployments"
-    if here in COMPOSITION_ROOTS | {"__init__"}:
-        return
-    allowed = MAY_IMPORT[here] | {here} | EVERYWHERE
-    assert used <= allowed, f"{here} may import {sorted(allowed)}, but imports {sorted(used - allowed)}"
-    if here in NO_RAY:
-        assert not any(n.split(".")[0] == "ray" for n in seen), f"{here} must stay importable without Ray"
+def test_rooms_without_ray_stay_so(path: Path) -> None:
+    if room(path) in NO_RAY:
+        assert not any(n.split(".")[0] == "ray" for n in imports(path)), f"{path} must stay importable without Ray"
 
 
 def test_importing_everything_does_nothing(tmp_path: Path) -> None:

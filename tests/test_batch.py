@@ -12,17 +12,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.batch.accumulators import Accumulators, Sums
+from rayapp.batch.as_of import PastRates, changed_items
 from rayapp.batch.asked import BY_TIME, asked_of
-from rayapp.batch.inputs import check_rows, num_partitions, plan_files
+from rayapp.batch.input_files import check_rows, num_partitions, plan_files
 from rayapp.batch.job import Job, Kind, State, finished_output, publish, workspace
-from rayapp.batch.models import PastRates, changed_items
 from rayapp.batch.part import cuts
 from rayapp.batch.scoring import batches
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import Attribute, AttributeKind, bucket_of
 from rayapp.features.sequence import NO_WATERMARK
-from rayapp.hashing import hash64
-from rayapp.publish import PublishError, read_json, write_json
-from rayapp.schema import Attribute, AttributeKind, bucket_of
+from rayapp.root.publish import PublishError, read_json, write_json
 from rayapp.training import metrics
 from tests.conftest import T0
 from tests.test_serving import item_table, models  # noqa: F401  (a fixture)

@@ -15,21 +15,21 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from rayapp.batch.models import SETTLED_MIX
+from rayapp.batch.as_of import SETTLED_MIX
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import Event, bucket_of
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import NO_WATERMARK, at_request
-from rayapp.hashing import hash64
-from rayapp.pipeline.logs import read_log
-from rayapp.places import EVENTS
-from rayapp.ports import free_port
-from rayapp.rates import load_items, load_users
+from rayapp.launch.ports import free_port
+from rayapp.loop.workflow import Prepared
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
-from rayapp.root import read_root
-from rayapp.schema import Event, bucket_of
+from rayapp.root.facts import read_root
+from rayapp.root.logs import read_log
+from rayapp.root.places import EVENTS
+from rayapp.root.rates import load_items, load_users
 from rayapp.serving.candidates import CandidateIndex, Query
 from rayapp.store.lmdb import LmdbStore
-from rayapp.workflow import Prepared
 from tests.conftest import RAYAPP, until
 
 pytestmark = pytest.mark.cluster

@@ -16,17 +16,17 @@ import torch
 from rayapp.batch.histories import read_histories
 from rayapp.batch.job import Job, Kind, Workspace, workspace
 from rayapp.batch.part import PartScorer
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import bucket_of
 from rayapp.features.sequence import NO_WATERMARK
-from rayapp.hashing import hash64
 from rayapp.pipeline.export import export
 from rayapp.pipeline.log_view import LogView
-from rayapp.publish import write_json
 from rayapp.registry.models import LoadedModel, load_model
-from rayapp.root import read_root
-from rayapp.schema import bucket_of
+from rayapp.root.facts import read_root
+from rayapp.root.publish import write_json
+from rayapp.serving.live_rates import LiveRates
 from rayapp.serving.ranking import rank
-from rayapp.serving.rates import LiveRates
 from rayapp.serving.stages import RankCall
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event

@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from rayapp.bench.autoscale import _flaps
-from rayapp.bench.host import empty_config, side_by_side, sized
-from rayapp.bench.http_load import FEED, Answer, closed_loop, feed_bodies, good, quantile_ms
-from rayapp.bench.serve import ALONE, EMPTY, GRAPH, HANDWRITTEN, PLAIN, PLAIN_INLINE, Loaded, _ratios
-from rayapp.bench.truth import Truth
-from rayapp.graph import serve_config
-from rayapp.ports import free_port
+from benchmarks.autoscale import _flaps
+from benchmarks.host import empty_config, side_by_side, sized
+from benchmarks.http_load import FEED, Answer, closed_loop, feed_bodies, good, quantile_ms
+from benchmarks.serve import ALONE, EMPTY, GRAPH, HANDWRITTEN, PLAIN, PLAIN_INLINE, Loaded, _ratios
+from benchmarks.truth import Truth
+from rayapp.launch.graph import serve_config
+from rayapp.launch.ports import free_port
 
 
 @pytest.mark.parametrize(

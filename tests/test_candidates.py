@@ -9,12 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import Attribute, AttributeKind, Vocabulary
 from rayapp.features.sequence import History
-from rayapp.hashing import hash64
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
-from rayapp.schema import Attribute, AttributeKind, Vocabulary
 from rayapp.serving import neighbours
 from rayapp.serving.candidates import DEFAULT_MIX, SEEN_AGAIN, CandidateIndex, Candidates, Query
 from rayapp.serving.neighbours import Neighbours

@@ -11,8 +11,8 @@ import click
 import pytest
 
 from rayapp.cli.main import cli
-from rayapp.config import Domain
-from rayapp.root import make_root
+from rayapp.contracts.config import Domain
+from rayapp.root.facts import make_root
 from rayapp.sources import movielens
 from tests.conftest import RAYAPP
 

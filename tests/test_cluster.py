@@ -15,17 +15,17 @@ import pyarrow.parquet as pq
 import pytest
 from click.testing import CliRunner
 
-from rayapp.catalogue import read_catalogue
 from rayapp.cli.main import cli
-from rayapp.domains import load_domain
-from rayapp.graph import running_graph
-from rayapp.pipeline.logs import read_bucket, read_log
-from rayapp.ports import free_port
-from rayapp.publish import log_manifest, read_manifest
+from rayapp.contracts.schema import EVENT_SCHEMA, bucket_of
+from rayapp.importing.domains import load_domain
+from rayapp.launch.graph import running_graph
+from rayapp.launch.ports import free_port
+from rayapp.loop.workflow import Prepared, import_once
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.models import load_model
-from rayapp.schema import EVENT_SCHEMA, bucket_of
-from rayapp.workflow import Prepared, import_once
+from rayapp.root.catalogue import read_catalogue
+from rayapp.root.logs import read_bucket, read_log
+from rayapp.root.publish import log_manifest, read_manifest
 from tests.conftest import RAYAPP, until
 
 pytestmark = pytest.mark.cluster

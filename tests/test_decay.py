@@ -6,9 +6,9 @@ import click
 import numpy as np
 import pytest
 
-from rayapp.bench.decay import POLICIES, Study
-from rayapp.bench.decay_report import Ages, Cost, Day, draw_costs, draw_curves, tell
-from rayapp.config import Domain
+from benchmarks.decay import POLICIES, Study
+from benchmarks.decay_report import Ages, Cost, Day, draw_costs, draw_curves, tell
+from rayapp.contracts.config import Domain
 
 
 def ages(ageing: float) -> Ages:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from rayapp.ports import free_port
+from rayapp.launch.ports import free_port
 from tests.conftest import RAYAPP
 
 pytestmark = pytest.mark.cluster

@@ -15,9 +15,9 @@ import pytest
 import yaml
 
 from deployments.haproxy import corrected
-from rayapp.graph import serve_config
-from rayapp.ports import BLOCKS, GraphError, check_port, free_port, held_port, is_free, own_block
-from rayapp.runtime import HAPROXY, THROUGHPUT, haproxy_path
+from rayapp.launch.graph import serve_config
+from rayapp.launch.ports import BLOCKS, GraphError, check_port, free_port, held_port, is_free, own_block
+from rayapp.launch.runtime import HAPROXY, THROUGHPUT, haproxy_path
 from tests.conftest import until
 
 ROOT = Path(__file__).parents[1]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from rayapp.bench.crash import Crashed, crash, crash_redis
-from rayapp.workflow import Prepared
+from benchmarks.crash import Crashed, crash, crash_redis
+from rayapp.loop.workflow import Prepared
 from tests.redis_server import MISSING
 
 pytestmark = pytest.mark.cluster

@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rayapp.config import ModelConfig
+from rayapp.contracts.config import ModelConfig
+from rayapp.contracts.presets import VARIANTS, nano, variant
+from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
 from rayapp.model.encoder import ENCODERS, SequenceEncoder
-from rayapp.presets import VARIANTS, nano, variant
-from rayapp.schema import FIRST_ACTION_ID, PAD
 
 CONFIG = nano().model
 VOCABULARY_SIZE = 6

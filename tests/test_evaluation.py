@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayapp.config import Domain
-from rayapp.training.compare import Row, compare, difference_table, table
+from rayapp.contracts.config import Domain
+from rayapp.training.comparison import Row, compare, difference_table, table
 from rayapp.training.evaluate import Window, feed_score, measures, popularity_logits, report
 from rayapp.training.metrics import (
     auc,

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from rayapp.config import Domain
-from rayapp.schema import Event
+from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import Event
+from rayapp.serving.attribute_checks import BadAttribute, check_changes, check_item
 from rayapp.serving.events import BadBody, Rejection, check_events, parse_body
-from rayapp.serving.items import BadAttribute, check_changes, check_item
 from tests.conftest import T0
 
 NOW = T0 + 1_000_000

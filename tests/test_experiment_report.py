@@ -12,20 +12,20 @@ import pyarrow as pa
 import pytest
 from click.testing import CliRunner, Result
 
-from rayapp.config import DAY_MS, Domain
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import bucket_of
+from rayapp.experiments.assignment import ExperimentBook, Running, record_steps
 from rayapp.experiments.collect import COLUMNS, Tally, complete_days, tally_bucket
+from rayapp.experiments.declaration import ExperimentError
 from rayapp.experiments.report import Report, build, find, make_report
 from rayapp.experiments.text import render
-from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import LABEL_COLUMNS
-from rayapp.pipeline.logs import log_schema, sort_log, without_copies, write_file
-from rayapp.places import EVENTS, REQUESTS, RETRAINING_LOG
-from rayapp.publish import PublishError, commit_log
 from rayapp.registry.retrainings import read_retrainings, record_retraining
-from rayapp.root import make_root
-from rayapp.schema import bucket_of
-from rayapp.serving.experiment_file import ExperimentError
-from rayapp.serving.experiments import ExperimentBook, Running, record_steps
+from rayapp.root.facts import make_root
+from rayapp.root.logs import log_schema, sort_log, without_copies, write_file
+from rayapp.root.places import EVENTS, REQUESTS, RETRAINING_LOG
+from rayapp.root.publish import PublishError, commit_log
 
 START_MS = 1_796_083_200_000  # 2026-12-01
 TEXT = """
@@ -284,7 +284,7 @@ def test_a_daily_check_stops_a_harmful_arm(
     assert getattr(book.arm_of(user, now_ms), "label", None) == "exp/treatment"
 
     # Ray runs already; the commands start their own.
-    monkeypatch.setattr("rayapp.runtime.local_ray", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr("rayapp.launch.runtime.local_ray", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr("rayapp.cli.experiments._now_ms", lambda: now_ms)
     from rayapp.cli.main import cli
 

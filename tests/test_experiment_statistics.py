@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayapp.bench.experiments import share, simulate
+from benchmarks.experiments import share, simulate
 from rayapp.experiments.effects import rates
 from rayapp.experiments.moments import Moments, cumulative
 from rayapp.experiments.sample_ratio import chi_square_tail, sample_ratio

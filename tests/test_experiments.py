@@ -7,11 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayapp.config import DAY_MS
-from rayapp.domains import load_domain
-from rayapp.places import EXPERIMENTS_STATE
-from rayapp.serving.experiment_file import NUM_SLOTS, ExperimentError, parse_experiments
-from rayapp.serving.experiments import FREE, ExperimentBook, lay_out, read_state, slot_of, stop
+from rayapp.contracts.config import DAY_MS
+from rayapp.experiments.assignment import FREE, ExperimentBook, lay_out, read_state, slot_of, stop
+from rayapp.experiments.declaration import NUM_SLOTS, ExperimentError, parse_experiments
+from rayapp.importing.domains import load_domain
+from rayapp.root.places import EXPERIMENTS_STATE
 
 DOMAIN = load_domain("synthetic").domain
 HEAD = DOMAIN.head_names[0]

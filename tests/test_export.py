@@ -10,23 +10,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from rayapp.catalogue import read_catalogue, read_users
-from rayapp.config import Domain
-from rayapp.erasure import erase_user
+from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import item_schema
+from rayapp.loop.workflow import restore_store, seed_store
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline import export as exporting
 from rayapp.pipeline.export import Exported, export
-from rayapp.pipeline.logs import read_log
-from rayapp.places import EVENTS, ITEMS, REQUESTS
-from rayapp.publish import PublishError, commit_log
 from rayapp.registry.item_tables import load_table, publish_table
-from rayapp.root import make_root
-from rayapp.schema import item_schema
+from rayapp.root.catalogue import read_catalogue, read_users
+from rayapp.root.erasure import erase_user
+from rayapp.root.facts import make_root
+from rayapp.root.logs import read_log
+from rayapp.root.places import EVENTS, ITEMS, REQUESTS
+from rayapp.root.publish import PublishError, commit_log
 from rayapp.store import Kind, SequenceStore
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
-from rayapp.workflow import restore_store, seed_store
 from tests.conftest import T0, make_event
 
 NOW = T0 + 10_000

@@ -13,13 +13,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayapp.config import ModelConfig
+from rayapp.contracts.config import ModelConfig
+from rayapp.contracts.presets import VARIANTS, nano, variant
+from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
 from rayapp.features.requests import Requests
 from rayapp.model import fast_encoder
 from rayapp.model.fast_encoder import plain_blocks
 from rayapp.model.scorer import Scorer
-from rayapp.presets import VARIANTS, nano, variant
-from rayapp.schema import FIRST_ACTION_ID, PAD
 from tests.test_model import CONFIG, VOCABULARY_SIZE, hashes, make_scorer, request
 
 LENGTH = CONFIG.history_length

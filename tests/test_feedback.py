@@ -8,10 +8,10 @@ import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
 
-from rayapp.bench.feedback import describe, mixed_world, on_responsive
-from rayapp.domains import load_domain
+from benchmarks.feedback import describe, mixed_world, on_responsive
+from rayapp.importing.domains import load_domain
+from rayapp.loop.workflow import import_once
 from rayapp.sources.synthetic import World
-from rayapp.workflow import import_once
 
 WORLD = World(num_users=300, num_items=150, num_days=6)
 USERS = pa.chunked_array([[f"u{n}" for n in range(20_000)]])

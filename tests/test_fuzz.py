@@ -23,8 +23,8 @@ from hypothesis.errors import Unsatisfiable
 from schemathesis.core.result import Ok
 
 from deployments.ingress import build_api
-from rayapp.config import Domain
-from rayapp.ports import free_port
+from rayapp.contracts.config import Domain
+from rayapp.launch.ports import free_port
 from tests.test_api import running
 from tests.test_serving import publish_models
 

@@ -12,13 +12,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from rayapp.bench.score_gpu import measure_gpu, told_of
-from rayapp.bench.scored import Scored
-from rayapp.config import Domain
-from rayapp.domains import load_domain
+from benchmarks.score_gpu import measure_gpu, told_of
+from benchmarks.scored import Scored
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.presets import VARIANTS, nano, variant
+from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
 from rayapp.features.requests import Requests, join
 from rayapp.features.sequence import History
-from rayapp.hashing import hash64
+from rayapp.importing.domains import load_domain
 from rayapp.model import batched as batched_scorer
 from rayapp.model.batched import (
     FEWEST_CANDIDATES,
@@ -32,12 +34,10 @@ from rayapp.model.calibration import Calibration
 from rayapp.model.packing import ALIGNMENT, Layout, OneCopy
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
-from rayapp.presets import VARIANTS, nano, variant
 from rayapp.registry.aliases import promote
 from rayapp.registry.models import load_model
-from rayapp.schema import FIRST_ACTION_ID, PAD
+from rayapp.serving.live_rates import LiveRates
 from rayapp.serving.ranking import rank, rank_many
-from rayapp.serving.rates import LiveRates
 from rayapp.serving.shelf import ModelShelf
 from rayapp.serving.stages import RankCall, Ranking
 from rayapp.store import UserSequence

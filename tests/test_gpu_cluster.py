@@ -13,20 +13,20 @@ from ray import serve
 
 from deployments.stages import Ranker
 from rayapp.batch.job import Job, Kind
-from rayapp.batch.run import Pool, job_of_files, run_job
-from rayapp.catalogue import read_catalogue
+from rayapp.batch.score import Pool, job_of_files, run_job
+from rayapp.loop.workflow import Prepared
 from rayapp.model.batched import LARGEST_BF16_ERROR
-from rayapp.pipeline.logs import read_log
-from rayapp.places import EVENTS
-from rayapp.publish import read_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
-from rayapp.root import read_root
+from rayapp.root.catalogue import read_catalogue
+from rayapp.root.facts import read_root
+from rayapp.root.logs import read_log
+from rayapp.root.places import EVENTS
+from rayapp.root.publish import read_manifest
+from rayapp.serving.live_rates import LiveRates
 from rayapp.serving.ranking import rank
-from rayapp.serving.rates import LiveRates
 from rayapp.serving.stages import RankCall
 from rayapp.store.opening import open_store
-from rayapp.workflow import Prepared
 
 pytestmark = [
     pytest.mark.cluster,

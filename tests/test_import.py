@@ -12,14 +12,14 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.domains import BUILT_IN, DomainError, load_domain
-from rayapp.domains.parse import parse_domain
-from rayapp.hashing import hash64_column
-from rayapp.pipeline.files import NO_ROW, Rejection, plan, read_piece
-from rayapp.pipeline.guess import guess_domain
-from rayapp.pipeline.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
-from rayapp.pipeline.settle import first_of_each, group_impressions
-from rayapp.publish import PublishError
+from rayapp.contracts.hashing import hash64_column
+from rayapp.importing.domains import BUILT_IN, DomainError, load_domain
+from rayapp.importing.domains.parse import parse_domain
+from rayapp.importing.files import NO_ROW, Rejection, plan, read_piece
+from rayapp.importing.guess import guess_domain
+from rayapp.importing.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
+from rayapp.importing.settle import first_of_each, group_impressions
+from rayapp.root.publish import PublishError
 from tests.conftest import T0
 
 DOMAIN = parse_domain("""

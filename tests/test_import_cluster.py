@@ -14,19 +14,19 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from rayapp.domains import load_domain
-from rayapp.domains.layout import DomainFile
-from rayapp.erasure import erase_user
-from rayapp.hashing import hash64
+from rayapp.contracts.hashing import hash64
+from rayapp.importing.domains import load_domain
+from rayapp.importing.domains.layout import DomainFile
+from rayapp.importing.importer import Inputs, Summary, import_files
 from rayapp.pipeline.compact import compact
-from rayapp.pipeline.importing import Inputs, Summary, import_files
-from rayapp.pipeline.logs import read_log
-from rayapp.pipeline.rates import build_rates
-from rayapp.pipeline.reader import WindowReader
+from rayapp.pipeline.rate_snapshots import build_rates
 from rayapp.pipeline.tasks import run_tasks
+from rayapp.pipeline.window_loader import WindowReader
 from rayapp.pipeline.windows import Window, build
-from rayapp.publish import PublishError, log_manifest, read_manifest
-from rayapp.rates import load_items, load_users, newest, read_users
+from rayapp.root.erasure import erase_user
+from rayapp.root.logs import read_log
+from rayapp.root.publish import PublishError, log_manifest, read_manifest
+from rayapp.root.rates import load_items, load_users, newest, read_users
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
 from tests.conftest import RAYAPP, until
 

@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayapp.cli.main import cli
-from rayapp.domains.layout import NULL_VALUES, DomainFile
-from rayapp.domains.parse import parse_domain
-from rayapp.pipeline.columns import RowCheck, ids
-from rayapp.pipeline.files import NO_ROW, Rejection, plan
-from rayapp.pipeline.logs import read_log
-from rayapp.pipeline.rows import Clock, event_rows, list_rows
-from rayapp.pipeline.stage import read_checked
+from rayapp.importing.columns import RowCheck, ids
+from rayapp.importing.domains.layout import NULL_VALUES, DomainFile
+from rayapp.importing.domains.parse import parse_domain
+from rayapp.importing.files import NO_ROW, Rejection, plan
+from rayapp.importing.rows import Clock, event_rows, list_rows
+from rayapp.importing.staging import read_checked
+from rayapp.root.logs import read_log
 from tests.conftest import T0
 
 DOMAIN_TOML = """
@@ -170,7 +170,7 @@ def test_however_whole_numbers_are_written_they_are_the_same_ids(numbers: list[i
 def test_a_log_that_meets_few_of_the_catalogue_s_items_is_the_first_thing_an_import_says(
     ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rayapp.runtime.local_ray", lambda **_: contextlib.nullcontext())
+    monkeypatch.setattr("rayapp.launch.runtime.local_ray", lambda **_: contextlib.nullcontext())
     root, domain, items, events = (tmp_path / name for name in ("root", "domain.toml", "items.csv", "events.csv"))
     domain.write_text(DOMAIN_TOML.replace("#EVENTS", ""))
     pd.DataFrame({"item_id": [f"item-{n}" for n in range(9)], "title": ["t"] * 9}).to_csv(items, index=False)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from rayapp.places import KEYS_FILE
-from rayapp.publish import PublishError
+from rayapp.root.places import KEYS_FILE
+from rayapp.root.publish import PublishError
 from rayapp.serving.keys import Keys, Role, add_key, remove_key
 
 

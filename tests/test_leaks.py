@@ -8,14 +8,14 @@ import pyarrow as pa
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayapp.config import DAY_MS, Domain
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import EVENT_SCHEMA, REQUEST_SCHEMA
 from rayapp.features.sequence import point_in_time
-from rayapp.hashing import hash64
 from rayapp.pipeline.histories import LABEL_COLUMNS, as_lists, history_of, in_sequence, latest, merge
 from rayapp.pipeline.labels import label_items
-from rayapp.pipeline.rates import count_bucket
+from rayapp.pipeline.rate_snapshots import count_bucket
 from rayapp.pipeline.windows import Window, build_bucket
-from rayapp.schema import EVENT_SCHEMA, REQUEST_SCHEMA
 from tests.conftest import T0
 
 USERS, ITEMS, ACTIONS = ("u1", "u2"), ("a", "b", "c"), ("click", "save", "hide", "impression")

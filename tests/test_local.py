@@ -10,9 +10,9 @@ from ray import cloudpickle
 from deployments.local import Local, bound
 from deployments.sequences import Sequences
 from deployments.stages import Candidates
-from rayapp.publish import PublishError
-from rayapp.root import make_root
-from rayapp.schema import Event
+from rayapp.contracts.schema import Event
+from rayapp.root.facts import make_root
+from rayapp.root.publish import PublishError
 from tests.conftest import Domain, make_event
 
 

@@ -10,19 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rayapp.config import ModelConfig
+from rayapp.contracts.config import ModelConfig
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.presets import nano
+from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
 from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
 from rayapp.features.requests import Requests
-from rayapp.hashing import hash64
 from rayapp.model.calibration import Calibration
 from rayapp.model.inputs import Inputs, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import CrossNetwork, Ranker, ranking_loss
 from rayapp.model.scorer import Scorer
 from rayapp.model.tower import LinearTower, fit_linear_tower
-from rayapp.presets import nano
-from rayapp.rates import Snapshot
-from rayapp.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
+from rayapp.root.rates import Snapshot
 from tests.conftest import make_request
 
 CONFIG = nano().model

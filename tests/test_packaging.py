@@ -54,9 +54,9 @@ USE = """
 import sys
 from pathlib import Path
 import rayapp
-from rayapp.schema import Event
-from rayapp.domains import BUILT_IN, load_domain
-from rayapp.root import make_root
+from rayapp.contracts.schema import Event
+from rayapp.importing.domains import BUILT_IN, load_domain
+from rayapp.root.facts import make_root
 from rayapp.store.opening import open_store
 
 assert Path(rayapp.__file__).is_relative_to(sys.argv[1]), rayapp.__file__

@@ -12,21 +12,21 @@ import pytest
 from click.testing import CliRunner
 
 from rayapp.cli.main import cli
-from rayapp.config import Domain
-from rayapp.erasure import erase_user
+from rayapp.contracts.config import Domain
+from rayapp.contracts.presets import nano
+from rayapp.contracts.schema import Event
 from rayapp.features.sequence import at_request
+from rayapp.loop.workflow import restore_store
 from rayapp.pipeline import parity as module
 from rayapp.pipeline.export import export
-from rayapp.pipeline.logs import read_log
 from rayapp.pipeline.parity import Parity, parity
-from rayapp.places import REQUESTS
-from rayapp.presets import nano
-from rayapp.publish import write_json
-from rayapp.root import make_root
-from rayapp.schema import Event
+from rayapp.root.erasure import erase_user
+from rayapp.root.facts import make_root
+from rayapp.root.logs import read_log
+from rayapp.root.places import REQUESTS
+from rayapp.root.publish import write_json
 from rayapp.store import SequenceStore
 from rayapp.store.opening import open_store
-from rayapp.workflow import restore_store
 from tests.conftest import T0, make_event
 
 LENGTH = 20
@@ -261,7 +261,7 @@ def test_the_command_prints_the_share_and_fails_below_it(
 ) -> None:
     import contextlib
 
-    monkeypatch.setattr("rayapp.runtime.local_ray", lambda spare_cpus: contextlib.nullcontext())
+    monkeypatch.setattr("rayapp.launch.runtime.local_ray", lambda spare_cpus: contextlib.nullcontext())
     server = Server(store, domain)
     replay(server, np.random.default_rng(5), 2)
     export_all(root, store)

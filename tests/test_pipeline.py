@@ -9,14 +9,16 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayapp.cli.summary import print_summary
-from rayapp.config import Domain
-from rayapp.domains import load_domain
-from rayapp.hashing import hash64
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import EVENT_SCHEMA, REQUEST_SCHEMA
+from rayapp.importing.domains import load_domain
+from rayapp.importing.importer import LogCounts, Summary
 from rayapp.pipeline.histories import LABEL_COLUMNS, Bucket, merge
-from rayapp.pipeline.importing import LogCounts, Summary
-from rayapp.pipeline.reader import RequestBatch, WindowReader
+from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.pipeline.windows import Window, build_bucket, check_closed
-from rayapp.publish import (
+from rayapp.root.facts import make_root, read_root
+from rayapp.root.publish import (
     PublishError,
     commit_log,
     exclusive,
@@ -26,8 +28,6 @@ from rayapp.publish import (
     read_manifest,
     write_json,
 )
-from rayapp.root import make_root, read_root
-from rayapp.schema import EVENT_SCHEMA, REQUEST_SCHEMA
 from tests.conftest import T0, make_event
 
 DAY = 24 * 60 * 60 * 1000

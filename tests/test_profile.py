@@ -18,14 +18,14 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rayapp.bench.host import wait_until_ready
-from rayapp.bench.http_load import FEED, Answer, ask, session
-from rayapp.bench.memory import tree
-from rayapp.bench.replicas import replica_pids
-from rayapp.ports import free_port
+from benchmarks.host import wait_until_ready
+from benchmarks.http_load import FEED, Answer, ask, session
+from benchmarks.memory import tree
+from benchmarks.replicas import replica_pids
+from rayapp.launch.ports import free_port
+from rayapp.loop.workflow import Prepared
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.serving.keys import Role, add_key
-from rayapp.workflow import Prepared
 from tests.conftest import RAYAPP
 
 pytestmark = pytest.mark.cluster

@@ -7,7 +7,7 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from rayapp.bench.record import MOST_BARS, Bars, draw, record
+from rayapp.record import MOST_BARS, Bars, draw, record
 
 
 @pytest.mark.parametrize("count", [2, MOST_BARS + 5])

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.store import StoreError
 from rayapp.store.redis import RedisStore
 from tests.conftest import T0, make_event

@@ -9,13 +9,13 @@ import pytest
 from click.testing import CliRunner
 
 from rayapp.cli.main import cli
-from rayapp.config import Domain, to_json
-from rayapp.presets import nano
-from rayapp.publish import PublishError, exclusive, write_json
+from rayapp.contracts.config import Domain, to_json
+from rayapp.contracts.presets import nano
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases, read_previous, resolve, rollback
 from rayapp.registry.models import FORMAT, list_models
 from rayapp.registry.retention import Pruned, plan_prune, prune
 from rayapp.registry.verdicts import record_verdict
+from rayapp.root.publish import PublishError, exclusive, write_json
 
 
 def put(root: Path, version: str, created: int, **changed: Any) -> None:

@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.loop.day_counts import count_days, days_with_requests
+from rayapp.loop.workflow import Prepared
 from rayapp.pipeline.parity import parity
-from rayapp.places import REQUESTS
-from rayapp.publish import commit_log, log_manifest
-from rayapp.retraining.facts import count_days, days_with_requests
-from rayapp.workflow import Prepared
+from rayapp.root.places import REQUESTS
+from rayapp.root.publish import commit_log, log_manifest
 from tests.conftest import RAYAPP
 
 pytestmark = pytest.mark.cluster

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import request_schema
+from rayapp.experiments.assignment import Assignment
 from rayapp.features.sequence import History
-from rayapp.hashing import hash64
-from rayapp.schema import request_schema
 from rayapp.serving.answers import add_shadow, feed_body, request_row
 from rayapp.serving.candidates import Candidates, Query
-from rayapp.serving.experiments import Assignment
 from rayapp.serving.feed import Answer, Ask, Feed
 from rayapp.serving.paging import MAX_AGE_MS, MAX_SHOWN, BadToken, ExpiredToken, Page, read_token
 from rayapp.serving.request_log import MAX_WAITING as MAX_ROWS_WAITING

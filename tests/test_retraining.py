@@ -16,14 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.cli import retrain as command
-from rayapp.config import DAY_MS, Domain
-from rayapp.pipeline.histories import LABEL_COLUMNS
-from rayapp.presets import nano
-from rayapp.publish import PublishError
-from rayapp.retraining import stages
-from rayapp.retraining import state as states
-from rayapp.retraining.facts import COLUMNS, count_bucket
-from rayapp.retraining.gates import (
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.presets import nano
+from rayapp.loop import run_state as states
+from rayapp.loop import steps as stages
+from rayapp.loop.day_counts import COLUMNS, count_bucket
+from rayapp.loop.gates import (
     CHALLENGER,
     CHAMPION,
     Gate,
@@ -36,15 +34,17 @@ from rayapp.retraining.gates import (
     shift_gates,
     stability_index,
 )
-from rayapp.retraining.limits import GateLimits, read_limits
-from rayapp.retraining.plan import candidates, closed_days, day_window, make_plan
-from rayapp.retraining.prometheus import exposition
-from rayapp.retraining.stages import Options
-from rayapp.retraining.state import RunState
-from rayapp.retraining.watch import DayFacts, day_gates, usual_days, watch_gates
+from rayapp.loop.limits import GateLimits, read_limits
+from rayapp.loop.plan import candidates, closed_days, day_window, make_plan
+from rayapp.loop.prometheus import exposition
+from rayapp.loop.run_state import RunState
+from rayapp.loop.steps import Options
+from rayapp.loop.watch import DayFacts, day_gates, usual_days, watch_gates
+from rayapp.pipeline.histories import LABEL_COLUMNS
+from rayapp.root.publish import PublishError
 from rayapp.store import Committed
 from rayapp.store.lmdb import LmdbStore
-from rayapp.training.compare import compare
+from rayapp.training.comparison import compare
 from rayapp.training.evaluate import SEGMENTS, Window
 from tests.conftest import T0, make_event
 

@@ -13,20 +13,20 @@ from pathlib import Path
 import httpx
 import pytest
 
-from rayapp.config import day_name
-from rayapp.graph import running_graph
-from rayapp.ports import free_port
-from rayapp.publish import PublishError, exclusive, read_json, read_manifest, write_json
+from rayapp.contracts.config import day_name
+from rayapp.launch.graph import running_graph
+from rayapp.launch.ports import free_port
+from rayapp.loop import steps as stages
+from rayapp.loop.daily import watch_days
+from rayapp.loop.plan import day_window
+from rayapp.loop.preview import preview
+from rayapp.loop.retrain import retrain
+from rayapp.loop.run_state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
+from rayapp.loop.workflow import Prepared
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases, rollback
 from rayapp.registry.retrainings import read_retrainings
 from rayapp.registry.verdicts import read_verdict
-from rayapp.retraining import stages
-from rayapp.retraining.daily import watch_days
-from rayapp.retraining.plan import day_window
-from rayapp.retraining.preview import preview
-from rayapp.retraining.run import retrain
-from rayapp.retraining.state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
-from rayapp.workflow import Prepared
+from rayapp.root.publish import PublishError, exclusive, read_json, read_manifest, write_json
 from tests.conftest import RAYAPP
 from tests.retraining_world import DOMAIN, LIMITS, NEXT, OPTIONS, day_ms, import_day
 

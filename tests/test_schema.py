@@ -7,9 +7,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.config import Domain
-from rayapp.hashing import hash64, hash64_column
-from rayapp.schema import PAD, UNKNOWN, Action, ActionKind, Vocabulary, bucket_of, content_event_id, id_problem
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64, hash64_column
+from rayapp.contracts.schema import (
+    PAD,
+    UNKNOWN,
+    Action,
+    ActionKind,
+    Vocabulary,
+    bucket_of,
+    content_event_id,
+    id_problem,
+)
 
 
 def test_no_action_shares_its_id_with_padding(domain: Domain) -> None:

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import EVENT_SCHEMA, PAD, REQUEST_SCHEMA, UNKNOWN, Event, Vocabulary
 from rayapp.features.sequence import NO_WATERMARK, History, Sequences, at_request, known_to, point_in_time
-from rayapp.hashing import hash64
 from rayapp.pipeline.histories import LABEL_COLUMNS, merge
-from rayapp.pipeline.reader import WindowReader
+from rayapp.pipeline.window_loader import WindowReader
 from rayapp.pipeline.windows import Window, build_bucket
-from rayapp.publish import write_json
-from rayapp.schema import EVENT_SCHEMA, PAD, REQUEST_SCHEMA, UNKNOWN, Event, Vocabulary
+from rayapp.root.publish import write_json
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event
 

@@ -8,24 +8,24 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayapp.config import Domain, Encoder
+from rayapp.contracts.config import Domain, Encoder
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.presets import nano
+from rayapp.contracts.schema import Action, ActionKind, Vocabulary, user_schema
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import History
-from rayapp.hashing import hash64
 from rayapp.model.calibration import Calibration
 from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
-from rayapp.pipeline.catalogue import merge
-from rayapp.places import USERS
-from rayapp.presets import nano
-from rayapp.publish import PublishError, write_json
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.registry.models import list_models, load_model, publish_model
-from rayapp.root import make_root
-from rayapp.schema import Action, ActionKind, Vocabulary, user_schema
+from rayapp.root.catalogue_writer import merge
+from rayapp.root.facts import make_root
+from rayapp.root.places import USERS
+from rayapp.root.publish import PublishError, write_json
 from rayapp.serving.candidates import Query
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore

@@ -11,10 +11,10 @@ from typing import Any
 import pytest
 
 from rayapp.cli.main import main
+from rayapp.launch.ports import GraphError
+from rayapp.launch.runtime import local_ray
 from rayapp.pipeline.tasks import run_tasks
-from rayapp.ports import GraphError
-from rayapp.publish import PublishError
-from rayapp.runtime import local_ray
+from rayapp.root.publish import PublishError
 from rayapp.training.errors import TrainingError
 from rayapp.training.run import stopped_by
 from tests.conftest import RAYAPP
@@ -111,7 +111,7 @@ def test_a_full_disk_is_told_in_a_sentence_by_every_command(
     def full(_path: Path) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device", "/data")
 
-    monkeypatch.setattr("rayapp.root.read_json", full)
+    monkeypatch.setattr("rayapp.root.facts.read_json", full)
     monkeypatch.setattr("sys.argv", ["rayapp", "models", "list", "--root", str(root)])
     with pytest.raises(SystemExit):
         main()

@@ -11,9 +11,9 @@ import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rayapp.config import Domain
-from rayapp.hashing import hash64
-from rayapp.schema import Action, ActionKind, Event, Vocabulary, bucket_of
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import Action, ActionKind, Event, Vocabulary, bucket_of
 from rayapp.store import Kind, OutboxFull, Outcome, SequenceStore, StoreError
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.packed import EMPTY, head, insert

@@ -10,10 +10,10 @@ from click.testing import CliRunner, Result
 
 from deployments.sequences import Sequences
 from rayapp.cli.main import cli
-from rayapp.config import Domain
-from rayapp.pipeline.logs import read_log
-from rayapp.retraining.stages import open_store as open_for_retraining
-from rayapp.root import make_root
+from rayapp.contracts.config import Domain
+from rayapp.loop.steps import open_store as open_for_retraining
+from rayapp.root.facts import make_root
+from rayapp.root.logs import read_log
 from rayapp.store import StoreError
 from rayapp.store.address import address_of, in_use, resolve
 from rayapp.store.opening import open_store

@@ -14,8 +14,8 @@ from pathlib import Path
 import lmdb
 import pytest
 
-from rayapp.config import Domain
-from rayapp.schema import bucket_of
+from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import bucket_of
 from rayapp.store import StoreError
 from rayapp.store.environment import DATA
 from rayapp.store.lmdb import LmdbStore
@@ -28,8 +28,8 @@ MAP = 1 << 26
 WRITER = """
 import sys
 from pathlib import Path
-from rayapp.config import Domain
-from rayapp.publish import read_json
+from rayapp.contracts.config import Domain
+from rayapp.root.publish import read_json
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_event
 store = LmdbStore(Path(sys.argv[1]), Domain.from_json(read_json(Path(sys.argv[2]))).vocabulary, 4, map_bytes=1 << 26)
@@ -41,7 +41,7 @@ for n in range(100_000):
 
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, domain: Domain) -> None:
     """A real process is killed while it writes; every event it had acknowledged is there exactly once."""
-    from rayapp.publish import write_json
+    from rayapp.root.publish import write_json
 
     write_json(tmp_path / "domain.json", domain.to_json())
     command = [sys.executable, "-c", WRITER, str(tmp_path / "s"), str(tmp_path / "domain.json")]
@@ -66,7 +66,7 @@ def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> Non
     store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
     program = (
         "import sys; from pathlib import Path; from rayapp.store.lmdb import LmdbStore\n"
-        "from rayapp.schema import Vocabulary; import json\n"
+        "from rayapp.contracts.schema import Vocabulary; import json\n"
         "v = Vocabulary.from_json(json.loads(sys.argv[2]))\n"
         f"s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes={MAP}); print('open', flush=True); sys.stdin.readline()\n"
         "print(len(s.lookup('u1').history), flush=True)\n"
@@ -112,7 +112,7 @@ def test_the_map_grows_under_readers_and_other_processes_follow(tmp_path: Path, 
     store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=1 << 18)
     program = (
         "import sys, json; from pathlib import Path; from rayapp.store.lmdb import LmdbStore\n"
-        "from rayapp.schema import Vocabulary; from tests.conftest import make_event\n"
+        "from rayapp.contracts.schema import Vocabulary; from tests.conftest import make_event\n"
         "v = Vocabulary.from_json(json.loads(sys.argv[2]))\n"
         "s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes=1 << 18); print('open', flush=True); sys.stdin.readline()\n"
         "print(len(s.lookup('u1999').history), s.append([make_event(9999, user='u1999')])[0], flush=True)\n"
@@ -247,7 +247,7 @@ def test_threads_may_write_while_the_map_grows(tmp_path: Path, domain: Domain) -
 TWO = """
 import json, os, sys
 from pathlib import Path
-from rayapp.schema import Vocabulary
+from rayapp.contracts.schema import Vocabulary
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_event
 store = LmdbStore(Path(sys.argv[1]), Vocabulary.from_json(json.loads(sys.argv[2])), 4, map_bytes=1 << 18)
@@ -291,7 +291,7 @@ def test_two_writers_at_once_and_one_of_them_killed(tmp_path: Path, domain: Doma
 READER = """
 import json, os, sys
 from pathlib import Path
-from rayapp.schema import Vocabulary
+from rayapp.contracts.schema import Vocabulary
 from rayapp.store.lmdb import LmdbStore
 store = LmdbStore(Path(sys.argv[1]), Vocabulary.from_json(json.loads(sys.argv[2])), 4, map_bytes=1 << 26)
 with store._reading() as txn:

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from rayapp.config import Domain
-from rayapp.hashing import hash64
-from rayapp.schema import Event, Vocabulary, bucket_of
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import Event, Vocabulary, bucket_of
 from rayapp.store import Kind, Outcome, SequenceStore
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.redis import RedisStore

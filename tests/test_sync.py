@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 import redis
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.store.redis import RedisStore
 from tests.conftest import make_event
 from tests.redis_server import MISSING, free_port, wait_until_answers
@@ -26,7 +26,7 @@ OPENED = re.compile(r"openat\(.*O_DSYNC.*\) = (?P<fd>\d+)<")
 APPENDER = """
 import json, os, sys
 from pathlib import Path
-from rayapp.schema import Vocabulary
+from rayapp.contracts.schema import Vocabulary
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_event
 vocabulary = Vocabulary.from_json(json.loads(sys.argv[2]))
@@ -39,9 +39,9 @@ for n in range(5):
 EXPORTER = """
 import json, sys
 from pathlib import Path
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.pipeline.export import export
-from rayapp.root import make_root
+from rayapp.root.facts import make_root
 from rayapp.store.opening import open_store
 from tests.conftest import make_event
 root = Path(sys.argv[1])

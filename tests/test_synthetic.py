@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayapp.config import DAY_MS
+from rayapp.contracts.config import DAY_MS
 from rayapp.sources.synthetic import ACTIONS, World, drifting, make_chunk, make_items, write_chunk
 from rayapp.sources.synthetic_people import Fashion, People
 from rayapp.sources.synthetic_world import TOPICS

@@ -10,17 +10,17 @@ import numpy as np
 import pytest
 import torch
 
-from rayapp.config import Domain, TrainConfig
+from rayapp.contracts.config import Domain, TrainConfig
+from rayapp.contracts.presets import PRESETS, nano
+from rayapp.contracts.schema import user_schema
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import Sequences
 from rayapp.model.inputs import Inputs, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
-from rayapp.pipeline.reader import RequestBatch, WindowReader
-from rayapp.presets import PRESETS, nano
-from rayapp.publish import PublishError
-from rayapp.schema import user_schema
+from rayapp.pipeline.window_loader import RequestBatch, WindowReader
+from rayapp.root.publish import PublishError
 from rayapp.training.errors import TrainingError
 from rayapp.training.loop import Loop, learning_rate
 from rayapp.training.user_weights import user_weights

@@ -13,12 +13,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rayapp.domains import load_domain
-from rayapp.presets import Preset, nano
-from rayapp.publish import read_json
+from rayapp.contracts.presets import Preset, nano
+from rayapp.importing.domains import load_domain
+from rayapp.loop.workflow import Prepared, item_table, training_run
+from rayapp.root.publish import read_json
 from rayapp.training.errors import TrainingError
 from rayapp.training.run import TRAIN_LOG, TrainingRun, train_and_publish
-from rayapp.workflow import Prepared, item_table, training_run
 
 pytestmark = pytest.mark.cluster
 DOMAIN = load_domain("synthetic")

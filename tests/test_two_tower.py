@@ -4,7 +4,7 @@ import numpy as np
 import pyarrow.compute as pc
 import torch
 
-from rayapp.domains import load_domain
+from rayapp.importing.domains import load_domain
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline.engagements import Engagements
 from rayapp.sources.synthetic import STYLES, TOPICS, World, make_chunk, make_items

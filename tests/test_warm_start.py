@@ -9,17 +9,17 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rayapp.config import TrainConfig, to_json
-from rayapp.domains import load_domain
-from rayapp.presets import Preset, nano, variant
-from rayapp.publish import read_manifest
+from rayapp.contracts.config import TrainConfig, to_json
+from rayapp.contracts.presets import Preset, nano, variant
+from rayapp.contracts.schema import Vocabulary
+from rayapp.importing.domains import load_domain
+from rayapp.loop.workflow import Prepared, training_run
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
-from rayapp.schema import Vocabulary
+from rayapp.root.publish import read_manifest
 from rayapp.training.errors import TrainingError
 from rayapp.training.loop import Loop
 from rayapp.training.run import TrainingRun, make_loop, train_and_publish
 from rayapp.training.start import start
-from rayapp.workflow import Prepared, training_run
 
 pytestmark = pytest.mark.cluster
 DOMAIN = load_domain("synthetic").domain

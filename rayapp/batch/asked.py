@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import attribute_fields
 from rayapp.features.sequence import NO_WATERMARK
-from rayapp.hashing import hash64_column
-from rayapp.pipeline.logs import codes
-from rayapp.schema import attribute_fields
+from rayapp.root.logs import codes
 
 Ints = NDArray[np.int64]
 BY_TIME = "by time"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import Vocabulary
 from rayapp.features.sequence import NO_WATERMARK, History
-from rayapp.hashing import hash64_column
 from rayapp.pipeline.histories import EVENT_COLUMNS, history_of
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.search import group_starts, search_in_groups
-from rayapp.schema import Vocabulary
 from rayapp.store import DEFAULT_CAP
 
 Ints = NDArray[np.int64]

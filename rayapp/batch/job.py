@@ -15,8 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rayapp.places import EVENTS, RATES, REQUESTS
-from rayapp.publish import (
+from rayapp.contracts.schema import fingerprint
+from rayapp.root.places import EVENTS, RATES, REQUESTS
+from rayapp.root.publish import (
     MANIFEST,
     Manifest,
     PublishError,
@@ -27,7 +28,6 @@ from rayapp.publish import (
     read_manifest,
     write_json,
 )
-from rayapp.schema import fingerprint
 
 JOB_FILE: Final = "job.json"
 BATCH: Final = "batch"

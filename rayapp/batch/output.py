@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from rayapp.batch.accumulators import Accumulators
 from rayapp.batch.asked import Asked
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.features.sequence import Sequences
 from rayapp.serving.candidates import SEEN_AGAIN
 

@@ -17,22 +17,22 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
+from rayapp.batch.as_of import BatchModel, Models, PastRates
 from rayapp.batch.asked import Asked, asked_in, asked_of
 from rayapp.batch.histories import BucketHistories, read_histories
-from rayapp.batch.inputs import staged_rows
+from rayapp.batch.input_files import staged_rows
 from rayapp.batch.job import Kind, Workspace
-from rayapp.batch.models import BatchModel, Models, PastRates
 from rayapp.batch.output import PartFile, Scored
 from rayapp.batch.scoring import Questions, probabilities, take_sequences
+from rayapp.contracts.hashing import hash64_column
 from rayapp.features.attributes import ABSENT
 from rayapp.features.segments import CORE_ACTIONS
 from rayapp.features.sequence import point_in_time
-from rayapp.hashing import hash64_column
 from rayapp.pipeline.log_view import LogView
-from rayapp.pipeline.logs import log_schema
-from rayapp.places import EVENTS, MODELS, REQUESTS
-from rayapp.publish import read_json, write_json
-from rayapp.root import read_root
+from rayapp.root.facts import read_root
+from rayapp.root.logs import log_schema
+from rayapp.root.places import EVENTS, MODELS, REQUESTS
+from rayapp.root.publish import read_json, write_json
 
 Ints = NDArray[np.int64]
 CHUNK_ITEMS: Final = 20_000

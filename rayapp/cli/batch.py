@@ -70,7 +70,7 @@ def batch_score(
     nothing. As a Ray job: `ray job submit … -- rayapp batch-score …`.
     """
     from rayapp.batch.job import Job, Kind, finished_output
-    from rayapp.batch.run import ALL_USERS, job_of_files
+    from rayapp.batch.score import ALL_USERS, job_of_files
 
     if sum(map(bool, (pairs, users, all_users, requests))) != 1:
         raise click.UsageError("give one of --pairs, --users, --all-users, --requests")
@@ -107,9 +107,9 @@ def batch_score(
 def _run(
     job: "Job", files: list[Path], out: Path, workers: int | None, gpus: float, *, overwrite: bool, strict: bool
 ) -> dict[str, Any]:
-    from rayapp.batch.run import Pool, Progress, QuarantinedError, run_job
+    from rayapp.batch.score import Pool, Progress, QuarantinedError, run_job
     from rayapp.cli.progress import progress
-    from rayapp.runtime import job_ray
+    from rayapp.launch.runtime import job_ray
 
     # What Ray has to say, as of a worker that died, goes to stderr: stdout is for the result.
     with contextlib.redirect_stdout(sys.stderr), job_ray():
@@ -124,10 +124,10 @@ def _run(
 
 
 def _version(root: Path, model: str | None, *, requests: bool) -> str | None:
-    from rayapp.publish import PublishError
     from rayapp.registry.aliases import CHAMPION, read_aliases
     from rayapp.registry.models import load_model
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
+    from rayapp.root.publish import PublishError
 
     domain, _ = read_root(root)
     if model is None and requests:
@@ -217,6 +217,6 @@ def _cell(value: float | None) -> str:
 @write_option
 def bench_batch(as_json: bool, write: Path | None) -> None:
     """The batch job against two plain processes side by side, and its memory at 4 times the rows."""
-    from rayapp.bench.batch import run_bench_batch
+    from benchmarks.batch import run_bench_batch
 
     run_bench_batch(as_json, write)

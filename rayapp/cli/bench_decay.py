@@ -47,8 +47,8 @@ def bench_decay(
     All policies begin with one model, trained on the first days of the root's log. Draws AUC by day and cost against
     quality. What is trained already is not trained again, so it can be stopped and continued.
     """
-    from rayapp.bench.decay import run_decay
-    from rayapp.presets import VARIANTS
+    from benchmarks.decay import run_decay
+    from rayapp.contracts.presets import VARIANTS
     from rayapp.sources.synthetic import World
 
     names = tuple(variants.split(","))
@@ -86,8 +86,8 @@ def bench_feedback(
     Makes a world for each share in --root, which must be a directory of its own: at 1.5 % as in an A/B test, at 100 %
     as after the launch. What is trained already is not trained again.
     """
-    from rayapp.bench.feedback import run_feedback
-    from rayapp.presets import NO_SEQUENCE, VARIANTS
+    from benchmarks.feedback import run_feedback
+    from rayapp.contracts.presets import NO_SEQUENCE, VARIANTS
     from rayapp.sources.synthetic import World
 
     if variant not in VARIANTS or variant == NO_SEQUENCE:

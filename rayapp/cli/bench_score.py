@@ -17,6 +17,6 @@ def bench_score(preset: str, repeats: int, as_json: bool, write: Path | None) ->
 
     Trains its own weights first; takes about two minutes.
     """
-    from rayapp.bench.score import run_bench_score
+    from benchmarks.score import run_bench_score
 
     run_bench_score(preset, repeats, as_json, write)

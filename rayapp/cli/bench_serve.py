@@ -30,7 +30,7 @@ def bench_serve(root: Path, preset: str, seconds: float, rounds: int, as_json: b
 
     Real HTTP, 100 candidates, 100 actions. Takes about 8 minutes on 2 cores.
     """
-    from rayapp.bench.serve import run_serve
+    from benchmarks.serve import run_serve
 
     run_serve(root, preset, seconds, rounds, as_json, write)
 
@@ -48,7 +48,7 @@ def bench_faults(root: Path, preset: str, seconds: float, as_json: bool, write: 
 
     Load at half of the graph's capacity, over real HTTP; needs redis-server. Takes a minute longer than its load.
     """
-    from rayapp.bench.faults import run_faults
+    from benchmarks.faults import run_faults
 
     run_faults(root, preset, seconds, as_json, write)
 
@@ -61,7 +61,7 @@ def bench_faults(root: Path, preset: str, seconds: float, as_json: bool, write: 
 @write_option
 def bench_autoscale(root: Path, preset: str, seconds: float, as_json: bool, write: Path | None) -> None:
     """Replicas over time under a step of load: 1x, 4x, 1x. Scales up, does not flap, scales down?"""
-    from rayapp.bench.autoscale import run_autoscale
+    from benchmarks.autoscale import run_autoscale
 
     run_autoscale(root, preset, seconds, as_json, write)
 

@@ -29,7 +29,7 @@ def crash(targets: tuple[str, ...], rounds: int, as_json: bool, write: Path | No
     Exits with 1 when one is lost, in the log twice, or out of order. Needs redis-server for the target redis; 20 kills
     of the whole instance take about 10 minutes.
     """
-    from rayapp.bench.crash import run_crash
+    from benchmarks.crash import run_crash
 
     if not run_crash(tuple(dict.fromkeys(targets)), rounds, as_json, write):
         sys.exit(1)
@@ -50,7 +50,7 @@ def ingest(seconds: float, rate: float, clients: int, store_url: str | None, as_
     Batches of 100 events of 100 users (Zipf), 5 feeds per second beside them. Afterwards the log is exported and every
     acknowledged event is counted; exits with 1 when one is lost or in the log twice. The clients share the machine.
     """
-    from rayapp.bench.ingest import run_ingest
+    from benchmarks.ingest import run_ingest
 
     if not run_ingest(seconds, rate, clients, store_url, as_json, write):
         sys.exit(1)
@@ -62,7 +62,7 @@ def ingest(seconds: float, rate: float, clients: int, store_url: str | None, as_
 @write_option
 def memory(users: int, as_json: bool, write: Path | None) -> None:
     """Bytes of a user with 100 actions in LMDB and in Redis, everything included. Needs redis-server."""
-    from rayapp.bench.store_memory import run_memory
+    from benchmarks.store_memory import run_memory
 
     run_memory(users, as_json, write)
 

@@ -24,10 +24,10 @@ QUARANTINED_EXIT = 3
 def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, seed: int) -> None:
     """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
     from rayapp.cli.progress import progress
-    from rayapp.runtime import local_ray
+    from rayapp.launch.runtime import local_ray
+    from rayapp.loop.workflow import make_world
     from rayapp.sources import movielens
     from rayapp.sources.synthetic import World
-    from rayapp.workflow import make_world
 
     if name == "movielens":
         files = movielens.write_files(out, out, seed)
@@ -66,7 +66,7 @@ def init_domain(
     action: str | None,
 ) -> None:
     """Write a first domain file from a sample of your own files. Read it, correct it, then import with it."""
-    from rayapp.pipeline.guess import guess_domain
+    from rayapp.importing.guess import guess_domain
 
     if out.exists():
         raise click.ClickException(f"{out} exists; remove it or choose another --out")
@@ -103,12 +103,12 @@ def import_command(
     """
     from rayapp.cli.progress import progress
     from rayapp.cli.summary import print_summary
-    from rayapp.domains import load_domain
-    from rayapp.pipeline.importing import Inputs, import_files
-    from rayapp.places import EXPORTS
-    from rayapp.publish import exclusive
-    from rayapp.runtime import local_ray
-    from rayapp.workflow import check_writable
+    from rayapp.importing.domains import load_domain
+    from rayapp.importing.importer import Inputs, import_files
+    from rayapp.launch.runtime import local_ray
+    from rayapp.loop.workflow import check_writable
+    from rayapp.root.places import EXPORTS
+    from rayapp.root.publish import exclusive
 
     if not (events or requests or items or users):
         raise click.UsageError("give at least one of --events, --requests, --items, --users")
@@ -135,11 +135,11 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     their actions, so a window whose end is nearer than that to now is refused.
     """
     from rayapp.cli.progress import progress
-    from rayapp.pipeline.rates import build_rates
+    from rayapp.launch.runtime import local_ray
+    from rayapp.pipeline.rate_snapshots import build_rates
     from rayapp.pipeline.windows import Window, build, check_closed, window_name
-    from rayapp.publish import exclusive
-    from rayapp.root import read_root
-    from rayapp.runtime import local_ray
+    from rayapp.root.facts import read_root
+    from rayapp.root.publish import exclusive
 
     domain, _ = read_root(root)
     window = Window(moment(since, "--since"), moment(until, "--until"), history)
@@ -166,7 +166,7 @@ def erase(root: Path, store_url: str | None, user_ids: tuple[str, ...]) -> None:
 
     `rayapp compact` then removes it from the logs on disk. It may run beside a graph.
     """
-    from rayapp.erasure import erase_user
+    from rayapp.root.erasure import erase_user
     from rayapp.store.opening import open_store
 
     store = open_store(root, store_url)
@@ -183,11 +183,11 @@ def erase(root: Path, store_url: str | None, user_ids: tuple[str, ...]) -> None:
 def compact(root: Path) -> None:
     """Merge the logs' small files, and remove erased users from logs, windows, rates and the users' table."""
     from rayapp.cli.progress import progress
+    from rayapp.launch.runtime import local_ray
     from rayapp.pipeline import compact as compaction
-    from rayapp.places import EXPORTS
-    from rayapp.publish import exclusive
-    from rayapp.root import read_root
-    from rayapp.runtime import local_ray
+    from rayapp.root.facts import read_root
+    from rayapp.root.places import EXPORTS
+    from rayapp.root.publish import exclusive
 
     read_root(root)
     with exclusive(root, "a compaction"), exclusive(root / EXPORTS, "a compaction"), local_ray(spare_cpus=0):

@@ -9,22 +9,22 @@ import httpx
 
 from rayapp.cli.serve import check_champion, wait
 from rayapp.cli.train import Stages, train_stages
-from rayapp.config import Domain
-from rayapp.domains import load_domain
-from rayapp.graph import running_graph
-from rayapp.places import DOWNLOADS, MODELS
-from rayapp.ports import check_port
-from rayapp.presets import PRESETS
-from rayapp.publish import exclusive, read_manifest
+from rayapp.client.session import Genres, Session, SessionError, strongest
+from rayapp.contracts.config import Domain
+from rayapp.contracts.presets import PRESETS
+from rayapp.contracts.schema import ActionKind
+from rayapp.importing.domains import load_domain
+from rayapp.launch.graph import running_graph
+from rayapp.launch.ports import check_port
+from rayapp.launch.runtime import local_ray
+from rayapp.loop.workflow import check_writable, import_once, make_world, seed_store, split_of
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
-from rayapp.root import refuse_other_domain
-from rayapp.runtime import local_ray
-from rayapp.schema import ActionKind
-from rayapp.session import Genres, Session, SessionError, strongest
+from rayapp.root.facts import refuse_other_domain
+from rayapp.root.places import DOWNLOADS, MODELS
+from rayapp.root.publish import exclusive, read_manifest
 from rayapp.sources import Files, movielens
 from rayapp.sources.synthetic import World
-from rayapp.workflow import check_writable, import_once, make_world, seed_store, split_of
 
 NUM_SAVES = 5
 FEED_SIZE = 10

@@ -35,10 +35,10 @@ def experiment() -> None:
 @root_option
 def show(root: Path) -> None:
     """What is declared, and what of it is on. Also checks the file: exit code 1 and the place where it is wrong."""
-    from rayapp.places import EXPERIMENTS_FILE
+    from rayapp.experiments.assignment import record_steps
     from rayapp.registry.aliases import read_aliases
-    from rayapp.root import read_root
-    from rayapp.serving.experiments import record_steps
+    from rayapp.root.facts import read_root
+    from rayapp.root.places import EXPERIMENTS_FILE
 
     domain, _ = read_root(root)
     declared, aliases, now_ms = record_steps(root, domain, _now_ms()), read_aliases(root), _now_ms()
@@ -65,8 +65,8 @@ def report(root: Path, as_json: bool, write: Path | None, name: str | None) -> N
     Of the experiment NAME, or of the one that is on. Reads the logs: `rayapp export` first. It may be read daily; the
     intervals of the differences are made for that.
     """
-    from rayapp.bench.record import Bars, record
     from rayapp.experiments.text import PER, render
+    from rayapp.record import Bars, record
 
     found = _report(root, name)
     if found is None:
@@ -98,8 +98,8 @@ def check(root: Path, name: str | None) -> None:
     Exit codes: 0 it goes on, 3 it is stopped (everybody gets the champion), 4 users of an arm are lost or doubled, so
     that its numbers can't be trusted; then look for the cause.
     """
-    from rayapp.root import read_root
-    from rayapp.serving.experiments import stop
+    from rayapp.experiments.assignment import stop
+    from rayapp.root.facts import read_root
 
     found = _report(root, name, only_on=True)
     if found is None:
@@ -128,8 +128,8 @@ def check(root: Path, name: str | None) -> None:
 @click.argument("name")
 def stop_experiment(root: Path, why: str, name: str) -> None:
     """Stop experiment NAME for good: everybody gets the champion within seconds."""
-    from rayapp.root import read_root
-    from rayapp.serving.experiments import stop
+    from rayapp.experiments.assignment import stop
+    from rayapp.root.facts import read_root
 
     stop(root, read_root(root)[0], name, why, _now_ms())
     click.echo(f"{name} is stopped: everybody gets the champion within seconds")
@@ -143,7 +143,7 @@ def stop_experiment(root: Path, why: str, name: str) -> None:
 @write_option
 def bench_experiments(number: int, users: int, days: int, as_json: bool, write: Path | None) -> None:
     """How often the automatic stop is wrong, and how often it is right: simulated experiments with daily looks."""
-    from rayapp.bench.experiments import run_experiments
+    from benchmarks.experiments import run_experiments
 
     run_experiments(number, users, days, as_json, write)
 
@@ -152,8 +152,8 @@ def _report(root: Path, name: str | None, only_on: bool = False) -> "Report | No
     """None, after saying so, where there is nothing to report; `only_on`: unless it is named, nor of one that is not
     on."""
     from rayapp.experiments.report import find, make_report
-    from rayapp.root import read_root
-    from rayapp.runtime import local_ray
+    from rayapp.launch.runtime import local_ray
+    from rayapp.root.facts import read_root
 
     domain, _ = read_root(root)
     running = find(root, domain, name, _now_ms())

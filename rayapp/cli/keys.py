@@ -24,7 +24,7 @@ def keys_group() -> None:
 )
 def add(root: Path, name: str, role: str) -> None:
     """Make a key for NAME and print it. It is shown this once; the root keeps its hash."""
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
     from rayapp.serving.keys import Role, add_key
 
     read_root(root)

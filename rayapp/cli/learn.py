@@ -48,7 +48,7 @@ def train(
     goes on from its last checkpoint.
     """
     from rayapp.cli.train import run_train
-    from rayapp.presets import VARIANTS
+    from rayapp.contracts.presets import VARIANTS
 
     if variant not in VARIANTS:
         raise click.UsageError(f"there is no variant {variant!r}; known: {', '.join(VARIANTS)}")
@@ -78,7 +78,7 @@ def evaluate(
     AUC, AUC within requests, HIT@3 (by the feed score), normalised entropy and calibration of each head: for everyone,
     and for cold (under 5 actions), casual (under 50) and core users.
     """
-    from rayapp.bench.models import run_evaluate
+    from rayapp.loop.compare_variants import run_evaluate
 
     run_evaluate(root, models, window, reference, heads, as_json, write)
 
@@ -112,7 +112,7 @@ def bench_models(
 
     What is trained already is not trained again, so it can be stopped and continued.
     """
-    from rayapp.bench.models import run_models
+    from rayapp.loop.compare_variants import run_models
 
     told = moments(since, test_since, until)
     run_models(root, preset, epochs, variants, seeds, told, truth, as_json, write)
@@ -125,7 +125,7 @@ def bench_models(
 @write_option
 def bench_train(preset: str, steps: int, as_json: bool, write: Path | None) -> None:
     """Request-centred training against a row per shown item, and Ray Train against a plain loop."""
-    from rayapp.bench.train import run_bench_train
+    from benchmarks.train import run_bench_train
 
     run_bench_train(preset, steps, as_json, write)
 

@@ -114,7 +114,7 @@ def bench_react(root: Path, as_json: bool, write: Path | None) -> None:
 
     Needs the two models that `rayapp train` or `rayapp demo` leaves in a root.
     """
-    from rayapp.bench.react import run_react
+    from rayapp.client.reactions import run_react
 
     run_react(root, as_json, write)
 
@@ -132,7 +132,7 @@ def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool,
 
     Needs the `bench` extra (Polars), and at 20 million events about 15 GB of disk and 15 minutes on 2 cores.
     """
-    from rayapp.bench.sequences import run_sequences
+    from benchmarks.sequences import run_sequences
 
     run_sequences(events, users, repeats, as_json, write)
 
@@ -153,11 +153,11 @@ for benchmark in BENCHES:
 def main() -> None:
     """Entry point. What a user can do something about is one sentence on stderr and exit code 1; anything else is a
     bug and keeps its traceback."""
-    from rayapp.domains import DomainError
-    from rayapp.ports import GraphError
-    from rayapp.publish import PublishError, in_words
-    from rayapp.serving.experiment_file import ExperimentError
-    from rayapp.session import SessionError
+    from rayapp.client.session import SessionError
+    from rayapp.experiments.declaration import ExperimentError
+    from rayapp.importing.domains import DomainError
+    from rayapp.launch.ports import GraphError
+    from rayapp.root.publish import PublishError, in_words
     from rayapp.sources import SourceError
     from rayapp.store import StoreError
     from rayapp.training.errors import TrainingError

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from rayapp.cli.options import root_option
-from rayapp.places import MODELS
+from rayapp.root.places import MODELS
 
 if TYPE_CHECKING:
-    from rayapp.config import Domain
+    from rayapp.contracts.config import Domain
 
 alias_option = click.option("--alias", default="champion", show_default=True, help="The alias to move.")
 
@@ -26,7 +26,7 @@ def models_list(root: Path) -> None:
     """Published models, newest first, with their test metrics and aliases."""
     from rayapp.registry.aliases import read_aliases
     from rayapp.registry.models import list_models
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
 
     domain, _ = read_root(root)
     aliases = read_aliases(root)
@@ -48,11 +48,11 @@ def models_list(root: Path) -> None:
 @click.argument("model")
 def models_show(root: Path, model: str) -> None:
     """Where MODEL (a version or an alias) comes from, how good it is, and what the gates said."""
-    from rayapp.publish import read_json
     from rayapp.registry.aliases import read_aliases, read_previous, resolve
     from rayapp.registry.models import model_manifest
     from rayapp.registry.verdicts import read_verdict
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
+    from rayapp.root.publish import read_json
 
     domain, _ = read_root(root)
     version = resolve(root, model)
@@ -105,9 +105,9 @@ def _metrics(metrics: dict[str, Any], domain: "Domain") -> str:
 @click.argument("b")
 def models_diff(root: Path, a: str, b: str) -> None:
     """What is different between A and B (versions or aliases): settings, windows, item table, metrics."""
-    from rayapp.publish import read_json
     from rayapp.registry.aliases import resolve
     from rayapp.registry.models import published
+    from rayapp.root.publish import read_json
 
     values = []
     for version in (resolve(root, a), resolve(root, b)):
@@ -144,7 +144,7 @@ def models_promote(root: Path, alias: str, version: str) -> None:
     """Make VERSION live under an alias. A running graph follows within seconds, without a restart."""
     from rayapp.registry.aliases import promote
     from rayapp.registry.models import load_model
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
 
     domain, _ = read_root(root)
     load_model(root, version, domain)  # a model that does not load must not become live
@@ -159,7 +159,7 @@ def models_rollback(root: Path, alias: str) -> None:
     """Make the version before live again. A second rollback goes forward again."""
     from rayapp.registry.aliases import read_previous, rollback
     from rayapp.registry.models import load_model
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
 
     domain, _ = read_root(root)
     if (previous := read_previous(root).get(alias)) is not None:
@@ -177,9 +177,9 @@ def models_prune(root: Path, keep: int, dry_run: bool) -> None:
 
     What an alias points at, what it would roll back to, and the parents of these stay, however old.
     """
-    from rayapp.publish import exclusive
     from rayapp.registry.retention import plan_prune, prune
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
+    from rayapp.root.publish import exclusive
 
     read_root(root)
     with exclusive(root, "pruning models"):

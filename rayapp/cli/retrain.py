@@ -13,8 +13,8 @@ import click
 from rayapp.cli.options import moment, root_option, store_option
 
 if TYPE_CHECKING:
-    from rayapp.retraining.plan import Plan
-    from rayapp.retraining.stages import Options
+    from rayapp.loop.plan import Plan
+    from rayapp.loop.steps import Options
 
 NOT_PROMOTED_EXIT, NO_NEW_DATA_EXIT = 4, 5
 STOP_TIMEOUT_S = 10
@@ -81,14 +81,14 @@ def retrain(
                4  a gate or a refused day kept the live model
                5  no new day, nothing to do
     """
-    from rayapp.publish import exclusive
-    from rayapp.root import read_root
+    from rayapp.root.facts import read_root
+    from rayapp.root.publish import exclusive
 
     read_root(root)
     options = _options(scope, init, train_window_days, preset, variant, workers, again)
     pause_s = None if every is None else _seconds(every)
     if accepted is not None:
-        from rayapp.retraining.state import accept
+        from rayapp.loop.run_state import accept
 
         with exclusive(root, "accepting a window"):
             accept(root, accepted)
@@ -132,9 +132,9 @@ def _run_alone(*run: Any) -> None:
 
 
 def _run(root: Path, options: "Options", as_of: str | None, store_url: str | None) -> int:
-    from rayapp.retraining import state as states
-    from rayapp.retraining.run import retrain as run_once
-    from rayapp.runtime import job_ray
+    from rayapp.launch.runtime import job_ray
+    from rayapp.loop import run_state as states
+    from rayapp.loop.retrain import retrain as run_once
 
     with job_ray():
         state = run_once(root, options, as_of_ms=_as_of(as_of), store_url=store_url, say=_say)
@@ -150,8 +150,8 @@ def _say(line: str) -> None:
 def _options(
     scope: str, init: str, days: int, preset: str | None, variant_name: str | None, workers: int, again: bool
 ) -> "Options":
-    from rayapp.presets import PRESETS, VARIANTS, variant
-    from rayapp.retraining.stages import Options
+    from rayapp.contracts.presets import PRESETS, VARIANTS, variant
+    from rayapp.loop.steps import Options
 
     if variant_name is not None and variant_name not in VARIANTS:
         raise click.UsageError(f"there is no variant {variant_name!r}; known: {', '.join(VARIANTS)}")
@@ -175,8 +175,8 @@ def _as_of(as_of: str | None) -> int:
 
 
 def _seconds(text: str) -> float:
-    from rayapp.domains import DomainError
-    from rayapp.domains.parse import duration_ms
+    from rayapp.importing.domains import DomainError
+    from rayapp.importing.domains.parse import duration_ms
 
     try:
         seconds = duration_ms("--every", text) / 1000
@@ -188,9 +188,9 @@ def _seconds(text: str) -> float:
 
 
 def _dry_run(root: Path, options: "Options", as_of_ms: int) -> None:
-    from rayapp.config import day_name
-    from rayapp.retraining.preview import preview
-    from rayapp.runtime import job_ray
+    from rayapp.contracts.config import day_name
+    from rayapp.launch.runtime import job_ray
+    from rayapp.loop.preview import preview
 
     with job_ray():
         found = preview(root, options, as_of_ms)
@@ -225,12 +225,12 @@ def watch(root: Path, days: int, as_json: bool, prometheus: Path | None, as_of: 
     Each day that has ended is held against the days before it; what left its threshold (ROOT/retrain.toml) is told,
     and makes the exit code 4.
     """
-    from rayapp.retraining.daily import watch_days
-    from rayapp.retraining.prometheus import exposition, write_exposition
-    from rayapp.retraining.report import watch_table
-    from rayapp.retraining.state import read_runs
-    from rayapp.root import read_root
-    from rayapp.runtime import job_ray
+    from rayapp.launch.runtime import job_ray
+    from rayapp.loop.daily import watch_days
+    from rayapp.loop.prometheus import exposition, write_exposition
+    from rayapp.loop.report import watch_table
+    from rayapp.loop.run_state import read_runs
+    from rayapp.root.facts import read_root
 
     domain, _ = read_root(root)
     with job_ray():

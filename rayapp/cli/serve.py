@@ -6,17 +6,17 @@ from pathlib import Path
 
 import click
 
-from rayapp.graph import metrics_url, running_graph
-from rayapp.places import SERVING
-from rayapp.ports import check_port, is_loopback
-from rayapp.publish import PublishError, exclusive
+from rayapp.launch.graph import metrics_url, running_graph
+from rayapp.launch.ports import check_port, is_loopback
+from rayapp.launch.runtime import Profile, local_ray
+from rayapp.loop.workflow import seed_store
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
-from rayapp.root import read_root
-from rayapp.runtime import Profile, local_ray
+from rayapp.root.facts import read_root
+from rayapp.root.places import SERVING
+from rayapp.root.publish import PublishError, exclusive
 from rayapp.serving.keys import Keys
 from rayapp.store.address import URL, resolve
-from rayapp.workflow import seed_store
 
 
 def check_champion(root: Path) -> str:

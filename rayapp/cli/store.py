@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rayapp.cli.options import moment, root_option, store_option
-from rayapp.places import SERVING
+from rayapp.root.places import SERVING
 
 if TYPE_CHECKING:
     from rayapp.pipeline.parity import Parity
@@ -36,7 +36,7 @@ def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> N
     Events, requests, users and items. Run it from cron, or with --follow beside a running graph. It may be killed at
     any moment and goes on where it stopped.
     """
-    from rayapp.publish import PublishError
+    from rayapp.root.publish import PublishError
     from rayapp.store import StoreError
     from rayapp.store.opening import open_store
 
@@ -60,8 +60,8 @@ def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> N
 
 def _export_all(root: Path, store: "SequenceStore") -> None:
     from rayapp.pipeline.export import export_all
-    from rayapp.places import EXPORTS
-    from rayapp.publish import exclusive
+    from rayapp.root.places import EXPORTS
+    from rayapp.root.publish import exclusive
 
     with exclusive(root / EXPORTS, "an export"):
         total = export_all(root, store, time.time_ns() // 1_000_000)
@@ -83,7 +83,7 @@ def rebuild(root: Path, store_url: str | None) -> None:
 
     A store that was lost or moved away comes back with what was exported. It may run beside a graph.
     """
-    from rayapp.workflow import restore_store
+    from rayapp.loop.workflow import restore_store
 
     click.echo(f"{restore_store(root, store_url):,} events restored")
 
@@ -111,7 +111,7 @@ def use(root: Path, url: str) -> None:
     The sequences come from the log with the graph's next start. Refused while the store in use holds what nobody has
     exported; one that does not answer any more is left.
     """
-    from rayapp.publish import exclusive
+    from rayapp.root.publish import exclusive
     from rayapp.store.address import address_of
     from rayapp.store.opening import move_store
 
@@ -139,9 +139,9 @@ def parity(root: Path, since: str | None, until: str | None, at_least: float, as
     models that are gone, and imported ones.
     """
     from rayapp.cli.progress import progress
+    from rayapp.launch.runtime import local_ray
     from rayapp.pipeline import parity as comparison
-    from rayapp.root import read_root
-    from rayapp.runtime import local_ray
+    from rayapp.root.facts import read_root
 
     read_root(root)
     since_ms = moment(since, "--since") if since else None

@@ -5,7 +5,7 @@ from collections import Counter
 
 import click
 
-from rayapp.pipeline.importing import LogCounts, Summary
+from rayapp.importing.importer import LogCounts, Summary
 
 MOST_REASONS = 20
 MOST_UNKNOWN = 0.5

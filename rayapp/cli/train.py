@@ -11,17 +11,17 @@ from pathlib import Path
 
 import click
 
-from rayapp.config import Domain
-from rayapp.places import MODELS
-from rayapp.presets import NO_SEQUENCE, PRESETS, Preset, variant
-from rayapp.publish import exclusive, read_json
+from rayapp.contracts.config import Domain
+from rayapp.contracts.presets import NO_SEQUENCE, PRESETS, Preset, variant
+from rayapp.launch.runtime import local_ray
+from rayapp.loop.workflow import Split, build_windows, item_table, seed_store, split_of, train_model, training_run
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table
-from rayapp.root import read_root
-from rayapp.runtime import local_ray
+from rayapp.root.facts import read_root
+from rayapp.root.places import MODELS
+from rayapp.root.publish import exclusive, read_json
 from rayapp.training.evaluate import Report, read_window, report, score_popularity
 from rayapp.training.run import TrainingRun
-from rayapp.workflow import Split, build_windows, item_table, seed_store, split_of, train_model, training_run
 
 
 class Stages:

@@ -18,17 +18,17 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.config import DAY_MS, Domain
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import REQUEST_SCHEMA
+from rayapp.experiments.assignment import Running, slots_of
 from rayapp.experiments.moments import Moments
-from rayapp.hashing import hash64_column
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import run_tasks
-from rayapp.places import REQUESTS
-from rayapp.publish import log_manifest
-from rayapp.root import read_root
-from rayapp.schema import REQUEST_SCHEMA
-from rayapp.serving.experiments import Running, slots_of
+from rayapp.root.facts import read_root
+from rayapp.root.places import REQUESTS
+from rayapp.root.publish import log_manifest
 
 NO_ARM: Final = -1
 PART_USERS: Final = 4_096

@@ -11,10 +11,10 @@ from typing import Final
 
 import numpy as np
 
+from rayapp.experiments.declaration import Experiment
 from rayapp.experiments.effects import Estimate, Rates, rates
 from rayapp.experiments.moments import Moments
 from rayapp.experiments.sequential import boundaries, correlation
-from rayapp.serving.experiment_file import Experiment
 
 ALPHA: Final = 0.05
 """The chance that an experiment without any effect is ever stopped, over all guardrails, arms and days together."""

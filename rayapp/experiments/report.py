@@ -11,17 +11,17 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.config import DAY_MS, Domain
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.experiments.assignment import Running, record_steps
 from rayapp.experiments.collect import Tally, collect, complete_days, newest_request_ms
 from rayapp.experiments.decision import Guarded, judge, repeated_interval
+from rayapp.experiments.declaration import Experiment, ExperimentError
 from rayapp.experiments.effects import Estimate, rates
 from rayapp.experiments.moments import Moments
 from rayapp.experiments.sample_ratio import SampleRatio, sample_ratio
-from rayapp.places import EXPERIMENTS_FILE
-from rayapp.publish import PublishError
 from rayapp.registry.retrainings import Retraining, read_retrainings
-from rayapp.serving.experiment_file import Experiment, ExperimentError
-from rayapp.serving.experiments import Running, record_steps
+from rayapp.root.places import EXPERIMENTS_FILE
+from rayapp.root.publish import PublishError
 
 
 @dataclass(frozen=True, slots=True)

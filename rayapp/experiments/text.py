@@ -2,7 +2,7 @@
 
 import time
 
-from rayapp.config import day_name
+from rayapp.contracts.config import day_name
 from rayapp.experiments.effects import Estimate
 from rayapp.experiments.report import Report, RetrainingRow
 from rayapp.experiments.sample_ratio import ALARM_P

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.schema import Attribute, AttributeKind
+from rayapp.contracts.schema import Attribute, AttributeKind
 
 ABSENT: Final = 0
 """Category id of "no category"; also the item table's row for an item it does not hold."""

@@ -13,8 +13,8 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from rayapp.contracts.schema import Attribute, attribute_fields
 from rayapp.features.sequence import Sequences
-from rayapp.schema import Attribute, attribute_fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import numpy as np
 import xxhash
 from numpy.typing import NDArray
 
-from rayapp.schema import PAD, UNKNOWN, Vocabulary
+from rayapp.contracts.schema import PAD, UNKNOWN, Vocabulary
 
 Ints = NDArray[np.int64]
 NO_WATERMARK = -1

@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayapp.contracts.schema import FIRST_ACTION_ID
 from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests, join
 from rayapp.model.calibration import Calibration
@@ -26,7 +27,6 @@ from rayapp.model.inputs import Inputs, Rows
 from rayapp.model.item_table import ItemTable
 from rayapp.model.packing import OneCopy
 from rayapp.model.ranker import Batch, Ranker
-from rayapp.schema import FIRST_ACTION_ID
 
 LARGEST_BATCH: Final = 16
 FEWEST_CANDIDATES: Final = 32

@@ -13,8 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from rayapp.config import ModelConfig
-from rayapp.schema import PAD
+from rayapp.contracts.config import ModelConfig
+from rayapp.contracts.schema import PAD
 
 
 class SequenceEncoder(nn.Module, ABC):

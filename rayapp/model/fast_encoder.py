@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from rayapp.contracts.schema import PAD
 from rayapp.model.encoder import SequenceEncoder, TransActEncoder
 from rayapp.model.ranker import Batch
-from rayapp.schema import PAD
 
 BLOCK_BYTES: Final = 320_000
 """Of one activation `[B, L, D]`: the five that live at a time fit a core's second-level cache of 2 MB."""

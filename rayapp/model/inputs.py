@@ -14,14 +14,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import PAD, Attribute, attribute_fields
 from rayapp.features.attributes import AttributeEncoder, Encoders
-from rayapp.features.items import Item
+from rayapp.features.content import Item
 from rayapp.features.requests import Requests
 from rayapp.features.sequence import known_to
-from rayapp.hashing import hash64_column
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Batch
-from rayapp.schema import PAD, Attribute, attribute_fields
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,9 +13,9 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.contracts.hashing import hash64
 from rayapp.features.attributes import ABSENT
-from rayapp.features.items import Item
-from rayapp.hashing import hash64
+from rayapp.features.content import Item
 from rayapp.model.tower import LinearTower
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rayapp.config import ModelConfig
+from rayapp.contracts.config import ModelConfig
 from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
 from rayapp.model.encoder import ENCODERS
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayapp.features.items import Item, content_tokens
-from rayapp.schema import Attribute
+from rayapp.contracts.schema import Attribute
+from rayapp.features.content import Item, content_tokens
 
 NUM_TOKENS = 4096
 RIDGE = 1.0

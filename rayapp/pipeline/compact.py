@@ -14,16 +14,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayapp.config import Domain
-from rayapp.erasure import Tombstones, erased_rows, hide, tombstones
-from rayapp.pipeline.catalogue import remove_users
+from rayapp.contracts.config import Domain
 from rayapp.pipeline.histories import HISTORY_COLUMNS, merge
-from rayapp.pipeline.logs import files_of, log_schema, read_bucket, sort_log, without_copies, write_file
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.places import EVENTS, RATES, REQUESTS, WINDOWS
-from rayapp.publish import Manifest, commit_log, log_manifest
-from rayapp.rates import read_users, users_file, write_users
-from rayapp.root import read_root
+from rayapp.root.catalogue_writer import remove_users
+from rayapp.root.erasure import Tombstones, erased_rows, hide, tombstones
+from rayapp.root.facts import read_root
+from rayapp.root.logs import files_of, log_schema, read_bucket, sort_log, without_copies, write_file
+from rayapp.root.places import EVENTS, RATES, REQUESTS, WINDOWS
+from rayapp.root.publish import Manifest, commit_log, log_manifest
+from rayapp.root.rates import read_users, users_file, write_users
 
 
 @dataclass(slots=True)

@@ -14,14 +14,14 @@ import pyarrow.parquet as pq
 import ray
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
-from rayapp.hashing import hash64_column
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import ActionKind
 from rayapp.pipeline.histories import EVENT_COLUMNS
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.places import ENGAGEMENTS_STAGING
-from rayapp.root import read_root
-from rayapp.schema import ActionKind
+from rayapp.root.facts import read_root
+from rayapp.root.places import ENGAGEMENTS_STAGING
 
 PER_USER: Final = 500
 """A user's newest positive actions that count: without a limit a few heavy users would decide every vector."""

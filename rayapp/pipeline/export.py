@@ -14,14 +14,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 
-from rayapp.config import Domain, day_name
-from rayapp.hashing import hash64_column
-from rayapp.pipeline.catalogue import merge
-from rayapp.pipeline.logs import log_schema, sort_log, write_file
-from rayapp.places import EVENTS, ITEMS, REQUESTS, USERS
-from rayapp.publish import Manifest, commit_log, log_manifest
-from rayapp.root import read_root
-from rayapp.schema import item_schema, user_schema
+from rayapp.contracts.config import Domain, day_name
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import item_schema, user_schema
+from rayapp.root.catalogue_writer import merge
+from rayapp.root.facts import read_root
+from rayapp.root.logs import log_schema, sort_log, write_file
+from rayapp.root.places import EVENTS, ITEMS, REQUESTS, USERS
+from rayapp.root.publish import Manifest, commit_log, log_manifest
 from rayapp.store import Committed, Kind, SequenceStore
 
 CURSORS: Final = "cursors"

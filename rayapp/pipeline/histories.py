@@ -14,15 +14,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
-from rayapp.erasure import Tombstones, hide
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import EVENT_SCHEMA
 from rayapp.features.sequence import History
-from rayapp.hashing import hash64_column
-from rayapp.pipeline.logs import coded, codes, read_bucket, sort_log
 from rayapp.pipeline.search import group_numbers, group_starts
-from rayapp.places import EVENTS
-from rayapp.publish import Manifest
-from rayapp.schema import EVENT_SCHEMA
+from rayapp.root.erasure import Tombstones, hide
+from rayapp.root.logs import coded, codes, read_bucket, sort_log
+from rayapp.root.places import EVENTS
+from rayapp.root.publish import Manifest
 
 HISTORY_COLUMNS: Final = ("event_hash", "item_id", "action", "timestamp_ms", "received_at_ms", "commit_seq")
 HISTORY_SCHEMA: Final = pa.schema(

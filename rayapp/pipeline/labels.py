@@ -12,8 +12,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.config import Domain, Head
-from rayapp.hashing import hash64_column
+from rayapp.contracts.config import Domain, Head
+from rayapp.contracts.hashing import hash64_column
 from rayapp.pipeline.search import search_in_groups
 
 NONE = -1

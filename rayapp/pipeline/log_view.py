@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from rayapp.erasure import Tombstones, hide, tombstones
 from rayapp.pipeline.histories import LABEL_COLUMNS, Bucket, read_events
-from rayapp.pipeline.logs import read_bucket, without_copies
-from rayapp.places import EVENTS, REQUESTS
-from rayapp.publish import Manifest, log_manifest
+from rayapp.root.erasure import Tombstones, hide, tombstones
+from rayapp.root.logs import read_bucket, without_copies
+from rayapp.root.places import EVENTS, REQUESTS
+from rayapp.root.publish import Manifest, log_manifest
 
 
 @dataclass(frozen=True, slots=True)

@@ -17,19 +17,19 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.config import Domain, model_config_from_json
-from rayapp.erasure import erased_rows
+from rayapp.contracts.config import Domain, model_config_from_json
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import REQUEST_SCHEMA
 from rayapp.features.sequence import History, Ints, Sequences, at_request, point_in_time
-from rayapp.hashing import hash64_column
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.histories import EVENT_COLUMNS, history_of
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.search import search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.places import EVENTS, MODELS
-from rayapp.publish import PublishError, read_json
-from rayapp.root import read_root
-from rayapp.schema import REQUEST_SCHEMA
+from rayapp.root.erasure import erased_rows
+from rayapp.root.facts import read_root
+from rayapp.root.places import EVENTS, MODELS
+from rayapp.root.publish import PublishError, read_json
 
 COLUMNS: Final = pa.schema(
     [

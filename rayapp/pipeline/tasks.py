@@ -13,7 +13,7 @@ import ray
 import ray.data
 from ray.data import DataContext
 
-from rayapp.publish import PublishError, in_words
+from rayapp.root.publish import PublishError, in_words
 
 Told = Callable[[int, int], None]
 """Called with (tasks done, tasks in all)."""

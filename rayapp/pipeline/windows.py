@@ -17,8 +17,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayapp.config import Domain, day_name
-from rayapp.hashing import hash64_column
+from rayapp.contracts.config import Domain, day_name
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import attribute_fields, fingerprint, request_schema
 from rayapp.pipeline.histories import (
     HISTORY_SCHEMA,
     Bucket,
@@ -31,13 +32,12 @@ from rayapp.pipeline.histories import (
 )
 from rayapp.pipeline.labels import label_items
 from rayapp.pipeline.log_view import LogView
-from rayapp.pipeline.logs import sort_log
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.places import WINDOWS
-from rayapp.publish import Manifest, PublishError, publish_directory
-from rayapp.root import read_root
-from rayapp.schema import attribute_fields, fingerprint, request_schema
+from rayapp.root.facts import read_root
+from rayapp.root.logs import sort_log
+from rayapp.root.places import WINDOWS
+from rayapp.root.publish import Manifest, PublishError, publish_directory
 
 Ints = NDArray[np.int64]
 

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 from typing import Any, Final
 
-from rayapp.places import ALIASES, MODELS
-from rayapp.publish import PublishError, exclusive, read_json, write_json
+from rayapp.root.places import ALIASES, MODELS
+from rayapp.root.publish import PublishError, exclusive, read_json, write_json
 
 CHAMPION: Final = "champion"
 BASELINE: Final = "no-sequence"

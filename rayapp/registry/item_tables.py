@@ -8,11 +8,11 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
+from rayapp.contracts.schema import Attribute, AttributeKind, item_schema
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
-from rayapp.places import ITEM_TABLES
-from rayapp.publish import Manifest, PublishError, publish_directory, read_manifest
-from rayapp.schema import Attribute, AttributeKind, item_schema
+from rayapp.root.places import ITEM_TABLES
+from rayapp.root.publish import Manifest, PublishError, publish_directory, read_manifest
 
 
 def publish_table(root: Path, table: ItemTable, lineage: Manifest) -> None:

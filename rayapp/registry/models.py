@@ -12,18 +12,18 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rayapp.catalogue import read_users
-from rayapp.config import Domain, ModelConfig, model_config_from_json, to_json
+from rayapp.contracts.config import Domain, ModelConfig, model_config_from_json, to_json
+from rayapp.contracts.schema import Vocabulary
 from rayapp.features.attributes import Encoders
 from rayapp.model.calibration import Calibration
 from rayapp.model.inputs import Inputs, UserTable
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
-from rayapp.places import MODELS
-from rayapp.publish import Manifest, PublishError, publish_directory, read_json, read_manifest, write_json
 from rayapp.registry.item_tables import load_table
-from rayapp.schema import Vocabulary
+from rayapp.root.catalogue import read_users
+from rayapp.root.places import MODELS
+from rayapp.root.publish import Manifest, PublishError, publish_directory, read_json, read_manifest, write_json
 
 FORMAT = 2
 LINEAGE = ("created_at_ms", "item_table", "preset", "train_windows", "validation_window", "test_window")

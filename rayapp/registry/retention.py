@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from rayapp.places import VERDICTS
 from rayapp.registry.aliases import read_aliases, read_previous
 from rayapp.registry.models import list_models
+from rayapp.root.places import VERDICTS
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from rayapp.places import RETRAINING_LOG
-from rayapp.publish import PublishError
+from rayapp.root.places import RETRAINING_LOG
+from rayapp.root.publish import PublishError
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Any
 
-from rayapp.places import VERDICTS
-from rayapp.publish import read_json, write_json
+from rayapp.root.places import VERDICTS
+from rayapp.root.publish import read_json, write_json
 
 Verdict = dict[str, Any]
 """`retraining` (the run's id), `alias`, `champion` (what it was compared with), `window`, `promoted`, and `gates`: a

@@ -16,10 +16,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.contracts.schema import ActionKind, AttributeKind, Vocabulary
 from rayapp.features.attributes import ABSENT
 from rayapp.features.sequence import History
 from rayapp.model.item_table import ItemTable
-from rayapp.schema import ActionKind, AttributeKind, Vocabulary
 from rayapp.serving.neighbours import Neighbours
 from rayapp.serving.tastes import tastes_of
 

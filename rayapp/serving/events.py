@@ -8,8 +8,8 @@ from typing import Annotated, Any, Final
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from rayapp.config import Domain, day_name
-from rayapp.schema import Event, content_event_id, id_problem
+from rayapp.contracts.config import Domain, day_name
+from rayapp.contracts.schema import Event, content_event_id, id_problem
 
 MAX_EVENTS: Final = 1_000
 MAX_FUTURE_MS: Final = 5 * 60 * 1000

@@ -16,11 +16,11 @@ from typing import Any, Final, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
-from rayapp.hashing import hash64
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.experiments.assignment import Assignment
 from rayapp.serving.blend import Ranked, blend, shuffled
 from rayapp.serving.candidates import DEFAULT_MIX, POPULAR, SEEN_AGAIN, Candidates, Query
-from rayapp.serving.experiments import Assignment
 from rayapp.serving.paging import Page
 from rayapp.serving.stages import Live, RankCall, Ranking, Run, Stages
 from rayapp.store import UserSequence

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rayapp.places import KEYS_FILE
-from rayapp.publish import PublishError, read_json, write_json
+from rayapp.root.places import KEYS_FILE
+from rayapp.root.publish import PublishError, read_json, write_json
 
 KEY_BYTES: Final = 32
 MAX_KEYS: Final = 1_000

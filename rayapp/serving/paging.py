@@ -16,7 +16,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.hashing import hash64
+from rayapp.contracts.hashing import hash64
 
 FORMAT: Final = 1
 HEAD: Final = struct.Struct(">BQHI")

@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import at_request
-from rayapp.hashing import hash64
 from rayapp.model.batched import Scores
 from rayapp.registry.models import LoadedModel
-from rayapp.serving.rates import LiveRates
+from rayapp.serving.live_rates import LiveRates
 from rayapp.serving.stages import RankCall, Ranking
 
 

@@ -10,17 +10,17 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from rayapp.catalogue import read_users
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import FIRST_ACTION_ID
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
 from rayapp.model.inputs import UserTable
 from rayapp.model.item_table import ItemTable
-from rayapp.places import USERS
-from rayapp.publish import PublishError, log_manifest
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import LoadedModel, load_model
-from rayapp.schema import FIRST_ACTION_ID
+from rayapp.root.catalogue import read_users
+from rayapp.root.places import USERS
+from rayapp.root.publish import PublishError, log_manifest
 from rayapp.serving.candidates import CandidateIndex
 from rayapp.store import SequenceStore
 

@@ -9,10 +9,10 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.contracts.schema import ActionKind, Vocabulary
 from rayapp.features.attributes import ABSENT
 from rayapp.features.sequence import History
 from rayapp.model.item_table import ItemTable
-from rayapp.schema import ActionKind, Vocabulary
 
 Rows = NDArray[np.int64]
 

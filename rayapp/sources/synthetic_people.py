@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.config import DAY_MS
+from rayapp.contracts.config import DAY_MS
 from rayapp.sources.synthetic_world import ACTIONS, COUNTRIES, DEVICES, STYLES, TOPICS, Floats, Ints, Items, World
 
 

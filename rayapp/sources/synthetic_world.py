@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.config import DAY_MS
+from rayapp.contracts.config import DAY_MS
 
 TOPICS: Final = (
     "Cooking", "Travel", "Gardening", "Fashion", "Running", "Woodwork", "Photography", "Camping",

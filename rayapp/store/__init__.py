@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rayapp.contracts.schema import Event
 from rayapp.features.sequence import History
-from rayapp.schema import Event
 
 DEFAULT_CAP = 256
 """Stored events a user: more than the longest sequence, so that late events and duplicates still find their place."""

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from rayapp.places import STORE, STORE_FILE
-from rayapp.publish import read_json, write_json
+from rayapp.root.places import STORE, STORE_FILE
+from rayapp.root.publish import read_json, write_json
 from rayapp.store import StoreError
 
 IN_ROOT: Final = "lmdb"

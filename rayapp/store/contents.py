@@ -7,7 +7,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from rayapp.schema import Event, Vocabulary
+from rayapp.contracts.schema import Event, Vocabulary
 from rayapp.store import StoreError, UserSequence
 from rayapp.store.packed import EMPTY, FORMAT, unpack
 

@@ -20,9 +20,9 @@ from typing import Any, Final, TypeVar
 import lmdb
 import numpy as np
 
-from rayapp.hashing import hash64
-from rayapp.publish import sync_file
-from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
+from rayapp.root.publish import sync_file
 from rayapp.store import (
     DEFAULT_CAP,
     Committed,

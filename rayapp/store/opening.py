@@ -4,8 +4,8 @@ import logging
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
-from rayapp.places import STORE
-from rayapp.root import read_root
+from rayapp.root.facts import read_root
+from rayapp.root.places import STORE
 from rayapp.store import SequenceStore, StoreError
 from rayapp.store.address import IN_ROOT, address_of, full_url, in_use, resolve, take_into_use
 

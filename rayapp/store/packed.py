@@ -18,9 +18,9 @@ from typing import Final
 
 import numpy as np
 
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import Event
 from rayapp.features.sequence import History
-from rayapp.hashing import hash64
-from rayapp.schema import Event
 from rayapp.store import StoreError
 
 FORMAT: Final = 2

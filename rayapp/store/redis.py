@@ -24,8 +24,8 @@ import redis.exceptions
 from redis.backoff import ExponentialWithJitterBackoff
 from redis.retry import Retry
 
-from rayapp.hashing import hash64
-from rayapp.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
 from rayapp.store import (
     DEFAULT_CAP,
     Committed,

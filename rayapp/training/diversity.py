@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.features.attributes import ABSENT, AttributeEncoder
 from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
-from rayapp.pipeline.reader import WindowReader
+from rayapp.pipeline.window_loader import WindowReader
 from rayapp.training.evaluate import BATCH_REQUESTS, Window, feed_score, padded
 
 TOP = 3

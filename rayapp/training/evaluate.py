@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.features.segments import CORE_ACTIONS, SEGMENTS
 from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
-from rayapp.pipeline.reader import WindowReader
+from rayapp.pipeline.window_loader import WindowReader
 from rayapp.training import metrics
 
 BATCH_REQUESTS: Final = 512

@@ -18,10 +18,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
-from rayapp.config import Domain, TrainConfig
+from rayapp.contracts.config import Domain, TrainConfig
 from rayapp.model.inputs import Inputs
 from rayapp.model.ranker import Ranker, ranking_loss
-from rayapp.pipeline.reader import RequestBatch, WindowReader
+from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.training.errors import TrainingError
 from rayapp.training.user_weights import user_weights
 

@@ -19,21 +19,21 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from safetensors.torch import load_file
 
 from rayapp import __version__
-from rayapp.config import Domain, to_json
+from rayapp.contracts.config import Domain, to_json
+from rayapp.contracts.presets import Preset
+from rayapp.contracts.schema import fingerprint
 from rayapp.model.calibration import Calibration
 from rayapp.model.scorer import Scorer
-from rayapp.pipeline.reader import WindowReader
-from rayapp.places import RUNS
-from rayapp.presets import Preset
-from rayapp.publish import in_words
+from rayapp.picture import draw_losses
+from rayapp.pipeline.window_loader import WindowReader
 from rayapp.registry.models import publish_model
 from rayapp.revision import commit
-from rayapp.root import read_root
-from rayapp.schema import fingerprint
+from rayapp.root.facts import read_root
+from rayapp.root.places import RUNS
+from rayapp.root.publish import in_words
 from rayapp.training.errors import TrainingError
 from rayapp.training.evaluate import read_window, report, score_window
 from rayapp.training.loop import POSITION, STATE, Loop
-from rayapp.training.picture import draw_losses
 from rayapp.training.start import Start, start
 
 TRAIN_LOG: Final = "train.jsonl"

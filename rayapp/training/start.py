@@ -6,17 +6,17 @@ from typing import Final
 
 import torch
 
-from rayapp.catalogue import read_users
-from rayapp.config import Domain, Scope
+from rayapp.contracts.config import Domain, Scope
+from rayapp.contracts.presets import Preset
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.model.inputs import Inputs, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
-from rayapp.pipeline.logs import read_log
-from rayapp.places import REQUESTS
-from rayapp.presets import Preset
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import load_model
+from rayapp.root.catalogue import read_users
+from rayapp.root.logs import read_log
+from rayapp.root.places import REQUESTS
 from rayapp.training.errors import TrainingError
 
 PARTS: Final[dict[Scope, str]] = {"full": "", "sequence": "encoder.", "heads": "mlp."}

@@ -28,10 +28,10 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayapp.features.items import Item, content_tokens
+from rayapp.contracts.schema import Attribute, AttributeKind
+from rayapp.features.content import Item, content_tokens
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline.engagements import Engagements
-from rayapp.schema import Attribute, AttributeKind
 
 DATA, WEIGHTS = "examples.safetensors", "tower.safetensors"
 MIN_TOKENS: Final = 4096

@@ -6,7 +6,7 @@ Shapes: U versions of users.
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.config import Domain
+from rayapp.contracts.config import Domain
 from rayapp.features.attributes import UNKNOWN_CATEGORY
 from rayapp.model.inputs import Inputs
 

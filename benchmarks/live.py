@@ -1,0 +1,166 @@
+"""Real servers as processes of their own, which a benchmark may kill: the graph, and a Redis that syncs every write."""
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+import httpx
+
+from benchmarks.memory import tree
+from rayapp.contracts.presets import nano
+from rayapp.importing.domains import load_domain
+from rayapp.launch.ports import GraphError, free_port
+from rayapp.launch.runtime import local_ray
+from rayapp.loop.workflow import build_windows, import_once, item_table, make_world, split_of, train_model, training_run
+from rayapp.registry.aliases import CHAMPION, promote, read_aliases
+from rayapp.registry.item_tables import load_table
+from rayapp.root.places import MODELS
+from rayapp.root.publish import read_manifest
+from rayapp.sources.synthetic import World
+from rayapp.store import StoreError
+
+WORLD: Final = World(num_users=120, num_items=200, sessions_per_day=0.2)
+START_TIMEOUT_S: Final = 180.0
+RAYAPP: Final = (sys.executable, "-c", "from rayapp.cli.main import main; main()")
+
+
+def make_root(root: Path) -> Path:
+    """A small made-up world with a champion: what is measured behind it is the store and the graph, not the model."""
+    domain_file = load_domain("synthetic")
+    with local_ray():
+        import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
+        prepared, _ = build_windows(root, domain_file.domain, split_of(root))
+        table, _ = item_table(root, prepared, nano())
+        run = training_run(root, prepared, nano(), table)
+        train_model(run, domain_file.domain)
+    promote(root, CHAMPION, run.version)
+    return root
+
+
+def items_of(root: Path) -> list[str]:
+    """The items that the champion knows."""
+    manifest = read_manifest(root / MODELS / read_aliases(root)[CHAMPION])
+    return [str(item["item_id"]) for item in load_table(root, manifest["item_table"]).items]
+
+
+class GraphProcess:
+    """`rayapp serve` and every process of its Ray."""
+
+    def __init__(self, root: Path, store_url: str | None = None) -> None:
+        self.port, self._root, self._store_url = free_port(), root, store_url
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    def start(self) -> None:
+        """Returns when it is ready.
+
+        Raises:
+            GraphError: it ended, or was not ready in time; its last words.
+        """
+        command = [*RAYAPP, "serve", "--root", str(self._root), "--port", str(self.port)]
+        log = self._root / "serve.log"
+        environment = os.environ | ({"RAYAPP_STORE": self._store_url} if self._store_url else {})
+        with log.open("wb") as output:
+            self._process = subprocess.Popen(
+                command, stdout=output, stderr=output, env=environment, start_new_session=True
+            )
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._ready():
+            if self._process.poll() is not None or time.monotonic() > deadline:
+                self.kill()
+                raise GraphError(f"the graph did not start: {log.read_text(errors='replace')[-2_000:]}")
+            time.sleep(0.2)
+
+    def _ready(self) -> bool:
+        with contextlib.suppress(httpx.HTTPError):
+            return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200
+        return False
+
+    def kill(self) -> None:
+        """SIGKILL for the command, Ray, the proxies and all replicas at once."""
+        if self._process is None:
+            return
+        for pid in tree(self._process.pid):
+            _kill(pid)
+        self._process.wait()
+        self._process = None
+
+    def kill_replica(self, deployment: str) -> int:
+        """SIGKILL for the processes of one deployment's replicas; how many there were."""
+        assert self._process is not None
+        title = f"ray::ServeReplica:rayapp:{deployment}".encode()
+        replicas = [pid for pid in tree(self._process.pid) if _title(pid).startswith(title)]
+        for pid in replicas:
+            _kill(pid)
+        return len(replicas)
+
+
+class RedisProcess:
+    """A redis-server on loopback that syncs its append-only file before each answer."""
+
+    def __init__(self, directory: Path) -> None:
+        """Raises:
+        StoreError: redis-server is not installed.
+        """
+        if shutil.which("redis-server") is None:
+            raise StoreError("redis-server is not installed (apt-get install redis-server)")
+        self.port, self._directory = free_port(), directory
+        directory.mkdir(parents=True, exist_ok=True)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0"
+
+    def start(self) -> None:
+        command = ["redis-server", "--port", str(self.port), "--bind", "127.0.0.1", "--dir", str(self._directory)]
+        command += ["--save", "", "--appendonly", "yes", "--appendfsync", "always"]
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL)
+        wait_until(self._listens, "redis-server's start")
+
+    def _listens(self) -> bool:
+        with socket.socket() as probe:
+            return probe.connect_ex(("127.0.0.1", self.port)) == 0
+
+    def kill(self) -> None:
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+            self._process = None
+
+
+def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_TIMEOUT_S) -> float:
+    """Waits for something that must become true; the seconds it took.
+
+    Raises:
+        GraphError: it did not.
+    """
+    started = time.monotonic()
+    while not condition():
+        if time.monotonic() - started > seconds:
+            raise GraphError(f"{what} did not happen within {seconds:g} s")
+        time.sleep(0.01)
+    return time.monotonic() - started
+
+
+def _title(pid: int) -> bytes:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes()
+    except OSError:
+        return b""  # it ended meanwhile
+
+
+def _kill(pid: int) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)

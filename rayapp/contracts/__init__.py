@@ -1,0 +1,1 @@
+"""What everything agrees on: schemas, configuration, named sizes, hashes. No I/O."""

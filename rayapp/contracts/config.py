@@ -1,0 +1,213 @@
+"""What one run is made of: the domain, the model and the training. Named sizes of these are in `presets`.
+
+Frozen values only; nothing here knows paths, Ray or the environment.
+"""
+
+import dataclasses
+import time
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal, get_args
+
+from rayapp.contracts.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
+
+DAY_MS: Final = 24 * 60 * 60 * 1000
+YEAR_2000_MS: Final = 946_684_800_000
+RESERVED_NAMES: Final = frozenset(
+    {
+        *("item_id", "user_id", "created_at_ms", "effective_at_ms", "available", "vector", "likes"),
+        *REQUEST_SCHEMA.names,
+    }
+)
+"""Columns of our own tables; an attribute of the same name would be taken for them."""
+
+ATTRIBUTE_GROUPS: Final = ("attributes", "user_attributes", "context_attributes")
+
+
+def day_name(timestamp_ms: int) -> str:
+    """The UTC day; with the minute where the time is not midnight."""
+    moment = time.gmtime(timestamp_ms / 1000)
+    return time.strftime("%Y-%m-%d" if timestamp_ms % DAY_MS == 0 else "%Y-%m-%dT%H%M", moment)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Head:
+    """One sigmoid of the ranker: did any of these actions follow the impression?"""
+
+    name: str
+    actions: tuple[str, ...]
+    utility: float
+    """Weight of this head's probability in the feed score."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Domain:
+    """What a team's feed is about. The whole application is driven by it; no code asks for a data set's name."""
+
+    name: str
+    vocabulary: Vocabulary
+    heads: tuple[Head, ...]
+    positive_head: str
+    """The head that comparisons report first."""
+    attributes: tuple[Attribute, ...]
+    """Of items."""
+    title: str
+    """The text attribute shown to people."""
+    user_attributes: tuple[Attribute, ...] = ()
+    context_attributes: tuple[Attribute, ...] = ()
+    """What a request knows about its moment: device, tab, country."""
+    earliest_ms: int = YEAR_2000_MS
+    """A timestamp before this is a mistake of the source, most often of its unit."""
+    attribution_ms: int = DAY_MS
+    """An action belongs to the impression of the same request when it follows within this time."""
+    time_mask_ms: int = 0
+    """Training hides actions newer than T ~ U(0, this); 0 switches the mask off (TransAct, section 3.2.2)."""
+    label_weights: tuple[tuple[float, ...], ...] = ()
+    """Row per head: its loss weight for each head's label that is 1, then for an impression without any.
+    Empty: every weight 1."""
+    user_weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Categorical attribute of users -> value -> loss weight; a user's weight is the product over attributes."""
+    rates_every_days: int = 1
+    """Days between two snapshots of past rates."""
+
+    def __post_init__(self) -> None:
+        known = set(self.vocabulary.names)
+        for head in self.heads:
+            if missing := set(head.actions) - known:
+                raise ValueError(f"head {head.name!r} needs actions that the vocabulary lacks: {sorted(missing)}")
+        if self.positive_head not in self.head_names:
+            raise ValueError(f"positive_head {self.positive_head!r} is none of the heads {self.head_names}")
+        if self.title not in {a.name for a in self.attributes}:
+            raise ValueError(f"title {self.title!r} is no attribute of the items")
+        users = {a.name for a in self.user_attributes if a.kind is AttributeKind.CATEGORIES}
+        if unknown := set(self.user_weights) - users:
+            raise ValueError(f"user_weights names {sorted(unknown)}, no categorical attribute of the users")
+        for group in (self.attributes, self.user_attributes, self.context_attributes):
+            names = [a.name for a in group]
+            if bad := {n for n in names if n in RESERVED_NAMES or names.count(n) > 1}:
+                raise ValueError(f"attribute names must be unique and not a column of ours: {sorted(bad)}")
+
+    @property
+    def head_names(self) -> tuple[str, ...]:
+        return tuple(head.name for head in self.heads)
+
+    @property
+    def utilities(self) -> tuple[float, ...]:
+        return tuple(head.utility for head in self.heads)
+
+    def to_json(self) -> dict[str, Any]:
+        values = dataclasses.asdict(self)
+        values["vocabulary"] = self.vocabulary.to_json()
+        for group in ATTRIBUTE_GROUPS:
+            values[group] = [{"name": a.name, "kind": a.kind.value} for a in getattr(self, group)]
+        return values
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Domain":
+        groups = {
+            group: tuple(Attribute(a["name"], AttributeKind(a["kind"])) for a in values.get(group, ()))
+            for group in ATTRIBUTE_GROUPS
+        }
+        return Domain(
+            **{
+                **values,
+                "vocabulary": Vocabulary.from_json(values["vocabulary"]),
+                "heads": tuple(Head(**{**h, "actions": tuple(h["actions"])}) for h in values["heads"]),
+                **groups,
+                "label_weights": tuple(tuple(row) for row in values["label_weights"]),
+            }
+        )
+
+
+Encoder = Literal["transact", "cross", "average", "none"]
+Fusion = Literal["concat", "append", "none"]
+Positions = Literal["none", "learned"]
+Scope = Literal["full", "sequence", "heads"]
+READOUT_PARTS: Final = ("latest", "random", "all", "max")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ModelConfig:
+    """TransAct V1.1 and the ranker around it; the defaults are the published sizes."""
+
+    encoder: Encoder = "transact"
+    """`cross` encodes the actions once a user, and candidates attend to them; `average` is their mean; `none` is the
+    same ranker without the user's actions, the comparison every gain is measured against."""
+    fusion: Fusion = "concat"
+    """How `transact` brings in the candidate: in every row, as one more row, or not at all."""
+    readout: str = "latest+max"
+    """Rows that reach the ranker, joined by +: the `latest` K, K `random` places, `all`, the `max`-pool over all."""
+    positions: Positions = "none"
+    action_types: bool = True
+    """False: a row says which item was acted on, not how."""
+    history_length: int = 100
+    action_dim: int = 32
+    item_dim: int = 32
+    num_layers: int = 2
+    num_heads: int = 1
+    feedforward_dim: int = 32
+    dropout: float = 0.1
+    latest_k: int = 10
+    """K: V1.1 has 10 newest rows and the max-pool, 11 in all."""
+    category_dim: int = 16
+    num_cross_layers: int = 3
+    mlp_dim: int = 256
+
+    def __post_init__(self) -> None:
+        for name, allowed in (("encoder", Encoder), ("fusion", Fusion), ("positions", Positions)):
+            if getattr(self, name) not in get_args(allowed):
+                raise ValueError(f"{name} must be one of {get_args(allowed)}, not {getattr(self, name)!r}")
+        if unknown := set(self.readout_parts) - set(READOUT_PARTS):
+            raise ValueError(f"readout names {sorted(unknown)}; known: {READOUT_PARTS}")
+
+    @property
+    def readout_parts(self) -> list[str]:
+        return self.readout.split("+")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainConfig:
+    """One training run."""
+
+    seed: int = 0
+    num_epochs: int = 1
+    """At the most, unless `min_steps` asks for more."""
+    min_steps: int = 0
+    """A small window is gone over again until its epochs add up to so many steps; an early stop may end them sooner."""
+    patience_epochs: int = 0
+    """Training stops when this many further epochs have not lowered the loss on the validation window."""
+    batch_requests: int = 256
+    learning_rate: float = 4.8e-3
+    warmup_steps: int = 5_000
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 1.0
+    negative_rate: float = 1.0
+    """Share of shown items without any label that are trained on; calibration corrects the probabilities for it."""
+    time_mask_ms: int | None = None
+    """Instead of the domain's time mask. Windows are built for the domain's: with a longer one a very active user's
+    masked history may be shorter than `history_length`."""
+    scope: Scope = "full"
+    """What is trained: everything, the `sequence` encoder alone, or the `heads` (the MLP behind the crossing) alone;
+    the rest stays as it is in the published model that the run starts from."""
+
+    def __post_init__(self) -> None:
+        if self.scope not in get_args(Scope):
+            raise ValueError(f"scope must be one of {get_args(Scope)}, not {self.scope!r}")
+
+
+CAME_LATER: Final = {"scope": "full", "min_steps": 0}
+"""Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """A config dataclass as plain JSON values."""
+    return dataclasses.asdict(
+        config, dict_factory=lambda pairs: {k: v for k, v in pairs if k not in CAME_LATER or v != CAME_LATER[k]}
+    )
+
+
+def model_config_from_json(values: dict[str, Any]) -> ModelConfig:
+    """Rebuilds a ModelConfig; a field this version does not know is an error that names it."""
+    known = {f.name for f in dataclasses.fields(ModelConfig)}
+    if unknown := set(values) - known:
+        raise ValueError(f"config.json holds fields this version does not know: {sorted(unknown)}")
+    return ModelConfig(**values)

@@ -1,0 +1,33 @@
+"""Domain files: the built-in ones beside this module, and a team's own."""
+
+import importlib.resources
+from pathlib import Path
+
+from rayapp.importing.domains.layout import DomainFile
+from rayapp.importing.domains.parse import DomainError, parse_domain
+
+__all__ = ["BUILT_IN", "DomainError", "load_domain"]
+
+BUILT_IN = ("movielens", "kuairand", "synthetic")
+
+
+def load_domain(name_or_path: str) -> DomainFile:
+    """A built-in domain by its name, or a file.
+
+    Raises:
+        DomainError: no such file, or what is wrong in it.
+    """
+    if name_or_path in BUILT_IN:
+        return parse_domain(importlib.resources.files(__name__).joinpath(f"{name_or_path}.toml").read_text())
+    try:
+        text = Path(name_or_path).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        raise DomainError(
+            f"the domain file {name_or_path} can't be read ({reason}); built in are {', '.join(BUILT_IN)}, and "
+            "`rayapp init-domain` writes a first one from your own files"
+        ) from None
+    try:
+        return parse_domain(text)
+    except DomainError as error:
+        raise DomainError(f"{name_or_path}: {error}") from None

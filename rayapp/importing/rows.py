@@ -1,0 +1,359 @@
+"""Chunks of a team's files -> rows in our schemas. Pure: a table and a layout in, good rows and rejections out.
+
+Shapes: N rows of a chunk, H heads.
+"""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+from numpy.typing import NDArray
+
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import (
+    EVENT_SCHEMA,
+    Attribute,
+    AttributeKind,
+    Vocabulary,
+    attribute_fields,
+    content_event_id,
+    item_schema,
+    request_schema,
+    user_schema,
+)
+from rayapp.importing.columns import RowCheck, flags, ids, is_untyped, lists, moments, numbers, texts, unique_ids
+from rayapp.importing.domains.layout import ActionRule, Column, EntityLayout, EventLayout, RequestLayout, TimeColumn
+
+MAX_LIST_ITEMS: Final = 2000
+"""Items of one shown list; more is a grouping mistake of the source."""
+UNNAMED_REQUEST: Final = "r-"
+
+IMPRESSION_FIELDS: Final = ("request_id", "user_id", "timestamp_ms", "surface", "item_id", "position", "labels")
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Clock:
+    """What bounds a plausible timestamp."""
+
+    earliest_ms: int
+    now_ms: int
+
+
+class _Reader:
+    """A chunk of a file, read by the columns of a layout; collects what is wrong with its rows."""
+
+    def __init__(self, raw: pa.Table, clock: Clock, null_values: Sequence[str]) -> None:
+        self.raw, self.clock, self._null_values = raw, clock, null_values
+        self.present = frozenset(raw.column_names)
+        self.check = RowCheck(raw.num_rows)
+
+    def __len__(self) -> int:
+        return int(self.raw.num_rows)
+
+    def of(self, column: Column) -> pa.ChunkedArray:
+        name = column.find(self.present)
+        assert name is not None, f"the plan chose a layout without {column}"
+        return self.raw[name]
+
+    def ids(self, column: Column, field: str) -> pa.DictionaryArray:
+        return ids(self.of(column), field, self.check, self._null_values)
+
+    def ids_in_lists(self, values: pa.Array, inside: RowCheck, *, untyped: bool) -> pa.DictionaryArray:
+        return ids(values, "item_ids", inside, self._null_values, untyped=untyped)
+
+    def unique_ids(self, column: Column, field: str, *, may_miss: bool = False) -> pa.Array:
+        return unique_ids(self.of(column), field, self.check, self._null_values, may_miss=may_miss)
+
+    def moments(self, column: TimeColumn, field: str) -> NDArray[np.int64]:
+        raw, bounds = self.of(column.column), dataclasses.asdict(self.clock)
+        return moments(raw, column.unit, field, self.check, **bounds)
+
+    def beginnings(self, column: TimeColumn, field: str) -> NDArray[np.int64]:
+        """Moments of entities: an item may be older than any event, and one without a date was always there."""
+        raw, since_ever = self.of(column.column), np.iinfo(np.int64).min // 2
+        return moments(
+            raw, column.unit, field, self.check, earliest_ms=since_ever, now_ms=self.clock.now_ms, may_miss=True
+        )
+
+    def optional_text(self, column: Column | None, field: str) -> pa.Array:
+        return texts(self.of(column), field, self.check) if column else pa.nulls(len(self), pa.string())
+
+    def optional_position(self, column: Column | None) -> pa.Array:
+        if column is None:
+            return pa.nulls(len(self), pa.int32())
+        value_N, missing_N = numbers(self.of(column), "position", self.check)
+        odd_N = (value_N != np.floor(value_N)) | (np.abs(value_N) > np.iinfo(np.int32).max)
+        self.check.fail(odd_N, "position", "is not a whole number", self.of(column))
+        return pa.array(np.where(odd_N, 0, value_N).astype(np.int32), mask=missing_N)
+
+    def finish(self, columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
+        """The good rows; `schema` may name fewer columns than `columns` holds."""
+        keep = self.check.good_N
+        rows = pa.Table.from_pydict({f.name: _cast(columns[f.name], f.type) for f in schema})
+        # Rejected rows may hold nulls where the schema allows none, so they go before it is applied.
+        rows = rows if keep.all() else rows.filter(pa.array(keep))
+        return rows.cast(schema)
+
+
+def _cast(column: Any, kind: pa.DataType) -> pa.Array:
+    column = column if isinstance(column, pa.Array | pa.ChunkedArray) else pa.array(column)
+    if pa.types.is_dictionary(column.type):
+        column = column.dictionary_decode()
+    return column if column.type == kind else column.cast(kind)
+
+
+def event_rows(raw: pa.Table, layout: EventLayout, domain: Domain, clock: Clock) -> tuple[pa.Table, RowCheck]:
+    """Rows of EVENT_SCHEMA; an event that the server had before it happened is moved back to when it had it."""
+    read = _Reader(raw, clock, layout.null_values)
+    user = read.ids(layout.user_id, "user_id")
+    item = read.ids(layout.item_id, "item_id")
+    timestamp_N = read.moments(layout.timestamp, "timestamp")
+    received_N = timestamp_N + layout.lag_ms
+    if layout.received_at:
+        received_N = read.moments(layout.received_at, "received_at")
+        timestamp_N = np.minimum(timestamp_N, received_N)
+    action = _actions(read, layout.action, domain.vocabulary)
+    value_N, no_value_N = np.zeros(len(read)), np.ones(len(read), bool)
+    if layout.value:
+        value_N, no_value_N = numbers(read.of(layout.value), "value", read.check)
+    request = pa.nulls(len(read), pa.string())
+    if layout.request_id:
+        request = read.unique_ids(layout.request_id, "request_id", may_miss=True)
+    if layout.event_id:
+        event_id = read.unique_ids(layout.event_id, "event_id")
+    else:
+        event_id = _content_ids(user, item, action, timestamp_N, read.check.good_N)
+    columns = {
+        "event_id": event_id,
+        "event_hash": hash64_column(event_id),
+        "user_id": user,
+        "item_id": item,
+        "action": action,
+        "timestamp_ms": timestamp_N,
+        "received_at_ms": received_N,
+        "commit_seq": np.zeros(len(read), np.int64),
+        "request_id": request,
+        "position": read.optional_position(layout.position),
+        "value": pa.array(value_N, mask=no_value_N),
+        "surface": read.optional_text(layout.surface, "surface"),
+    }
+    return read.finish(columns, EVENT_SCHEMA), read.check
+
+
+def _actions(read: _Reader, rule: ActionRule, vocabulary: Vocabulary) -> pa.Array:
+    if rule.column:
+        raw = read.of(rule.column)
+        words = texts(raw, "action", read.check).dictionary_encode()
+        names = [rule.names.get(w, None if rule.names else w) for w in words.dictionary.to_pylist()]
+        known = pa.array([n if n in vocabulary.names else None for n in names], pa.string())
+        action = pa.DictionaryArray.from_arrays(words.indices, known).dictionary_decode()
+        read.check.fail(~pc.is_valid(words).to_numpy(zero_copy_only=False), "action", "is missing", raw)
+        unknown_N = ~pc.is_valid(action).to_numpy(zero_copy_only=False)
+        read.check.fail(unknown_N, "action", "is not in the vocabulary of the domain file", raw)
+        return action
+    place_N = np.full(len(read), -1)
+    priority = {a.name: a.priority for a in vocabulary.actions}
+    names = list(vocabulary.names)
+    if rule.otherwise:
+        place_N[:] = names.index(rule.otherwise)
+    for action_name, column in sorted(rule.flags, key=lambda flag: priority[flag[0]]):
+        set_N = flags(read.of(column), action_name, read.check)
+        place_N = np.where(set_N, names.index(action_name), place_N)
+    none_N = place_N < 0
+    if rule.flags:
+        read.check.fail(none_N, "action", "no flag is set", read.of(rule.flags[0][1]))
+    return pa.array(names, pa.string()).take(pa.array(np.maximum(place_N, 0)))
+
+
+def _content_ids(
+    user: pa.DictionaryArray, item: pa.DictionaryArray, action: pa.Array, timestamp_N: Any, good_N: NDArray[np.bool_]
+) -> pa.Array:
+    rows = zip(user.to_pylist(), item.to_pylist(), action.to_pylist(), timestamp_N.tolist(), good_N, strict=True)
+    return pa.array([content_event_id(u, i, a, t) if good else "" for u, i, a, t, good in rows], pa.string())
+
+
+def impression_schema(domain: Domain) -> pa.Schema:
+    """One shown item a row, on its way to a list: staged by the import and grouped inside the bucket."""
+    fields = [request_schema(()).field(n) for n in ("request_id", "user_id", "timestamp_ms", "surface")]
+    fields += [pa.field("item_id", pa.string(), nullable=False), pa.field("position", pa.int32())]
+    fields += [pa.field("labels", pa.list_(pa.float32(), len(domain.heads)))]
+    return pa.schema(fields + attribute_fields(domain.context_attributes))
+
+
+def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock) -> tuple[pa.Table, RowCheck]:
+    """Rows of `impression_schema`, from files with a shown item a row."""
+    read = _Reader(raw, clock, layout.null_values)
+    if layout.only:
+        column, words = layout.only
+        word = texts(read.of(column), "only", read.check)
+        # Passed over, not rejected: they are other events.
+        read.check.good_N &= pc.is_in(word, value_set=pa.array(words, pa.string())).to_numpy(zero_copy_only=False)
+    user = read.ids(layout.user_id, "user_id")
+    item = read.ids(layout.items, "item_id")
+    timestamp_N = read.moments(layout.timestamp, "timestamp")
+    surface = read.optional_text(layout.surface, "surface")
+    if layout.request_id:
+        request = read.unique_ids(layout.request_id, "request_id")
+    else:
+        shown = zip(user.to_pylist(), timestamp_N.tolist(), surface.to_pylist(), strict=True)
+        digest = xxhash.xxh3_128_hexdigest
+        request = pa.array([UNNAMED_REQUEST + digest("\x1f".join(map(str, s)).encode()) for s in shown], pa.string())
+    labels = pa.nulls(len(read), pa.list_(pa.float32(), len(domain.heads)))
+    if layout.labels:
+        of_head = dict(layout.labels)
+        label_NH = np.stack([flags(read.of(of_head[h]), f"labels.{h}", read.check) for h in domain.head_names], axis=1)
+        labels = pa.FixedSizeListArray.from_arrays(
+            pa.array(label_NH.astype(np.float32).ravel()), len(domain.head_names)
+        )
+    columns = {
+        "request_id": request,
+        "user_id": user,
+        "timestamp_ms": timestamp_N,
+        "surface": surface,
+        "item_id": item,
+        "position": read.optional_position(layout.position),
+        "labels": labels,
+        **_context(read, layout.context, domain.context_attributes),
+    }
+    return read.finish(columns, impression_schema(domain)), read.check
+
+
+def list_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock) -> tuple[pa.Table, RowCheck]:
+    """Rows of `request_schema`, from files with a shown list a row."""
+    read = _Reader(raw, clock, layout.null_values)
+    user = read.ids(layout.user_id, "user_id")
+    timestamp_N = read.moments(layout.timestamp, "timestamp")
+    raw_items = read.of(layout.items)
+    values, offsets = lists(raw_items, layout.items.separator, "item_ids", read.check)
+    size_N = np.diff(offsets)
+    read.check.fail(size_N == 0, "item_ids", "is an empty list", raw_items)
+    read.check.fail(size_N > MAX_LIST_ITEMS, "item_ids", f"holds more than {MAX_LIST_ITEMS} items", raw_items)
+    inside = RowCheck(len(values))
+    items = read.ids_in_lists(values, inside, untyped=is_untyped(raw_items))
+    row_M = np.repeat(np.arange(len(read)), size_N)
+    read.check.notes += inside.notes
+    rows_of: dict[str, list[int]] = {}
+    for place, _, reason, _ in inside.rejected:
+        rows_of.setdefault(reason, []).append(int(row_M[place]))
+    for reason, bad in rows_of.items():
+        read.check.fail(np.isin(np.arange(len(read)), bad), "item_ids", f"an item id {reason}", raw_items)
+    schema = request_schema(domain.context_attributes)
+    columns: dict[str, Any] = {field.name: pa.nulls(len(read), field.type) for field in schema}
+    if layout.request_id:
+        columns["request_id"] = read.unique_ids(layout.request_id, "request_id")
+    else:
+        lists_N = pa.LargeListArray.from_arrays(pa.array(offsets), items.dictionary_decode()).to_pylist()
+        rows = zip(user.to_pylist(), timestamp_N.tolist(), lists_N, strict=True)
+        made = [UNNAMED_REQUEST + xxhash.xxh3_128_hexdigest(repr(row).encode()) for row in rows]
+        columns["request_id"] = pa.array(made, pa.string())
+    columns |= {
+        "user_id": user,
+        "timestamp_ms": timestamp_N,
+        "surface": read.optional_text(layout.surface, "surface"),
+        "item_ids": pa.LargeListArray.from_arrays(pa.array(offsets), items.dictionary_decode()),
+        **_context(read, layout.context, domain.context_attributes),
+    }
+    if layout.labels:
+        columns["labels"] = _list_labels(read, dict(layout.labels), domain.head_names, size_N)
+    return read.finish(columns, schema), read.check
+
+
+def _list_labels(
+    read: _Reader, of_head: dict[str, Column], heads: Sequence[str], size_N: NDArray[np.int64]
+) -> pa.LargeListArray:
+    """Items x heads, row by row, from one list of 0/1 per head."""
+    label_MH = np.zeros((int(size_N.sum()), len(heads)), np.float32)
+    for h, head in enumerate(heads):
+        raw = read.of(of_head[head])
+        values, offsets = lists(raw, of_head[head].separator, f"labels.{head}", read.check)
+        wrong_N = np.diff(offsets) != size_N
+        read.check.fail(wrong_N, f"labels.{head}", "has another length than item_ids", raw)
+        inside = RowCheck(len(values))
+        set_V = flags(pa.chunked_array([values]), f"labels.{head}", inside)
+        row_V = np.repeat(np.arange(len(read)), np.diff(offsets))
+        bad_N = np.bincount(row_V[~inside.good_N], minlength=len(read)) > 0
+        read.check.fail(bad_N, f"labels.{head}", "holds something that is neither 0 nor 1", raw)
+        label_MH[np.repeat(~wrong_N, size_N), h] = set_V[~wrong_N[row_V]]
+    ends = np.r_[0, np.cumsum(size_N)] * len(heads)
+    return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(label_MH.ravel()))
+
+
+def entity_rows(
+    raw: pa.Table, layout: EntityLayout, attributes: Sequence[Attribute], clock: Clock, *, users: bool
+) -> tuple[pa.Table, RowCheck]:
+    """Rows of `item_schema` (with `vector` where the layout and the file have one) or `user_schema`."""
+    read = _Reader(raw, clock, layout.null_values)
+    schema = (user_schema if users else item_schema)(attributes)
+    id_name, at_name = schema.names[:2]
+    at_N = np.zeros(len(read), np.int64)
+    if layout.at:
+        at_N = read.beginnings(layout.at, at_name.removesuffix("_ms"))
+    columns = {
+        id_name: read.ids(layout.id, id_name),
+        at_name: at_N,
+        **_attributes(read, layout.attributes, attributes),
+    }
+    if not users:
+        columns["available"] = _available(read, layout.available)
+    vector = layout.vector.find(read.present) if layout.vector else None
+    if vector:
+        schema = schema.append(pa.field("vector", pa.large_list(pa.float32())))
+        columns["vector"] = _vectors(read, raw[vector])
+    return read.finish(columns, schema), read.check
+
+
+def _available(read: _Reader, column: Column | None) -> pa.Array:
+    name = column.find(read.present) if column else None
+    if name is None:
+        return pa.nulls(len(read), pa.bool_())
+    set_N = flags(read.raw[name], "available", read.check)
+    return pa.array(set_N, mask=pc.is_null(read.raw[name]).to_numpy())
+
+
+def _vectors(read: _Reader, raw: pa.ChunkedArray) -> pa.LargeListArray:
+    values, offsets = lists(raw, None, "vector", read.check)
+    inside = RowCheck(len(values))
+    value_V, missing_V = numbers(pa.chunked_array([values]), "vector", inside)
+    row_V = np.repeat(np.arange(len(read)), np.diff(offsets))
+    bad_N = np.bincount(row_V[~inside.good_N | missing_V], minlength=len(read)) > 0
+    read.check.fail(bad_N, "vector", "holds something that is not a finite number", raw)
+    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(value_V.astype(np.float32)))
+
+
+def _attributes(
+    read: _Reader, columns: Sequence[tuple[str, Column]], attributes: Sequence[Attribute]
+) -> dict[str, pa.Array]:
+    kind_of = {a.name: a.kind for a in attributes}
+    made: dict[str, pa.Array] = {}
+    for name, column in columns:
+        raw = read.of(column)
+        if kind_of[name] is AttributeKind.TEXT:
+            made[name] = texts(raw, name, read.check)
+        elif kind_of[name] is AttributeKind.NUMBER:
+            value_N, missing_N = _lenient_numbers(raw, name, read.check)
+            made[name] = pa.array(value_N, mask=missing_N)
+        else:
+            values, offsets = lists(raw, column.separator, name, read.check)
+            words = texts(values, name, RowCheck(len(values)))
+            made[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pc.fill_null(words, ""))
+    return made
+
+
+def _context(
+    read: _Reader, columns: Sequence[tuple[str, Column]], attributes: Sequence[Attribute]
+) -> dict[str, pa.Array]:
+    """Every attribute; null where the layout has no column for it."""
+    absent = {field.name: pa.nulls(len(read), field.type) for field in attribute_fields(attributes)}
+    return absent | _attributes(read, columns, attributes)
+
+
+def _lenient_numbers(raw: pa.ChunkedArray, name: str, check: RowCheck) -> tuple[NDArray[np.float64], Any]:
+    """As `numbers`, but NaN is a missing value: that is how pandas writes one."""
+    if pa.types.is_floating(raw.type):
+        raw = pc.if_else(pc.is_nan(raw), None, raw)
+    return numbers(raw, name, check)

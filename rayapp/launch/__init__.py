@@ -1,0 +1,1 @@
+"""Starts Ray and the Serve graph on this machine."""

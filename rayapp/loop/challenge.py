@@ -1,0 +1,157 @@
+"""Measures a challenger against the champion on the newest window, and asks the gates.
+
+Shapes: R requests, C candidates, H heads, N shown items.
+"""
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import FIRST_ACTION_ID
+from rayapp.features.requests import Requests, context_row
+from rayapp.features.segments import SEGMENTS
+from rayapp.features.sequence import Sequences
+from rayapp.loop import gates
+from rayapp.loop.gates import CHALLENGER, CHAMPION, Gate
+from rayapp.loop.limits import GateLimits
+from rayapp.model.scorer import Scorer
+from rayapp.registry.models import LoadedModel, load_model
+from rayapp.root.places import MODELS
+from rayapp.root.publish import read_json
+from rayapp.training.comparison import compare, difference_table, table
+from rayapp.training.evaluate import Window, feed_score, read_window, report, score_window
+
+LATENCY_CANDIDATES: Final = 200
+LATENCY_REPEATS: Final = 15
+TABLE_METRICS: Final = ("auc", "request_auc", "hit3", "normalised_entropy", "calibration")
+
+
+@dataclass(frozen=True, slots=True)
+class Challenge:
+    """What the gates said of one challenger, and the tables behind it (Markdown)."""
+
+    gates: list[Gate]
+    tables: str
+
+    def to_json(self) -> dict[str, Any]:
+        return {"gates": [gate.to_json() for gate in self.gates], "tables": self.tables}
+
+
+def challenge(
+    root: Path, domain: Domain, window_name: str, champion: str | None, challenger: str, limits: GateLimits
+) -> Challenge:
+    """Both are read from the registry, as the servers will read them. Without a champion only absolute gates count.
+
+    Raises:
+        PublishError: one of them does not load.
+    """
+    window = read_window(root, window_name, domain)
+    models = {CHALLENGER: load_model(root, challenger, domain)}
+    if champion is not None:
+        models[CHAMPION] = load_model(root, champion, domain)
+    logits = {name: score_window(model.scorer, root, window_name, domain) for name, model in models.items()}
+    rows = compare(window, {n: [x] for n, x in logits.items()}, domain, references=[CHAMPION] if champion else [])
+    labels = gates.segment_labels(
+        window.label_RCH, window.valid_RC, {s: window.segment(s) for s in ("all", *SEGMENTS)}, domain.head_names
+    )
+    asked = [_reload(root, challenger, window_name, window, logits[CHALLENGER], domain, limits)]
+    asked += gates.absolute_gates(rows, labels, limits)
+    if champion is not None:
+        asked += gates.relative_gates(rows, labels, limits)
+        asked += _shift(window, logits, domain, limits)
+        asked.append(_latency(models, domain, limits))
+    told = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
+    if champion is not None:
+        told += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
+    return Challenge(asked, "\n\n".join(told))
+
+
+def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, limits: GateLimits) -> Gate:
+    """Whether the champion still orders a day's items as it did in its last test; when it does not from one day to the
+    next, the day's labels are to be doubted. Labels of another meaning keep every rate that the watch counts."""
+    name, limit = "champion's AUC", limits.max_champion_auc_drop
+    metrics = read_json(root / MODELS / champion / "metrics.json")
+    head = domain.positive_head
+    before = metrics["heads"][head]["auc"]
+    window = read_window(root, window_name, domain)
+    labels = int((window.label_RCH[:, :, domain.head_names.index(head)] * window.valid_RC).sum())
+    if before is None or labels < limits.min_labels:
+        return gates.not_judged(name, limit, f"{labels} labels in the window")
+    logits = score_window(load_model(root, champion, domain).scorer, root, window_name, domain)
+    rows = compare(window, {CHAMPION: [logits]}, domain, heads=[head])
+    now = next(r.estimate for r in rows if r.metric == "auc" and r.segment == "all")
+    drop = before - now.high
+    words = f"{now.value:.4f} [{now.low:.4f}, {now.high:.4f}] of {head} on this day, {before:.4f} in its last test"
+    return Gate(name, drop <= limit, drop, limit, words + ("" if drop <= limit else ": are the labels right?"))
+
+
+def _reload(
+    root: Path,
+    challenger: str,
+    window_name: str,
+    window: Window,
+    logit_RCH: NDArray[np.float32],
+    domain: Domain,
+    limits: GateLimits,
+) -> Gate:
+    metrics = read_json(root / MODELS / challenger / "metrics.json")
+    if metrics["test_window"] != window_name:
+        return gates.not_judged("reload", limits.max_reload_difference, f"it was tested on {metrics['test_window']}")
+    return gates.reload_gate(metrics["heads"], report(window, logit_RCH, domain), limits)
+
+
+def _shift(window: Window, logits: dict[str, NDArray[np.float32]], domain: Domain, limits: GateLimits) -> list[Gate]:
+    probability = {name: (1 / (1 + np.exp(-logit_RCH))).astype(np.float32) for name, logit_RCH in logits.items()}
+    score_N = {name: feed_score(p_RCH, domain)[window.valid_RC] for name, p_RCH in probability.items()}
+    means = {
+        head: tuple(float(probability[name][:, :, h][window.valid_RC].mean()) for name in (CHAMPION, CHALLENGER))
+        for h, head in enumerate(domain.head_names)
+    }
+    pairs = {head: (old, new) for head, (old, new) in means.items()}
+    return gates.shift_gates(score_N[CHAMPION], score_N[CHALLENGER], pairs, limits)
+
+
+def _latency(models: dict[str, LoadedModel], domain: Domain, limits: GateLimits) -> Gate:
+    times: dict[str, list[float]] = {name: [] for name in models}
+    requests = {name: full_request(model, domain) for name, model in models.items()}
+    for name, model in models.items():
+        model.scorer.score(requests[name])  # a first call sets things up
+    for _ in range(LATENCY_REPEATS):
+        for name, model in models.items():
+            times[name].append(_seconds(model.scorer, requests[name]))
+    return gates.latency_gate(times[CHAMPION], times[CHALLENGER], limits)
+
+
+def _seconds(scorer: Scorer, request: Requests) -> float:
+    started = time.perf_counter()
+    scorer.score(request)
+    return time.perf_counter() - started
+
+
+def full_request(model: LoadedModel, domain: Domain) -> Requests:
+    """One request with as many actions as the model reads and LATENCY_CANDIDATES candidates of its table."""
+    length, width = model.config.history_length, len(domain.heads) + 1
+    items = model.table.items[:LATENCY_CANDIDATES]
+    hash_N = np.fromiter((hash64(item["item_id"]) for item in items), np.uint64, len(items))
+    candidate_hash_C = np.resize(hash_N, LATENCY_CANDIDATES)
+    sequences = Sequences(
+        np.full((1, length), FIRST_ACTION_ID, np.uint8),
+        np.resize(hash_N, (1, length)),
+        np.zeros((1, length), np.int64),
+        np.array([length]),
+    )
+    return Requests(
+        np.zeros(1, np.uint64),
+        np.zeros(1, np.int64),
+        context_row(domain.context_attributes, 0, {}),
+        sequences,
+        candidate_hash_C[None],
+        np.zeros((1, width), np.float32),
+        np.zeros((1, LATENCY_CANDIDATES, width), np.float32),
+    )

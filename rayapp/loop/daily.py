@@ -1,0 +1,74 @@
+"""The watch over a root's last days: what `rayapp watch` shows, and every run report."""
+
+import dataclasses
+from collections.abc import Collection, Sequence
+from pathlib import Path
+from typing import Any
+
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.loop.day_counts import count_days
+from rayapp.loop.limits import GateLimits, read_limits
+from rayapp.loop.plan import day_window
+from rayapp.loop.run_state import refused_windows
+from rayapp.loop.watch import USUAL_DAYS, DayFacts, usual_days, watch_gates
+from rayapp.pipeline.parity import parity
+from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.models import model_manifest
+from rayapp.root.places import REQUESTS, WINDOWS
+from rayapp.root.publish import log_manifest, read_manifest
+
+
+def ended_days(root: Path, since_ms: int, now_ms: int) -> list[int]:
+    """Every UTC day that has ended, from the first with a request (or `since_ms`) on; days without any are among them:
+    a feed that stopped is what a watch must see."""
+    first_ms = min((file["min_ms"] for file in log_manifest(root / REQUESTS)[1]["files"]), default=now_ms)
+    return list(range(max(first_ms // DAY_MS * DAY_MS, since_ms), now_ms // DAY_MS * DAY_MS, DAY_MS))
+
+
+def tested_until_ms(root: Path, version: str | None) -> int:
+    """The end of the newest data that a model knows, its test included; 0 for none."""
+    if version is None:
+        return 0
+    window = model_manifest(root, version)["test_window"]
+    return int(read_manifest(root / WINDOWS / window)["until_ms"])
+
+
+def watch_days(root: Path, domain: Domain, num_days: int, now_ms: int) -> list[dict[str, Any]]:
+    """The last days that have ended, oldest first. Ray must be initialised.
+
+    Raises:
+        PublishError: `retrain.toml` is wrong, or the champion or a log is damaged.
+    """
+    limits = read_limits(root)
+    days = ended_days(root, now_ms // DAY_MS * DAY_MS - (num_days + USUAL_DAYS) * DAY_MS, now_ms)
+    facts = count_days(root, days, domain, now_ms=now_ms)
+    refused = {day for day in days if day_window(day) in refused_windows(root)}
+    age_days = champion_age_days(root, read_aliases(root).get(CHAMPION), now_ms)
+    return watch_rows(root, facts, refused, limits, age_days, num_days)
+
+
+def champion_age_days(root: Path, champion: str | None, now_ms: int) -> float | None:
+    return None if champion is None else (now_ms - tested_until_ms(root, champion)) / DAY_MS
+
+
+def watch_rows(
+    root: Path,
+    facts: Sequence[DayFacts],
+    refused: Collection[int],
+    limits: GateLimits,
+    age_days: float | None,
+    num_days: int,
+) -> list[dict[str, Any]]:
+    """Plain values of the last days, each with its gates; parity and the champion's age are the last day's."""
+    rows = []
+    facts = [*facts[:-1], *(_with_parity(root, one) for one in facts[-1:])]
+    for one in facts[-num_days:]:
+        gates = watch_gates(one, usual_days(one, facts, refused), limits, age_days if one is facts[-1] else None)
+        rows.append({**one.to_json(), "gates": [gate.to_json() for gate in gates]})
+    return rows
+
+
+def _with_parity(root: Path, facts: DayFacts) -> DayFacts:
+    if not facts.answers:
+        return facts
+    return dataclasses.replace(facts, parity=parity(root, facts.day_ms, facts.day_ms + DAY_MS).share)

@@ -1,0 +1,142 @@
+"""Counts the days that the watch judges, bucket by bucket with Ray Data, from the logs alone.
+
+Shapes: R requests of a bucket, M shown items, H heads, A events.
+"""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.schema import REQUEST_SCHEMA
+from rayapp.loop.watch import DayFacts
+from rayapp.pipeline.labels import label_items
+from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.tasks import Told, quiet, run_tasks
+from rayapp.root.facts import read_root
+from rayapp.root.logs import read_bucket
+from rayapp.root.places import REQUESTS
+from rayapp.root.publish import log_manifest
+
+HOUR_MS: Final = 3_600_000
+NOT_DEGRADED: Final = "unknown_user"
+"""A fallback that is nobody's failure."""
+COLUMNS: Final = pa.schema(
+    [
+        REQUEST_SCHEMA.field(name)
+        for name in (
+            "request_id",
+            "user_id",
+            "timestamp_ms",
+            "item_ids",
+            "labels",
+            "probabilities",
+            "model_version",
+            "fallback_reason",
+        )
+    ]
+)
+
+
+def days_with_requests(root: Path, until_ms: int) -> list[int]:
+    """Starts of the UTC days before `until_ms` that hold a request, oldest first."""
+    _, num_buckets = read_root(root)
+    _, manifest = log_manifest(root / REQUESTS)
+    schema = pa.schema([REQUEST_SCHEMA.field("timestamp_ms")])
+
+    def task(bucket: int) -> dict[str, Any]:
+        tables = read_bucket(root, REQUESTS, bucket, manifest, schema)
+        days = [np.unique(table["timestamp_ms"].to_numpy() // DAY_MS) for table in tables]
+        return {"days": np.unique(np.concatenate(days)).tolist() if days else []}
+
+    found = {day * DAY_MS for result in run_tasks(num_buckets, task) for day in result["days"]}
+    return sorted(day for day in found if day < until_ms)
+
+
+def count_days(root: Path, days: Sequence[int], domain: Domain, *, now_ms: int, told: Told = quiet) -> list[DayFacts]:
+    """The facts of each day. Labels are counted once the attribution time of the day's last request is over."""
+    if not days:
+        return []
+    _, num_buckets = read_root(root)
+    span = (min(days), max(days) + DAY_MS + domain.attribution_ms)
+    view = LogView.of(root, span)
+
+    def task(bucket: int) -> dict[str, Any]:
+        requests, events = view.requests(bucket, COLUMNS), view.events(bucket).events
+        return {str(day): count_bucket(requests, events, day, domain) for day in days}
+
+    total: dict[int, Counter[str]] = {day: Counter() for day in days}
+    hours: dict[int, set[int]] = {day: set() for day in days}
+    top: dict[int, int] = dict.fromkeys(days, 0)
+    for result in run_tasks(num_buckets, task, told):
+        for day in days:
+            counted = result[str(day)]
+            hours[day] |= set(counted.pop("hours"))
+            top[day] = max(top[day], counted.pop("top_user_events"))
+            total[day].update(counted)
+    return [_facts(day, total[day], hours[day], top[day], domain, now_ms) for day in days]
+
+
+def _facts(day: int, total: Counter[str], hours: set[int], top: int, domain: Domain, now_ms: int) -> DayFacts:
+    matured = day + DAY_MS + domain.attribution_ms <= now_ms
+    logged = total["logged"]
+    return DayFacts(
+        day_ms=day,
+        **{name: total[name] for name in ("requests", "users", "shown", "events", "logged", "answers", "degraded")},
+        hours=len(hours),
+        top_user_events=top,
+        actions={name: total[f"action {name}"] for name in domain.vocabulary.names if total[f"action {name}"]},
+        labels={head: total[f"label {head}"] for head in domain.head_names} if matured else {},
+        predictions={head: total[f"sum {head}"] / logged for head in domain.head_names} if logged else {},
+    )
+
+
+def count_bucket(requests: pa.Table, events: pa.Table, day: int, domain: Domain) -> dict[str, Any]:
+    """One bucket's share of a day, as sums (and `hours`, `top_user_events`). Pure."""
+    in_day_A = _in(events["timestamp_ms"], day, day + DAY_MS)
+    acted = events.filter(pa.array(in_day_A))
+    # Later lists compete for the actions that name no request, as when windows are built.
+    near = requests.filter(pa.array(_in(requests["timestamp_ms"], day, day + DAY_MS + domain.attribution_ms)))
+    in_day_R = _in(near["timestamp_ms"], day, day + DAY_MS)
+    own = near.filter(pa.array(in_day_R))
+    counts: Counter[str] = Counter()
+    counts["requests"], counts["events"] = own.num_rows, acted.num_rows
+    counts["users"] = len(pc.unique(own["user_id"]))
+    answers = own.filter(pc.is_valid(own["model_version"]))
+    reason = pc.fill_null(answers["fallback_reason"], NOT_DEGRADED)
+    counts["answers"], counts["degraded"] = answers.num_rows, pc.sum(pc.not_equal(reason, NOT_DEGRADED)).as_py() or 0
+    for row in pc.value_counts(acted["action"].cast(pa.string())).to_pylist():
+        counts[f"action {row['values']}"] = row["counts"]
+    per_user = pc.value_counts(acted["user_id"].cast(pa.string())).field("counts") if acted.num_rows else []
+    if own.num_rows:
+        window_A = _in(events["timestamp_ms"], day, day + DAY_MS + domain.attribution_ms)
+        labels = label_items(near, events.filter(pa.array(window_A)), domain)
+        own_M = np.repeat(in_day_R, np.diff(labels.offsets))
+        counts["shown"] = int(own_M.sum())
+        counts.update(dict(zip((f"label {h}" for h in domain.head_names), _ints(labels.matrix()[own_M]), strict=True)))
+        counts.update(_predictions(own, domain))
+    hours = np.unique((own["timestamp_ms"].to_numpy() - day) // HOUR_MS).tolist()
+    return {**counts, "hours": hours, "top_user_events": max((int(n.as_py()) for n in per_user), default=0)}
+
+
+def _predictions(own: pa.Table, domain: Domain) -> dict[str, float]:
+    """How many shown items have logged probabilities, and each head's sum of them."""
+    logged = own.filter(pc.is_valid(own["probabilities"]))
+    p_MH = pc.list_flatten(logged["probabilities"]).to_numpy().reshape(-1, len(domain.heads)).astype(np.float64)
+    sums = {f"sum {head}": float(p_MH[:, h].sum()) for h, head in enumerate(domain.head_names)}
+    return {"logged": len(p_MH), **sums}
+
+
+def _ints(label_MH: NDArray[np.float32]) -> list[int]:
+    return [int(n) for n in label_MH.sum(axis=0)]
+
+
+def _in(column: pa.ChunkedArray, since_ms: int, until_ms: int) -> NDArray[np.bool_]:
+    time = column.to_numpy()
+    return np.asarray((time >= since_ms) & (time < until_ms))

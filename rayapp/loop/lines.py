@@ -1,0 +1,67 @@
+"""The model lines that a retraining renews: the champion's, and one for each arm of a running experiment."""
+
+import dataclasses
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rayapp.contracts.config import Domain
+from rayapp.contracts.presets import Preset
+from rayapp.experiments.assignment import read_state
+from rayapp.experiments.declaration import read_experiments
+from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.models import model_manifest
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """An alias, the version it points at when the run begins, and how its next model is made."""
+
+    alias: str
+    version: str | None
+    preset: Preset
+    item_table: str | None
+    """Of `version`."""
+
+    def to_json(self) -> dict[str, Any]:
+        return dataclasses.asdict(self)
+
+    @staticmethod
+    def from_json(values: dict[str, Any]) -> "Line":
+        return Line(**{**values, "preset": Preset.from_json(values["preset"])})
+
+
+def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | None) -> list[Line]:
+    """The champion's line, then one for each other alias of the running experiment; each goes on with its own preset.
+
+    `first` makes the first champion of a root that has none; `chosen`, if given, takes the place of the champion's.
+
+    Raises:
+        PublishError: a live model was written by another version of this program.
+        ExperimentError: the experiments file is wrong.
+    """
+    aliases = read_aliases(root)
+    lines = []
+    for alias in dict.fromkeys([CHAMPION, *_arm_aliases(root, domain)]):
+        version = aliases.get(alias)
+        if version is None and alias != CHAMPION:
+            continue  # an arm that was declared and not given a model yet is served by the champion
+        if version is None:
+            lines.append(Line(alias, None, chosen or first, None))
+            continue
+        manifest = model_manifest(root, version)
+        preset = chosen if chosen is not None and alias == CHAMPION else Preset.from_json(manifest["preset"])
+        lines.append(Line(alias, version, preset, manifest["item_table"]))
+    return lines
+
+
+def _arm_aliases(root: Path, domain: Domain) -> list[str]:
+    """Aliases of the experiment that is on at this moment: experiments live by the clock, whatever a run simulates."""
+    now_ms = time.time_ns() // 1_000_000
+    state = read_state(root)
+    for experiment in read_experiments(root, domain):
+        stopped = state.get(experiment.name, {}).get("stopped")
+        if experiment.starts_ms <= now_ms < experiment.ends_ms and not stopped:
+            return [arm.alias for arm in experiment.arms]
+    return []

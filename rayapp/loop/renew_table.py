@@ -1,0 +1,68 @@
+"""The item table of a run: trained anew when it is due, else the last one with the items that came since."""
+
+from pathlib import Path
+
+import numpy as np
+
+from rayapp.contracts.config import DAY_MS, Domain, day_name
+from rayapp.features.attributes import ABSENT
+from rayapp.features.content import Item
+from rayapp.model.item_table import ItemTable
+from rayapp.pipeline.engagements import read_engagements
+from rayapp.registry.item_tables import load_table, publish_table
+from rayapp.root.catalogue import read_catalogue
+from rayapp.root.places import ITEM_TABLES
+from rayapp.root.publish import PublishError, read_manifest
+from rayapp.training.build_table import build_item_table, given_vectors
+
+
+def table_for(root: Path, domain: Domain, last: str | None, width: int, until_ms: int, every_days: float) -> str:
+    """The name of a published item table whose vectors know nothing of `until_ms` or later.
+
+    `last` is the table of the model that is live. While its tower is younger than `every_days` its vectors are kept and
+    the catalogue's new items are added. Vectors that the catalogue gives are taken from there every time.
+
+    Raises:
+        PublishError: the catalogue has two items of one id.
+    """
+    given = given_vectors(read_catalogue(root)) is not None
+    if last is not None and not given:
+        old = load_table(root, last)
+        age_days = (until_ms - old.trained_until_ms) / DAY_MS
+        if 0 <= age_days < every_days and old.vectors_NE.shape[1] == width:
+            return _extended(root, domain, old, until_ms)
+    name = f"{day_name(until_ms)}-{width}d"
+    if not (root / ITEM_TABLES / name).exists():
+        build_item_table(root, name, domain, until_ms=until_ms, width=width, seed=0)
+    return name
+
+
+def same_space(root: Path, a: str, b: str) -> bool:
+    """Whether a vector means the same in both tables; weights that read the one may then read the other."""
+    one, other = (read_manifest(root / ITEM_TABLES / name) for name in (a, b))
+    same: bool = one.get("extends", a) == other.get("extends", b) or one["vectors"] == other["vectors"] == "given"
+    return same
+
+
+def _extended(root: Path, domain: Domain, old: ItemTable, until_ms: int) -> str:
+    """The old vectors, the new items' from the old tower, everybody's likes counted up to `until_ms`."""
+    catalogue = read_catalogue(root)
+    base = read_manifest(root / ITEM_TABLES / old.name).get("extends", old.name)
+    name = f"{base}-to-{day_name(until_ms)}"
+    if (root / ITEM_TABLES / name).exists():
+        return name
+    items: list[Item] = catalogue.select([c for c in catalogue.column_names if c != "vector"]).to_pylist()
+    row_N = old.rows_of_ids([item["item_id"] for item in items])
+    new = [item for item, row in zip(items, row_N, strict=True) if row == ABSENT]
+    vectors_NE = old.vectors_NE[row_N].copy()
+    if new:
+        vectors_NE[row_N == ABSENT] = old.tower.embed(new)
+    likes_N = np.bincount(read_engagements(root, catalogue, domain).before(until_ms).item_P, minlength=len(items))
+    try:
+        table = ItemTable.make(name, old.tower, items, likes_N, vectors_NE, old.trained_until_ms)
+    except ValueError as error:
+        raise PublishError(f"item table {name}: {error}") from None
+    manifest = read_manifest(root / ITEM_TABLES / old.name)
+    lineage = {"extends": base, "vectors": manifest["vectors"], "until_ms": until_ms, "new_items": len(new)}
+    publish_table(root, table, lineage)
+    return name

@@ -1,0 +1,322 @@
+"""The bucket reader: batches of requests from windows, in an order fixed by (seed, epoch), sequences cut on the way.
+
+Batch k is a function of (seed, epoch, k) and a rank takes every world-th request of it, so any number of workers
+sees the same batches, each takes as many steps as the others, and a resumed run goes on where it stopped: its place is
+(epoch, k).
+
+Shapes: B requests, C candidates (padded), L history rows (newest first), H heads, E history rows of a bucket,
+K rate features.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from rayapp.contracts.config import Domain, day_name
+from rayapp.contracts.hashing import hash64_column
+from rayapp.features.requests import Requests
+from rayapp.features.sequence import History, point_in_time
+from rayapp.pipeline.histories import HISTORY_COLUMNS, history_of
+from rayapp.root.places import WINDOWS
+from rayapp.root.publish import PublishError, read_manifest
+from rayapp.root.rates import Snapshot, load_items, load_users, snapshot_start
+
+MASK, NEGATIVES = 0, 1
+"""What a random number is for: draws for different purposes are independent."""
+GROUP_REQUESTS = 200_000
+"""Requests shuffled together: as many whole buckets as it takes to reach this."""
+
+
+@dataclass(frozen=True, slots=True)
+class RequestBatch:
+    """Some requests of a window, and what happened after them."""
+
+    request_id_B: NDArray[np.object_]
+    requests: Requests
+    label_BCH: NDArray[np.float32]
+    valid_BC: NDArray[np.bool_]
+
+    def __len__(self) -> int:
+        return len(self.request_id_B)
+
+
+@dataclass(frozen=True, slots=True)
+class _Bucket:
+    """One bucket, or several laid end to end, in memory."""
+
+    history: History
+    request_id_R: NDArray[np.object_]
+    request_hash_R: NDArray[np.uint64]
+    user_hash_R: NDArray[np.uint64]
+    user_rate_RK: NDArray[np.float32]
+    context: pa.Table
+    timestamp_ms_R: NDArray[np.int64]
+    watermark_R: NDArray[np.int64]
+    start_R: NDArray[np.int64]
+    end_R: NDArray[np.int64]
+    offset_R: NDArray[np.int64]  # R + 1 offsets into the candidates
+    candidate_hash_N: NDArray[np.uint64]
+    item_rate_NK: NDArray[np.float32]
+    label_NH: NDArray[np.float32]
+
+
+class WindowReader:
+    """Reads the named windows of a root for one domain and one history length."""
+
+    def __init__(
+        self,
+        root: Path,
+        windows: Sequence[str],
+        domain: Domain,
+        history_length: int,
+        *,
+        negative_rate: float = 1.0,
+        rates: bool = True,
+        time_mask_ms: int | None = None,
+    ) -> None:
+        """`rates`: past rates of users and items come with each batch; without, they are zeros. `time_mask_ms`
+        takes the place of the domain's.
+
+        `negative_rate`: the share of shown items without any label that training batches keep. Whoever reads
+        probabilities off a model so trained must know it: it is part of the model's training settings.
+        """
+        if not 0 < negative_rate <= 1:
+            raise ValueError(f"negative_rate must be above 0 and at most 1, not {negative_rate}")
+        self.domain = domain
+        self._root, self._rates = root, rates
+        self._mask_ms = domain.time_mask_ms if time_mask_ms is None else time_mask_ms
+        self._items_of_day: dict[str, Snapshot] = {}
+        self.history_length = history_length
+        self.negative_rate = negative_rate
+        self._buckets: list[tuple[Path, int, int]] = []
+        for name in windows:
+            directory = root / WINDOWS / name
+            manifest = read_manifest(directory)
+            if manifest["history_length"] < history_length:
+                raise PublishError(
+                    f"window {name} keeps {manifest['history_length']} actions a user; the model asks for "
+                    f"{history_length}. Build the window again with a longer history."
+                )
+            if manifest["heads"] != list(domain.head_names):
+                raise PublishError(
+                    f"window {name} has labels for {manifest['heads']}, the domain for "
+                    f"{list(domain.head_names)}. Build the window again."
+                )
+            self._buckets += [(directory, b["bucket"], b["requests"]) for b in manifest["buckets"] if b["requests"]]
+
+    @property
+    def num_requests(self) -> int:
+        return sum(requests for _, _, requests in self._buckets)
+
+    def num_batches(self, batch_requests: int, *, seed: int, epoch: int) -> int:
+        """Batches in an epoch, from the manifests alone."""
+        groups = self._groups(seed, epoch)
+        return sum(-(-sum(r for _, _, r in group) // batch_requests) for group in groups)
+
+    def batches(
+        self, batch_requests: int, *, seed: int, epoch: int, first: int = 0, rank: int = 0, world: int = 1
+    ) -> Iterator[RequestBatch]:
+        """Shuffled training batches from the `first`-th on; this rank's share of each.
+
+        Raises:
+            PublishError: there are fewer requests than workers.
+        """
+        k = 0
+        for number, group in enumerate(self._groups(seed, epoch)):
+            size = sum(requests for _, _, requests in group)
+            count = -(-size // batch_requests)
+            if k + count <= first:
+                k += count
+                continue
+            bucket = _concatenate([self._load(*b[:2]) for b in group])
+            order = np.random.default_rng([seed, epoch, number]).permutation(size)
+            if size < world:
+                raise PublishError(
+                    f"{size} requests are too few for {world} workers; take fewer workers or a longer window"
+                )
+            # Parts of nearly one size, so that no batch is too small to give every rank a request.
+            for rows in np.array_split(order, count):
+                if k >= first:
+                    yield self._collate(bucket, rows[rank::world], seed, epoch, training=True)
+                k += 1
+
+    def in_order(self, batch_requests: int) -> Iterator[RequestBatch]:
+        """Every request once, unmasked, for evaluation."""
+        for directory, number, size in self._buckets:
+            bucket = self._load(directory, number)
+            for at in range(0, size, batch_requests):
+                rows = np.arange(at, min(at + batch_requests, size))
+                yield self._collate(bucket, rows, 0, 0, training=False)
+
+    def _groups(self, seed: int, epoch: int) -> list[list[tuple[Path, int, int]]]:
+        order = np.random.default_rng([seed, epoch]).permutation(len(self._buckets))
+        groups: list[list[tuple[Path, int, int]]] = [[]]
+        size = 0
+        for i in order:
+            if size >= GROUP_REQUESTS:
+                groups.append([])
+                size = 0
+            groups[-1].append(self._buckets[i])
+            size += self._buckets[i][2]
+        return groups
+
+    def _load(self, directory: Path, bucket: int) -> _Bucket:
+        file = f"bucket={bucket:04d}.parquet"
+        flat = _flat_history(pq.read_table(directory / "histories" / file, partitioning=None))
+        history = history_of(flat, self.domain)
+        requests = pq.read_table(directory / "requests" / file, partitioning=None)
+        items = requests["item_ids"].combine_chunks()
+        labels = pc.list_flatten(requests["labels"]).to_numpy()
+        offsets = items.offsets.to_numpy().astype(np.int64)
+        offsets -= offsets[0]
+        user_hash_R = hash64_column(requests["user_id"])
+        candidate_hash_N = hash64_column(pc.list_flatten(items))
+        time_R = requests["timestamp_ms"].to_numpy()
+        user_rate_RK, item_rate_NK = self._past_rates(bucket, time_R, user_hash_R, candidate_hash_N, offsets)
+        return _Bucket(
+            history,
+            requests["request_id"].to_numpy(zero_copy_only=False),
+            hash64_column(requests["request_id"]),
+            user_hash_R,
+            user_rate_RK,
+            requests.select(["timestamp_ms", *(a.name for a in self.domain.context_attributes)]),
+            time_R,
+            pc.fill_null(requests["watermark"], -1).to_numpy(),
+            requests["start"].to_numpy(),
+            requests["end"].to_numpy(),
+            offsets,
+            candidate_hash_N,
+            item_rate_NK,
+            labels.reshape(-1, len(self.domain.heads)),
+        )
+
+    def _past_rates(
+        self,
+        bucket: int,
+        time_R: NDArray[np.int64],
+        user_hash_R: NDArray[np.uint64],
+        candidate_hash_N: NDArray[np.uint64],
+        offset_R: NDArray[np.int64],
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Rates `[R, K]` of users and `[N, K]` of candidates, by the snapshot of each request's day."""
+        width = len(self.domain.heads) + 1
+        user_RK = np.zeros((len(user_hash_R), width), np.float32)
+        item_NK = np.zeros((len(candidate_hash_N), width), np.float32)
+        if not self._rates:
+            return user_RK, item_NK
+        day_R = snapshot_start(time_R, self.domain)
+        day_N = np.repeat(day_R, np.diff(offset_R))
+        for day_ms in np.unique(day_R):
+            day = day_name(int(day_ms))
+            if day not in self._items_of_day:
+                self._items_of_day[day] = load_items(self._root, day, self.domain)
+            users = load_users(self._root, day, bucket, self.domain)
+            user_RK[day_R == day_ms] = users.features(user_hash_R[day_R == day_ms])
+            item_NK[day_N == day_ms] = self._items_of_day[day].features(candidate_hash_N[day_N == day_ms])
+        return user_RK, item_NK
+
+    def _candidates(
+        self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, thinned: bool
+    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+        """Where in the bucket's candidates those of each request stand, `[B, C]`, and which places are real."""
+        at_BC, valid_BC = _positions(bucket.offset_R[rows], bucket.offset_R[rows + 1] - bucket.offset_R[rows])
+        if not thinned:
+            return at_BC, valid_BC
+        with np.errstate(over="ignore"):
+            key_BC = bucket.request_hash_R[rows][:, None] + bucket.candidate_hash_N[at_BC]
+        drawn_BC = _uniform(key_BC, seed, epoch, NEGATIVES) < self.negative_rate
+        keep_BC = valid_BC & (drawn_BC | bucket.label_NH[at_BC].any(axis=2))
+        order_BC = np.argsort(~keep_BC, axis=1, kind="stable")[:, : keep_BC.sum(axis=1).max(initial=1)]
+        return np.take_along_axis(at_BC, order_BC, axis=1), np.take_along_axis(keep_BC, order_BC, axis=1)
+
+    def _collate(
+        self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, training: bool
+    ) -> RequestBatch:
+        mask_ms = np.zeros(len(rows), np.int64)
+        if training and self._mask_ms:
+            mask_ms = (_uniform(bucket.request_hash_R[rows], seed, epoch, MASK) * self._mask_ms).astype(np.int64)
+        sequences = point_in_time(
+            bucket.history,
+            bucket.start_R[rows],
+            bucket.end_R[rows],
+            timestamp_ms_R=bucket.timestamp_ms_R[rows],
+            watermark_R=bucket.watermark_R[rows],
+            mask_ms_R=mask_ms,
+            length=self.history_length,
+            vocabulary=self.domain.vocabulary,
+        )
+        at_BC, valid_BC = self._candidates(bucket, rows, seed, epoch, thinned=training and self.negative_rate < 1)
+        requests = Requests(
+            bucket.user_hash_R[rows],
+            bucket.timestamp_ms_R[rows],
+            bucket.context.take(pa.array(rows)),
+            sequences,
+            np.where(valid_BC, bucket.candidate_hash_N[at_BC], 0).astype(np.uint64),
+            bucket.user_rate_RK[rows],
+            np.where(valid_BC[:, :, None], bucket.item_rate_NK[at_BC], 0.0).astype(np.float32),
+        )
+        return RequestBatch(
+            bucket.request_id_R[rows],
+            requests,
+            np.where(valid_BC[:, :, None], bucket.label_NH[at_BC], 0.0).astype(np.float32),
+            valid_BC,
+        )
+
+
+def _positions(start_B: NDArray[np.int64], size_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """`(start + 0, start + 1, …` padded with 0`, which are real)`."""
+    column_C = np.arange(size_B.max(initial=1))
+    valid_BC = column_C < size_B[:, None]
+    return np.where(valid_BC, start_B[:, None] + column_C, 0), valid_BC
+
+
+def _flat_history(table: pa.Table) -> dict[str, pa.Array]:
+    return {name: pc.list_flatten(table[name]).combine_chunks() for name in HISTORY_COLUMNS}
+
+
+def _concatenate(buckets: list[_Bucket]) -> _Bucket:
+    if len(buckets) == 1:
+        return buckets[0]
+    history_base = np.cumsum([0, *(len(b.history) for b in buckets)])
+    candidate_base = np.cumsum([0, *(len(b.candidate_hash_N) for b in buckets)])
+
+    def join(name: str) -> NDArray[Any]:
+        return np.concatenate([getattr(b, name) for b in buckets])
+
+    return _Bucket(
+        History.concatenate([b.history for b in buckets]),
+        join("request_id_R"),
+        join("request_hash_R"),
+        join("user_hash_R"),
+        join("user_rate_RK"),
+        pa.concat_tables([b.context for b in buckets]).combine_chunks(),
+        join("timestamp_ms_R"),
+        join("watermark_R"),
+        np.concatenate([b.start_R + base for b, base in zip(buckets, history_base, strict=False)]),
+        np.concatenate([b.end_R + base for b, base in zip(buckets, history_base, strict=False)]),
+        np.concatenate(
+            [*(b.offset_R[:-1] + base for b, base in zip(buckets, candidate_base, strict=False)), candidate_base[-1:]]
+        ),
+        join("candidate_hash_N"),
+        join("item_rate_NK"),
+        join("label_NH"),
+    )
+
+
+def _uniform(request_hash: NDArray[np.uint64], seed: int, epoch: int, purpose: int) -> NDArray[np.float64]:
+    """A number in [0, 1) for each hash, keyed by (seed, epoch, purpose, hash): splitmix64 of them."""
+    key = np.random.SeedSequence([seed, epoch, purpose]).generate_state(1, np.uint64)[0]
+    with np.errstate(over="ignore"):
+        z = request_hash ^ key
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        z = z ^ (z >> np.uint64(31))
+    uniform: NDArray[np.float64] = (z >> np.uint64(11)).astype(np.float64) * 2.0**-53
+    return uniform

@@ -1,0 +1,66 @@
+"""Reads the catalogue of items and the table of users, which imports write (`pipeline.catalogue`)."""
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import user_schema
+from rayapp.root.places import ITEMS, USERS
+from rayapp.root.publish import PublishError, log_manifest
+
+
+def read_catalogue(root: Path) -> pa.Table:
+    """All items, with `vector` where the import had vectors; in the order of their first import.
+
+    Raises:
+        PublishError: nothing was imported.
+    """
+    table = read_version(root, ITEMS)
+    if table is None:
+        raise PublishError(f"{root} has no items yet; `rayapp import --items` brings them")
+    return table
+
+
+def read_item(root: Path, item_id: str) -> dict[str, Any] | None:
+    """One item of the catalogue, without its vector; None where it holds no such item."""
+    path = _newest(root, ITEMS)
+    if path is None:
+        return None
+    with _readable(path):
+        names = [name for name in pq.read_schema(path).names if name != "vector"]
+        rows = pq.read_table(path, columns=names, filters=pc.field("item_id") == item_id, partitioning=None).to_pylist()
+    return rows[0] if rows else None
+
+
+def read_users(root: Path, domain: Domain) -> pa.Table:
+    """All users with attributes; empty where none were imported."""
+    table = read_version(root, USERS)
+    return user_schema(domain.user_attributes).empty_table() if table is None else table
+
+
+def read_version(root: Path, kind: str) -> pa.Table | None:
+    """The newest version of ITEMS or USERS; None where nothing was imported."""
+    path = _newest(root, kind)
+    if path is None:
+        return None
+    with _readable(path):
+        return pq.read_table(path, partitioning=None)
+
+
+def _newest(root: Path, kind: str) -> Path | None:
+    number, manifest = log_manifest(root / kind)
+    return root / kind / manifest["files"][0]["path"] if number else None
+
+
+@contextlib.contextmanager
+def _readable(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, pa.ArrowInvalid) as error:
+        raise PublishError(f"{path} can't be read ({error}); restore it from a backup or import again") from None

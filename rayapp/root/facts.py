@@ -1,0 +1,48 @@
+"""A root directory's fixed facts: its domain and its bucket count, written once when it is made."""
+
+from pathlib import Path
+from typing import Final
+
+from rayapp.contracts.config import Domain
+from rayapp.root.places import ROOT_FILE
+from rayapp.root.publish import PublishError, read_json, write_json
+
+DEFAULT_NUM_BUCKETS: Final = 16
+
+
+def make_root(root: Path, domain: Domain, num_buckets: int = DEFAULT_NUM_BUCKETS) -> None:
+    """Creates the root, or checks that it was made for this domain.
+
+    Raises:
+        PublishError: it holds another domain's data.
+    """
+    refuse_other_domain(root, domain)
+    if not (root / ROOT_FILE).exists():
+        root.mkdir(parents=True, exist_ok=True)
+        write_json(root / ROOT_FILE, {"num_buckets": num_buckets, "domain": domain.to_json()})
+
+
+def refuse_other_domain(root: Path, domain: Domain) -> None:
+    """Raises:
+    PublishError: the root was made for another domain. One that is not made yet is anybody's.
+    """
+    if (root / ROOT_FILE).exists() and (found := read_root(root)[0]) != domain:
+        raise PublishError(
+            f"{root} was made for the domain {found.name!r} with other settings than {domain.name!r} has now; choose "
+            "another --root or remove that directory"
+        )
+
+
+def read_root(root: Path) -> tuple[Domain, int]:
+    """`(domain, number of buckets)`.
+
+    Raises:
+        PublishError: this is no root.
+    """
+    if not (root / ROOT_FILE).exists():
+        raise PublishError(
+            f"{root} holds no data yet ({ROOT_FILE} is missing); `rayapp import --root {root}` brings yours "
+            "(docs/data.md)"
+        )
+    values = read_json(root / ROOT_FILE)
+    return Domain.from_json(values["domain"]), int(values["num_buckets"])
