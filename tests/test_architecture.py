@@ -91,6 +91,14 @@ def test_every_file_lies_in_a_room_and_the_arrows_flow_one_way() -> None:
     list(graphlib.TopologicalSorter(IMPORTS).static_order())  # raises where there is a circle
 
 
+def test_the_design_page_lists_the_rooms_and_which_run_without_ray() -> None:
+    text = (ROOT / "docs/design.md").read_text()
+    rows = [line.split("|")[1:4] for line in text.splitlines() if line.startswith("| `")]
+    listed = [(name.strip(" `"), no_ray.strip()) for names, _, no_ray in rows for name in names.split(",")]
+    assert sorted(name for name, _ in listed) == sorted(IMPORTS)
+    assert {name for name, no_ray in listed if no_ray == "yes"} == NO_RAY
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_rooms_without_ray_stay_so(path: Path) -> None:
     if room(path) in NO_RAY:
