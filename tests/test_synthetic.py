@@ -5,21 +5,24 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import pytest
 
 from rayapp.contracts.config import DAY_MS
 from rayapp.sources.synthetic import ACTIONS, World, drifting, make_chunk, make_items, write_chunk
-from rayapp.sources.synthetic_people import Fashion, People
-from rayapp.sources.synthetic_world import TOPICS
+from rayapp.sources.synthetic_people import REMEMBERED, Fashion, People, Purchases
+from rayapp.sources.synthetic_world import HOUR_MS, NEWS, SHOP, TOPICS, WORLDS, Items
 
 SMALL = World(num_users=300, num_items=150, num_days=6)
 
 
-def test_the_default_world_is_the_one_that_was_decided() -> None:
+@pytest.mark.parametrize("name", WORLDS)
+def test_a_world_is_the_one_that_was_decided(name: str) -> None:
     """Set before any model saw the world; whoever changes one says why in docs/log.md."""
     golden = json.loads((Path(__file__).parent / "golden" / "synthetic_world.json").read_text())
-    assert dataclasses.asdict(World()) == golden
+    assert dataclasses.asdict(WORLDS[name]) == golden["feed"] | golden[name]
 
 
 def test_a_chunk_is_the_same_whoever_makes_it(tmp_path: Path) -> None:
@@ -88,3 +91,78 @@ def test_who_wants_a_topic_saves_what_goes_with_it_today() -> None:
     plain = make_chunk(dataclasses.replace(world, likes_companion=0.0), items, 0)
     p, q = (pc.mean(pc.list_flatten(c["truth"]["p_save"])).as_py() for c in (chunk, plain))
     assert p > 1.05 * q
+
+
+def shown(world: World, items: Items) -> pa.Table:
+    """Every shown item of a chunk: its row in `items`, time, user, request and true probability of a save."""
+    chunk = make_chunk(world, items, 0)
+    truth, requests = chunk["truth"], chunk["requests"]
+    parent = pc.list_parent_indices(truth["item_ids"]).to_numpy()
+    row_of = {item_id: row for row, item_id in enumerate(items.id_N.tolist())}
+    return pa.table(
+        {
+            "row": [row_of[item_id] for item_id in pc.list_flatten(truth["item_ids"]).to_pylist()],
+            "timestamp_ms": requests["timestamp_ms"].to_numpy()[parent],
+            "user_id": requests["user_id"].take(pa.array(parent)),
+            "p_save": pc.list_flatten(truth["p_save"]),
+        }
+    )
+
+
+def test_news_is_shown_for_a_day_and_bursts() -> None:
+    world = dataclasses.replace(NEWS, num_users=250, num_items=1_000, num_days=4, trends_per_day=0.0)
+    items = make_items(world)
+    table = shown(world, items)
+    row_S, time_S, p_S = (table[name].to_numpy() for name in ("row", "timestamp_ms", "p_save"))
+    age_S = time_S - items.created_ms_N[row_S]
+    assert age_S.min() >= 0
+    assert age_S.max() <= world.item_life_hours * HOUR_MS
+    since_S = (time_S - items.burst_ms_N[row_S]) / HOUR_MS
+    bursting_S, before_S = (since_S >= 0) & (since_S < 3), (since_S < 0) & (since_S > -3)
+    assert min(bursting_S.sum(), before_S.sum()) > 100
+    assert p_S[bursting_S].mean() > 1.5 * p_S[before_S].mean()
+    old_S, new_S = age_S > 20 * HOUR_MS, age_S < 2 * HOUR_MS
+    assert p_S[new_S].mean() > 1.5 * p_S[old_S].mean(), "and it fades"
+
+
+def test_a_topic_trends_for_hours() -> None:
+    world = dataclasses.replace(NEWS, num_days=200)
+    fashion, hours = Fashion(world), np.arange(world.num_days * 24)
+    time_ms = world.start_ms + hours * HOUR_MS
+    trend_HT = fashion.trend(time_ms, np.broadcast_to(np.arange(len(TOPICS)), (len(hours), len(TOPICS))))
+    begins_HT = trend_HT[1:] > trend_HT[:-1]
+    assert abs(begins_HT.mean() * 24 - world.trends_per_day) < 0.03
+    hour, topic = np.argwhere(begins_HT[:-10])[0] + (1, 0)
+    assert trend_HT[hour, topic] == 1.0
+    assert trend_HT[hour + 3, topic] >= 0.5 - 1e-9
+    assert not Fashion(SMALL).trend(time_ms, np.zeros((len(hours), 1), np.int64)).any()
+
+
+def test_a_shop_sells_again_what_is_used_up() -> None:
+    world = dataclasses.replace(SHOP, num_users=250, num_items=300)
+    items = make_items(world)
+    bought = Purchases(world, 1)
+    row = {used_up: int(np.flatnonzero(items.used_up_N == used_up)[0]) for used_up in (True, False)}
+    at = np.array([world.start_ms])
+    bought.record(np.zeros(2, np.int64), np.array(list(row.values())), np.repeat(at, 2))
+    shown_AC = np.array([[row[True], row[False], -5]])
+    appeal = [bought.appeal(items, np.array([0]), shown_AC, at + day * DAY_MS)[0].tolist() for day in (0, 14, 140)]
+    assert appeal[0] == [-2.0, -2.0, 0.0]
+    assert appeal[1] == [0.0, -2.0, 0.0]
+    assert appeal[2] == pytest.approx([2.0, -2.0, 0.0], abs=0.01)
+
+    events = make_chunk(world, items, 0)["events"].to_pandas()
+    saves = events[events["action"] == "save"]
+    used_up = dict(zip(items.id_N.tolist(), items.used_up_N.tolist(), strict=True))
+    again = saves[saves.duplicated(["user_id", "item_id"])]["item_id"].map(used_up)
+    assert len(again) > 30
+    assert again.mean() > 0.7, "mostly what is used up"
+    assert pc.list_value_length(make_chunk(world, items, 0)["requests"]["item_ids"]).to_numpy().mean() > 8
+
+
+def test_purchases_are_remembered_newest_first() -> None:
+    bought = Purchases(SHOP, 2)
+    assert (bought.one_of(np.array([0]), np.array([[0.0, 0.9]])) == -1).all()
+    for item in range(REMEMBERED + 5):
+        bought.record(np.array([1]), np.array([item]), np.array([item]))
+    assert bought.one_of(np.array([1]), np.array([[0.0, 0.999]])).tolist() == [[REMEMBERED + 4, 5]]

@@ -20,6 +20,7 @@ COUNTRIES: Final = ("AT", "BR", "CA", "DE", "IN", "JP")
 DEVICES: Final = ("phone", "tablet", "desktop")
 USERS_PER_CHUNK: Final = 250
 ACTIONS: Final = ("save", "hide", "click")
+HOUR_MS: Final = 3_600_000
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 
@@ -86,6 +87,30 @@ class World:
     interest_drift_per_day: float = 0.0
     """Share of a user's long-term mixture that a day replaces by one of the user's later self."""
 
+    # What news has; all 0 is a world whose items stay and appeal alike at every age.
+    item_life_hours: float = 0.0
+    """An item is shown for so long after it appeared; 0 is for ever."""
+    staleness: float = 0.0
+    """What each doubling of an item's age, from an hour on, takes from its appeal."""
+    burst_share: float = 0.0
+    """Share of items that everyone wants at once, from a moment in the first half of their life on."""
+    burst_appeal: float = 0.0
+    burst_hours: float = 3.0
+    """Half-life of a burst, and of a trend."""
+    trends_per_day: float = 0.0
+    """How often a day a topic begins to trend for everyone."""
+    trend_appeal: float = 0.0
+
+    # What a shop has; 0 is a world where what was saved once is like any other item.
+    likes_again: float = 0.0
+    """A saved (bought) item appeals this much less right after, as usual after `again_days`, and up to this much more
+    later, when it is one that is used up; any other stays this much less appealing."""
+    again_days: float = 14.0
+    used_up: float = 0.0
+    """Share of items that are used up and bought again."""
+    shown_again: float = 0.0
+    """Share of places that the logging feed fills with what the user bought before."""
+
     @property
     def num_chunks(self) -> int:
         return -(-self.num_users // USERS_PER_CHUNK)
@@ -104,6 +129,47 @@ def drifting(world: World) -> World:
     )
 
 
+NEWS: Final = World(
+    num_items=4_000,
+    num_days=10,
+    sessions_per_day=1.0,
+    requests_per_session=3.0,
+    cold_users=0.3,
+    new_items=1.0,
+    interest_concentration=0.4,
+    likes_intent=1.4,
+    likes_interest=0.8,
+    quality_spread=0.8,
+    item_life_hours=30.0,
+    staleness=0.35,
+    burst_share=0.15,
+    burst_appeal=2.0,
+    trends_per_day=0.4,
+    trend_appeal=1.2,
+    save_bias=-2.0,
+    hide_bias=-4.4,
+    click_bias=-0.4,
+)
+"""News: an item lives for about a day and fades within it; some burst, topics trend for hours, many readers are new.
+Set on 2026-11-30, before any model saw such a world."""
+
+SHOP: Final = World(
+    num_users=2_000,
+    num_days=90,
+    sessions_per_day=0.06,
+    requests_per_session=1.5,
+    new_items=0.15,
+    intent_kept=0.2,
+    likes_again=2.0,
+    used_up=0.4,
+    shown_again=0.2,
+)
+"""A shop: two weeks between visits, few lists, and what is used up is bought again. Set on 2026-11-30, before any model
+saw such a world."""
+
+WORLDS: Final = {"feed": World(), "drifting": drifting(World()), "news": NEWS, "shop": SHOP}
+
+
 @dataclass(frozen=True, slots=True)
 class Items:
     """All items, by topic and then by age, so that what a topic offers at a time is a range."""
@@ -114,6 +180,9 @@ class Items:
     style_N: Ints
     quality_N: Floats
     created_ms_N: Ints
+    burst_ms_N: Ints
+    """When everyone begins to want the item; later than the world where that never happens."""
+    used_up_N: NDArray[np.bool_]
     weight_up_to_N: Floats
     """Running sum of popularity, with a 0 in front: a draw is a search in it."""
 
@@ -129,6 +198,11 @@ def make_items(world: World) -> Items:
     created_ms_N = world.start_ms + np.where(rng.random(n) < world.new_items, born_ms_N, -age_ms_N)
     style_N, quality_N = rng.integers(len(STYLES), size=n), rng.normal(0.0, world.quality_spread, n)
     weight_N = rng.pareto(1.5, n) + 0.2
+    more = np.random.default_rng([world.seed, 5])  # what came later draws apart, so that older worlds stay as they are
+    bursts_N = more.random(n) < world.burst_share
+    delay_ms_N = (more.random(n) * world.item_life_hours * HOUR_MS / 2).astype(np.int64)
+    burst_ms_N = np.where(bursts_N, created_ms_N + delay_ms_N, world.start_ms + 2 * world.num_days * DAY_MS)
+    used_up_N = more.random(n) < world.used_up
     order = np.lexsort((created_ms_N, topic_N))
     return Items(
         np.array([f"i{i}" for i in range(n)])[order],
@@ -137,5 +211,7 @@ def make_items(world: World) -> Items:
         style_N[order],
         quality_N[order],
         created_ms_N[order],
+        burst_ms_N[order],
+        used_up_N[order],
         np.r_[0.0, np.cumsum(weight_N[order])],
     )
