@@ -146,7 +146,8 @@ class Purchases:
         bought_AC, last_AC = same_ACK.any(axis=2), same_ACK.argmax(axis=2)  # the newest stands first
         since_AC = time_ms_A[:, None] - np.take_along_axis(self._ms_UK[user_A], last_AC, axis=1)
         wanted_AC = 1 - 2 * 0.5 ** (since_AC / DAY_MS / self._world.again_days)
-        return self._world.likes_again * bought_AC * np.where(items.used_up_N[item_AC], wanted_AC, -1.0)
+        change_AC = self._world.likes_again * bought_AC * np.where(items.used_up_N[item_AC], wanted_AC, -1.0)
+        return np.asarray(change_AC)
 
 
 class State:
@@ -218,7 +219,7 @@ class State:
         age_h_AC = ((time_ms_A[:, None] - items.created_ms_N[item_AC]) / HOUR_MS).clip(0)
         burst_h_AC = (time_ms_A[:, None] - items.burst_ms_N[item_AC]) / HOUR_MS
         burst_AC = (burst_h_AC >= 0) * 0.5 ** (burst_h_AC.clip(0) / self.world.burst_hours)
-        return self.world.burst_appeal * burst_AC - self.world.staleness * np.log2(1 + age_h_AC)
+        return np.asarray(self.world.burst_appeal * burst_AC - self.world.staleness * np.log2(1 + age_h_AC))
 
     def _want(self, user_A: Ints, session_A: Ints, interest_AT: Floats) -> None:
         """The intent of this request: a new session's, or the last one's, which may drift."""
