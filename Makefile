@@ -38,20 +38,20 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 # The tables under docs/benchmarks, measured again.
 bench-docs: $(VENV)/.installed
 	$(BIN)/rayapp demo --exit
-	$(BIN)/rayapp bench models --seeds 3 --write docs/benchmarks/models_movielens.md
-	$(BIN)/rayapp bench react --write docs/benchmarks/react_movielens.md
+	$(BIN)/rayapp compare --seeds 3 --write docs/benchmarks/models_movielens.md
+	$(BIN)/rayapp react --write docs/benchmarks/react_movielens.md
 	$(PIP) install -c constraints.txt -e ".[bench,redis]"
-	$(BIN)/rayapp bench ingest --write docs/benchmarks/ingest.md
-	$(BIN)/rayapp bench memory --write docs/benchmarks/store_memory.md
-	$(BIN)/rayapp bench crash --write docs/benchmarks/durability.md
-	$(BIN)/rayapp bench sequences --write docs/benchmarks/sequences.md
-	$(BIN)/rayapp bench train --write docs/benchmarks/train.md
-	$(BIN)/rayapp bench score --write docs/benchmarks/score.md
-	$(BIN)/rayapp bench batch --write docs/benchmarks/batch.md
-	$(BIN)/rayapp bench experiments --write docs/benchmarks/experiments.md
-	$(BIN)/rayapp bench serve --write docs/benchmarks/serve.md
-	$(BIN)/rayapp bench faults --write docs/benchmarks/faults.md
-	$(BIN)/rayapp bench autoscale --write docs/benchmarks/autoscale.md
+	$(BIN)/python -m benchmarks ingest --write docs/benchmarks/ingest.md
+	$(BIN)/python -m benchmarks memory --write docs/benchmarks/store_memory.md
+	$(BIN)/python -m benchmarks crash --write docs/benchmarks/durability.md
+	$(BIN)/python -m benchmarks sequences --write docs/benchmarks/sequences.md
+	$(BIN)/python -m benchmarks train --write docs/benchmarks/train.md
+	$(BIN)/python -m benchmarks score --write docs/benchmarks/score.md
+	$(BIN)/python -m benchmarks batch --write docs/benchmarks/batch.md
+	$(BIN)/python -m benchmarks experiments --write docs/benchmarks/experiments.md
+	$(BIN)/python -m benchmarks serve --write docs/benchmarks/serve.md
+	$(BIN)/python -m benchmarks faults --write docs/benchmarks/faults.md
+	$(BIN)/python -m benchmarks autoscale --write docs/benchmarks/autoscale.md
 
 clean:
 	rm -rf $(VENV) .mypy_cache .ruff_cache .pytest_cache

@@ -1,1 +1,1 @@
-"""Measurements that the documentation cites. Composition only: nothing but the command line imports this package."""
+"""Measurements that the documentation cites, run from a checkout: no part of what is installed."""

@@ -1,4 +1,4 @@
-"""`rayapp bench autoscale`: how many replicas each deployment has over time while the load goes 1x, 4x and 1x again.
+"""Bench `autoscale`: how many replicas each deployment has over time while the load goes 1x, 4x and 1x again.
 
 Replicas are counted as processes of this machine. The graph is sized by `deployments/serve.yaml` as it stands.
 """
@@ -13,14 +13,14 @@ from typing import Any, Final
 
 import click
 
-from benchmarks.host import graph, wait_until_ready
+from benchmarks.host import graph
 from benchmarks.http_load import FEED, Answer, closed_loop, feed_bodies, open_loop, quantile_ms, session
-from benchmarks.replicas import replica_pids
+from benchmarks.processes import replica_pids, wait_until_ready
 from benchmarks.served import USERS, fill_store, make_served_root
 from rayapp.launch.graph import serve_config
 from rayapp.launch.ports import free_port
 from rayapp.picture import svg
-from rayapp.record import write_result
+from rayapp.record import say, write_result
 
 CANDIDATES: Final = 100
 SHARES: Final = (0.2, 0.6, 1.0)
@@ -34,7 +34,7 @@ SCALED: Final = ("Ingress", "Ranker")
 def run_autoscale(root: Path, preset: str, seconds: float, as_json: bool, write: Path | None) -> None:
     make_served_root(root, preset)
     fill_store(root)
-    _say("start the graph")
+    say("start the graph")
     with graph("throughput", serve_config(root, free_port())) as server:
         wait_until_ready(f"{server.url}/health/ready")
         answers, trace, low = asyncio.run(_steps(server.url, server.pid, seconds))
@@ -115,7 +115,7 @@ def _step(name: str, answers: list[Answer]) -> dict[str, Any]:
     return {
         "step": name,
         "sent": len(answers),
-        "whole": sum(a.status == 200 and not a.degraded for a in answers),
+        "whole": sum(a.whole for a in answers),
         "degraded": sum(a.degraded for a in answers),
         "refused_429": sum(a.status == 429 for a in answers),
         "other": sum(a.status not in (200, 429) for a in answers),
@@ -137,10 +137,6 @@ def _draw(
         axes.set_ylim(0, None)
         axes.set_xlabel("seconds")
         axes.set_title(title)
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
 
 
 def _table(result: dict[str, Any], preset: str, seconds: float) -> str:

@@ -1,7 +1,6 @@
-"""`rayapp bench batch`: the batch job against plain processes that run the same scorer side by side, and its memory at
+"""Bench `batch`: the batch job against plain processes that run the same scorer side by side, and its memory at
 four times the rows."""
 
-import json
 import shutil
 import statistics
 import subprocess
@@ -13,7 +12,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -37,7 +35,7 @@ from rayapp.model.ranker import Ranker
 from rayapp.model.tower import NUM_TOKENS, LinearTower
 from rayapp.pipeline.rate_snapshots import build_rates
 from rayapp.pipeline.tasks import quiet
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 from rayapp.registry.item_tables import publish_table
 from rayapp.registry.models import publish_model
 from rayapp.root.catalogue import read_catalogue, read_users
@@ -69,19 +67,19 @@ PLAIN: Final = (
 )
 
 
-def run_bench_batch(as_json: bool, write: Path | None) -> None:
+def run_batch(as_json: bool, write: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="rayapp-bench-") as directory:
         place = Path(directory)
         root = place / "root"
         with local_ray(spare_cpus=0):
-            _say("make and import the synthetic world")
+            say("make and import the synthetic world")
             domain = make_root_with_model(root, place)
-            _say("the job and plain processes, by turns")
+            say("the job and plain processes, by turns")
             detail: dict[str, Any] = _speeds(root, place)
             if torch.cuda.is_available():
                 detail |= _on_gpu(root, place)
         for times in (1, GROWTH):
-            _say(f"memory at {times} times the rows")
+            say(f"memory at {times} times the rows")
             with local_ray(spare_cpus=0):  # workers of an earlier job must not count as idle
                 detail[f"memory_{times}x_mb"] = _peak_mb(root, place, times)
     assert domain.heads
@@ -91,15 +89,10 @@ def run_bench_batch(as_json: bool, write: Path | None) -> None:
         "memory_growth": detail[f"memory_{GROWTH}x_mb"] / detail["memory_1x_mb"],
     }
     detail["job_rows_per_s"], detail["plain_rows_per_s"] = detail["rows"] / job_s, detail["rows"] / plain_s
-    if as_json:
-        rounded = {name: round(value, 4) for name, value in result.items()}
-        click.echo(json.dumps({"bench": "batch", "preset": PRESET, **rounded, "detail": detail}))
-    text = _table(result, detail)
-    if not as_json:
-        click.echo(text)
-    if write is not None:
-        speeds = {name: [detail[f"{key}_rows_per_s"]] for name, key in (("job", "job"), ("two processes", "plain"))}
-        record(write, "Batch scoring", text, Bars("rows/s", ["2 cores"], speeds))
+    line = {"bench": "batch", "preset": PRESET, **{k: round(v, 4) for k, v in result.items()}, "detail": detail}
+    speeds = {name: [detail[f"{key}_rows_per_s"]] for name, key in (("job", "job"), ("two processes", "plain"))}
+    bars = Bars("rows/s", ["2 cores"], speeds)
+    tell(line, _table(result, detail), "Batch scoring", bars, as_json=as_json, write=write)
 
 
 def make_root_with_model(root: Path, place: Path) -> Domain:
@@ -227,10 +220,6 @@ def _on_gpu(root: Path, place: Path) -> dict[str, Any]:
         ended.set()
         rows = _scored(work)
     return {"gpu_rows_per_s": rows / seconds, "gpu_busy_share": statistics.mean(busy) / 100 if busy else None}
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
 
 
 def _table(result: dict[str, float], detail: dict[str, Any]) -> str:

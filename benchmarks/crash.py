@@ -1,10 +1,9 @@
-"""`rayapp bench crash`: real processes are killed under load, and every acknowledged event is counted afterwards.
+"""Bench `crash`: real processes are killed under load, and every acknowledged event is counted afterwards.
 
 A SIGKILL leaves the operating system's cache whole, so this shows what survives the death of processes. That an event
 is on the disk before it is acknowledged is shown by the order of system calls: `tests/test_sync.py`.
 """
 
-import json
 import random
 import statistics
 import tempfile
@@ -14,11 +13,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
 from benchmarks.live import GraphProcess, RedisProcess, items_of, make_root
 from benchmarks.load import Load, Verdict, export_now, verify
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 from rayapp.root.publish import PublishError
 from rayapp.store.address import take_into_use
 
@@ -48,22 +45,19 @@ def run_crash(targets: tuple[str, ...], rounds: int, as_json: bool, write: Path 
     """Whether nothing was lost, repeated or out of order."""
     results: dict[str, Crashed] = {}
     with tempfile.TemporaryDirectory(prefix="rayapp-crash-") as directory:
-        _say("training a small model")
+        say("training a small model")
         root = make_root(Path(directory) / "root")
         if lmdb := [t for t in targets if t != "redis"]:
-            results |= crash(root, lmdb, rounds, _say)
+            results |= crash(root, lmdb, rounds, say)
         if "redis" in targets:
-            results |= crash_redis(root, Path(directory) / "redis", rounds, _say)
+            results |= crash_redis(root, Path(directory) / "redis", rounds, say)
     result = {"bench": "crash", "rounds": rounds, **{name: _row(crashed) for name, crashed in results.items()}}
-    text = _table(results)
-    click.echo(json.dumps(result) if as_json else text)
-    if write is not None:
-        series = {
-            "median": [statistics.median(c.recovery_s) for c in results.values()],
-            "longest": [max(c.recovery_s) for c in results.values()],
-        }
-        bars = Bars("seconds from the kill to the next acknowledged batch", list(results), series)
-        record(write, "Kills under load", text, bars)
+    series = {
+        "median": [statistics.median(c.recovery_s) for c in results.values()],
+        "longest": [max(c.recovery_s) for c in results.values()],
+    }
+    bars = Bars("seconds from the kill to the next acknowledged batch", list(results), series)
+    tell(result, _table(results), "Kills under load", bars, as_json=as_json, write=write)
     return all(crashed.verdict.clean for crashed in results.values())
 
 
@@ -160,7 +154,3 @@ def _table(results: dict[str, Crashed]) -> str:
         "event is looked for in the exported log, and every user's stored events are compared with the log's newest.",
     ]
     return "\n".join(lines)
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)

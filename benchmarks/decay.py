@@ -1,4 +1,4 @@
-"""`rayapp bench decay`: how a model ages from day to day, and what which retraining buys at which cost.
+"""Bench `decay`: how a model ages from day to day, and what which retraining buys at which cost.
 
 All policies start from one model, trained on the first days of the log (window 0), and score each following day with
 the newest model they have. A model that scores day D has seen requests up to the last one whose attribution time was

@@ -1,4 +1,4 @@
-"""What `rayapp bench decay` found, as tables and pictures: ageing, cost against quality, stability, A/B tests.
+"""What bench `decay` found, as tables and pictures: ageing, cost against quality, stability, A/B tests.
 
 Every difference is paired: on the same days, users and seeds. The draws of the bootstrap draw users once for all days,
 and seeds, like `training.compare`.

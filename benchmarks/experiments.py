@@ -7,7 +7,6 @@ Shapes: U users, D days.
 """
 
 import functools
-import json
 import math
 import time
 from collections.abc import Iterator
@@ -15,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import numpy as np
 import pyarrow as pa
 
@@ -26,7 +24,7 @@ from rayapp.experiments.declaration import NUM_SLOTS, Arm, Experiment, Guardrail
 from rayapp.experiments.effects import rates
 from rayapp.experiments.moments import Moments, cumulative
 from rayapp.experiments.sample_ratio import ALARM_P, sample_ratio
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 
 HEAD: Final = "hide"
 SHOWN: Final = 10
@@ -119,7 +117,7 @@ def run_experiments(num_experiments: int, num_users: int, days: int, as_json: bo
     started, rows = time.process_time(), []
     for row in measure(num_experiments, num_users, days):
         rows.append(row)
-        click.echo(f"{row['world']}: {row['stopped']['share']:.1%} stopped", err=True)
+        say(f"{row['world']}: {row['stopped']['share']:.1%} stopped")
     seconds = time.process_time() - started
     values = {"users": num_users, "days": days, "alpha": ALPHA, "cpu_seconds": round(seconds, 1), "worlds": rows}
     body = _table(rows) + (
@@ -128,16 +126,14 @@ def run_experiments(num_experiments: int, num_users: int, days: int, as_json: bo
         f"look the only one*: the same looks, each compared with {NAIVE:.2f} standard errors. *Mismatch*: the "
         f"chi-square test of the arms' users, p < {ALARM_P}. Brackets: 95 % intervals (Wilson)."
     )
-    click.echo(json.dumps(values) if as_json else body)
-    if write:
-        series = {"stopped": "stopped", "if each look were the only one": "stopped_if_each_look_were_the_only_one"}
-        heights = {name: [100 * row[key]["share"] for row in rows[:-1]] for name, key in series.items()}
-        spread = {
-            name: tuple([100 * abs(row[key]["share"] - row[key][end]) for row in rows[:-1]] for end in ("low", "high"))
-            for name, key in series.items()
-        }
-        bars = Bars("% of experiments stopped", [row["world"] for row in rows[:-1]], heights, spread)  # type: ignore[arg-type]
-        record(write, "Automatic stops under daily looks", body, bars)
+    series = {"stopped": "stopped", "if each look were the only one": "stopped_if_each_look_were_the_only_one"}
+    heights = {name: [100 * row[key]["share"] for row in rows[:-1]] for name, key in series.items()}
+    spread = {
+        name: tuple([100 * abs(row[key]["share"] - row[key][end]) for row in rows[:-1]] for end in ("low", "high"))
+        for name, key in series.items()
+    }
+    bars = Bars("% of experiments stopped", [row["world"] for row in rows[:-1]], heights, spread)  # type: ignore[arg-type]
+    tell(values, body, "Automatic stops under daily looks", bars, as_json=as_json, write=write)
 
 
 def _table(rows: list[dict[str, Any]]) -> str:

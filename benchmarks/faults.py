@@ -1,4 +1,4 @@
-"""`rayapp bench faults`: what clients see while parts of the graph are killed, hung, swapped and taken away.
+"""Bench `faults`: what clients see while parts of the graph are killed, hung, swapped and taken away.
 
 Feeds and events come at half of what the graph can do, whatever comes back. Each phase breaks one thing near its
 beginning; the graph has the rest of the phase to mend. The stages are deployments of their own, so that each can die
@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any, Final
 
 import aiohttp
-import click
 
-from benchmarks.host import graph, wait_until_ready
+from benchmarks.host import graph
 from benchmarks.http_load import (
     FEED,
     NO_ANSWER,
@@ -35,14 +34,14 @@ from benchmarks.http_load import (
     quantile_ms,
     session,
 )
-from benchmarks.live import RedisProcess, wait_until
-from benchmarks.replicas import replica_pids
+from benchmarks.live import RedisProcess
+from benchmarks.processes import replica_pids, wait_until, wait_until_ready
 from benchmarks.served import MODELS, USERS, WORLD, fill_store, make_served_root
 from benchmarks.truth import Truth
 from rayapp.contracts.hashing import hash64
 from rayapp.launch.graph import serve_config
 from rayapp.launch.ports import free_port
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import CHAMPION, promote
 from rayapp.root import places
 from rayapp.store.address import IN_ROOT, in_use, take_into_use
@@ -137,7 +136,7 @@ class Bench:
 
         async def one(user_id: str) -> None:
             answer, text = await ask(client, "/v1/rank", {"user_id": user_id, "item_ids": self.truth.item_ids})
-            if answer.status != 200 or answer.degraded:
+            if not answer.whole:
                 return
             body = json.loads(text)
             phase.checked += 1
@@ -232,7 +231,7 @@ def run_faults(root: Path, preset: str, seconds: float, as_json: bool, write: Pa
         config = serve_config(root, free_port(), redis.url, inline=[])
         ranker = next(d for d in config["applications"][0]["deployments"] if d["name"] == "Ranker")
         ranker["autoscaling_config"] |= {"min_replicas": 2, "max_replicas": 2}
-        _say("start the graph")
+        say("start the graph")
         with graph("throughput", config) as server:
             wait_until_ready(f"{server.url}/health/ready")
             truth = Truth.of(root, redis.url, MODELS, USERS[:4])
@@ -252,17 +251,16 @@ def run_faults(root: Path, preset: str, seconds: float, as_json: bool, write: Pa
     }
     rows = [p.row() for p in phases]
     text = _table(result, rows, preset, seconds)
-    click.echo(json.dumps({"bench": "faults", "preset": preset, **result, "phases": rows}) if as_json else text)
-    if write is not None:
-        bars = Bars("p99, ms", [r["phase"] for r in rows], {"feeds": [r["p99_ms"] for r in rows]})
-        record(write, "What clients see when things break", text, bars)
+    line = {"bench": "faults", "preset": preset, **result, "phases": rows}
+    bars = Bars("p99, ms", [r["phase"] for r in rows], {"feeds": [r["p99_ms"] for r in rows]})
+    tell(line, text, "What clients see when things break", bars, as_json=as_json, write=write)
 
 
 async def _phases(bench: Bench, seconds: float) -> tuple[float, list[Phase]]:
     warm = 4.0
     for _ in range(2):  # the first one warms up
         answers = await closed_loop(bench.url, FEED, feed_bodies(USERS, CANDIDATES), CLIENTS, warm)
-    capacity = sum(a.status == 200 and not a.degraded for a in answers) / warm
+    capacity = sum(a.whole for a in answers) / warm
     steps: list[tuple[str, Callable[[float], Awaitable[None]]]] = [
         ("calm", lambda _: asyncio.sleep(0)),
         ("ranker killed", lambda _: bench.kill("Ranker")),
@@ -277,7 +275,7 @@ async def _phases(bench: Bench, seconds: float) -> tuple[float, list[Phase]]:
     ]
     each, phases = seconds / len(steps), []
     for name, break_it in steps:
-        _say(name)
+        say(name)
         phase = Phase(name)
         await bench.load(phase, capacity / 2, each, lambda b=break_it: _after(each / 8, b, each))  # type: ignore[misc]
         phases.append(phase)
@@ -302,10 +300,6 @@ def _make_corrupt(root: Path) -> None:
         shutil.copytree(root / places.MODELS / MODELS[1], directory)
         weights = directory / "weights.safetensors"
         weights.write_bytes(weights.read_bytes()[: weights.stat().st_size // 2])
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
 
 
 def _table(result: dict[str, Any], rows: list[dict[str, Any]], preset: str, seconds: float) -> str:

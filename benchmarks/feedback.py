@@ -1,4 +1,4 @@
-"""`rayapp bench feedback`: a responsive feed changes the log that its own successor is trained on.
+"""Bench `feedback`: a responsive feed changes the log that its own successor is trained on.
 
 Two feeds show lists to the same people of the made-up world: an old one that hardly follows what was just done, and a
 responsive one. A share of the users is on the responsive feed, the others on the old one, and everything is trained

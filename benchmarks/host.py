@@ -1,27 +1,24 @@
 """Runs a server for a bench in a process of its own: the Serve graph on its own Ray, or the hand-written one.
 
-`python -m benchmarks.host PROFILE` reads a Serve configuration from its standard input, says "ready" once the
-graph runs, and stops at the end of that input: with the bench, however that ends.
+`python -m benchmarks.host PROFILE` reads a Serve configuration from its standard input, says "ready" on a line of its
+own once the graph runs, and stops at the end of that input: with the bench, however that ends.
 """
 
 import contextlib
 import json
-import os
 import subprocess
 import sys
-import time
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import httpx
-
+from benchmarks.processes import environment, wait_for_start, wait_until_ready
 from rayapp.launch.graph import deployed, serve_config
-from rayapp.launch.ports import GraphError, free_port
+from rayapp.launch.ports import free_port
 from rayapp.launch.runtime import Profile, local_ray
 
-START_S: Final = 240
 STOP_S: Final = 90
 
 
@@ -71,17 +68,20 @@ def graph(profile: Profile, config: dict[str, Any]) -> Iterator[Server]:
         GraphError: it did not start; its own words.
     """
     command = [sys.executable, "-m", "benchmarks.host", profile]
-    # In a session of its own: Ctrl-C reaches the bench alone, which then closes the pipe.
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, start_new_session=True
-    ) as process:
+    with contextlib.ExitStack() as stack:
+        log = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="rayapp-host-"))) / "log"
+        output = stack.enter_context(log.open("w"))
+        # In a session of its own: Ctrl-C reaches the bench alone, which then closes the pipe.
+        process = stack.enter_context(
+            subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=output, stderr=output, env=environment(), start_new_session=True
+            )
+        )
         assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps(config) + "\n")
+        process.stdin.write(json.dumps(config).encode() + b"\n")
         process.stdin.flush()
         try:
-            if not any(line.strip() == "ready" for line in process.stdout):  # Ray may warn there of many replicas
-                raise GraphError(f"the graph of a bench ({profile}) did not start; its words are above")
+            wait_for_start(process, log, lambda: says_ready(log.read_text(errors="replace")))
             yield Server(f"http://127.0.0.1:{config['http_options']['port']}", process.pid)
         finally:
             process.stdin.close()
@@ -91,13 +91,18 @@ def graph(profile: Profile, config: dict[str, Any]) -> Iterator[Server]:
                 process.kill()
 
 
+def says_ready(output: str) -> bool:
+    """Whether a graph's process has said that it runs, among whatever Ray has to say."""
+    return any(line.strip() == "ready" for line in output.splitlines())
+
+
 @contextlib.contextmanager
 def handwritten(root: Path, workers: int) -> Iterator[str]:
     """The FastAPI application of `benchmarks.handwritten` under uvicorn workers; yields its URL."""
     port = free_port()
     command = [sys.executable, "-m", "uvicorn", "benchmarks.handwritten:make_app", "--factory", "--no-access-log"]
     command += ["--workers", str(workers), "--host", "127.0.0.1", "--port", str(port), "--log-level", "error"]
-    with subprocess.Popen(command, env={**os.environ, "RAYAPP_ROOT": str(root)}) as process:
+    with subprocess.Popen(command, env=environment(RAYAPP_ROOT=str(root))) as process:
         url = f"http://127.0.0.1:{port}"
         try:
             wait_until_ready(f"{url}/health")
@@ -105,17 +110,6 @@ def handwritten(root: Path, workers: int) -> Iterator[str]:
         finally:
             process.terminate()
             process.wait(timeout=30)
-
-
-def wait_until_ready(url: str) -> None:
-    """Asks until the answer is 200."""
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline:
-        with contextlib.suppress(httpx.HTTPError):
-            if httpx.get(url, timeout=5).status_code == 200:
-                return
-        time.sleep(0.1)
-    raise GraphError(f"{url} was not ready after {START_S} s")
 
 
 def empty_config(inline: list[str]) -> dict[str, Any]:

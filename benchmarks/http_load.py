@@ -31,6 +31,10 @@ class Answer:
     retry_after: bool
     degraded: bool
 
+    @property
+    def whole(self) -> bool:
+        return self.status == 200 and not self.degraded
+
 
 Body = Callable[[], dict[str, Any]]
 
@@ -108,7 +112,7 @@ def feed_bodies(users: Sequence[str], candidates: int, results: int = 20) -> Bod
 
 def good(answers: Sequence[Answer], within_s: float) -> int:
     """Whole answers that came in time."""
-    return sum(a.status == 200 and not a.degraded and a.seconds <= within_s for a in answers)
+    return sum(a.whole and a.seconds <= within_s for a in answers)
 
 
 def quantile_ms(answers: Sequence[Answer], q: float) -> float:

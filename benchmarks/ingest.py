@@ -1,7 +1,6 @@
-"""`rayapp bench ingest`: durable events per second over HTTP while feeds are read, and how soon a feed shows them."""
+"""Bench `ingest`: durable events per second over HTTP while feeds are read, and how soon a feed shows them."""
 
 import itertools
-import json
 import statistics
 import tempfile
 import threading
@@ -12,11 +11,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
 from benchmarks.live import GraphProcess, items_of, make_root
 from benchmarks.load import Acknowledged, Load, Poster, verify
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 
 BATCH, USERS = 100, 20_000
 FEEDS_PER_S: Final = 5.0
@@ -82,21 +79,15 @@ def run_ingest(
 ) -> bool:
     """Whether nothing was lost or repeated."""
     with tempfile.TemporaryDirectory(prefix="rayapp-ingest-") as directory:
-        click.echo("  training a small model", err=True)
+        say("training a small model")
         root = make_root(Path(directory) / "root")
         result = measure(root, store_url, seconds, rate, clients)
-    text = _table(result)
-    click.echo(json.dumps(result) if as_json else text)
-    if write is not None:
-        bars = Bars(
-            "milliseconds",
-            ["p50", "p99"],
-            {
-                "batch posted to acknowledged": [result["ack_p50_ms"], result["ack_p99_ms"]],
-                "acknowledged to shown in a feed": [result["freshness_p50_ms"], result["freshness_p99_ms"]],
-            },
-        )
-        record(write, "Events in, feeds out", text, bars)
+    series = {
+        "batch posted to acknowledged": [result["ack_p50_ms"], result["ack_p99_ms"]],
+        "acknowledged to shown in a feed": [result["freshness_p50_ms"], result["freshness_p99_ms"]],
+    }
+    bars = Bars("milliseconds", ["p50", "p99"], series)
+    tell(result, _table(result), "Events in, feeds out", bars, as_json=as_json, write=write)
     return not (result["lost"] or result["duplicated"] or result["wrong_sequences"] or result["missed"])
 
 

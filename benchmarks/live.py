@@ -7,14 +7,10 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-import httpx
-
-from benchmarks.memory import tree
+from benchmarks.processes import is_ready, replica_pids, tree, wait_for_start, wait_until
 from rayapp.contracts.presets import nano
 from rayapp.importing.domains import load_domain
 from rayapp.launch.ports import GraphError, free_port
@@ -28,7 +24,6 @@ from rayapp.sources.synthetic import World
 from rayapp.store import StoreError
 
 WORLD: Final = World(num_users=120, num_items=200, sessions_per_day=0.2)
-START_TIMEOUT_S: Final = 180.0
 RAYAPP: Final = (sys.executable, "-c", "from rayapp.cli.main import main; main()")
 
 
@@ -75,17 +70,11 @@ class GraphProcess:
             self._process = subprocess.Popen(
                 command, stdout=output, stderr=output, env=environment, start_new_session=True
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
-        while not self._ready():
-            if self._process.poll() is not None or time.monotonic() > deadline:
-                self.kill()
-                raise GraphError(f"the graph did not start: {log.read_text(errors='replace')[-2_000:]}")
-            time.sleep(0.2)
-
-    def _ready(self) -> bool:
-        with contextlib.suppress(httpx.HTTPError):
-            return httpx.get(f"{self.url}/health/ready", timeout=5).status_code == 200
-        return False
+        try:
+            wait_for_start(self._process, log, lambda: is_ready(f"{self.url}/health/ready"))
+        except GraphError:
+            self.kill()
+            raise
 
     def kill(self) -> None:
         """SIGKILL for the command, Ray, the proxies and all replicas at once."""
@@ -99,8 +88,7 @@ class GraphProcess:
     def kill_replica(self, deployment: str) -> int:
         """SIGKILL for the processes of one deployment's replicas; how many there were."""
         assert self._process is not None
-        title = f"ray::ServeReplica:rayapp:{deployment}".encode()
-        replicas = [pid for pid in tree(self._process.pid) if _title(pid).startswith(title)]
+        replicas = replica_pids(self._process.pid, deployment)
         for pid in replicas:
             _kill(pid)
         return len(replicas)
@@ -138,27 +126,6 @@ class RedisProcess:
             self._process.kill()
             self._process.wait()
             self._process = None
-
-
-def wait_until(condition: Callable[[], bool], what: str, seconds: float = START_TIMEOUT_S) -> float:
-    """Waits for something that must become true; the seconds it took.
-
-    Raises:
-        GraphError: it did not.
-    """
-    started = time.monotonic()
-    while not condition():
-        if time.monotonic() - started > seconds:
-            raise GraphError(f"{what} did not happen within {seconds:g} s")
-        time.sleep(0.01)
-    return time.monotonic() - started
-
-
-def _title(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes()
-    except OSError:
-        return b""  # it ended meanwhile
 
 
 def _kill(pid: int) -> None:

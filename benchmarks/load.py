@@ -13,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 
-from benchmarks.live import wait_until
+from benchmarks.processes import wait_until
 from rayapp.client.session import SessionError
 from rayapp.contracts.hashing import hash64
 from rayapp.pipeline.export import export_all

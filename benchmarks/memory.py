@@ -6,30 +6,14 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from benchmarks.processes import tree
+
 INTERVAL_S = 0.2
 
 
 def tree_pss_bytes() -> int:
     """Proportional set size of the process tree, now."""
     return sum(_pss_bytes(pid) for pid in tree(os.getpid()))
-
-
-def tree(root: int) -> set[int]:
-    """Process `root` and all below it, now."""
-    parent_of: dict[int, int] = {}
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            try:
-                # The name may hold spaces and brackets; the parent is the second field behind the last one.
-                parent_of[int(entry.name)] = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
-            except (OSError, ValueError):
-                continue  # it ended meanwhile
-    found, grew = {root}, True
-    while grew:
-        below = {pid for pid, parent in parent_of.items() if parent in found} - found
-        found |= below
-        grew = bool(below)
-    return found
 
 
 def _pss_bytes(pid: int) -> int:

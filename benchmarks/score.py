@@ -1,11 +1,10 @@
-"""`rayapp bench score`: the fast scorer against a plain PyTorch module of the same weights, on one thread.
+"""Bench `score`: the fast scorer against a plain PyTorch module of the same weights, on one thread.
 
 Shapes: C candidates, B of them in a block, L actions, E item vector width, D encoder row width, F crossing width, G
 read-out width.
 """
 
 import copy
-import json
 import statistics
 import time
 from collections.abc import Callable
@@ -13,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import numpy as np
 import torch
 from torch import Tensor
@@ -25,7 +23,7 @@ from rayapp.importing.domains import load_domain
 from rayapp.model.encoder import SequenceEncoder, TransActEncoder
 from rayapp.model.fast import FastRanker, candidate_encoder
 from rayapp.model.ranker import Batch, Ranker
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 
 COUNTS: Final = (100, 500)
 LATENCY_CALLS: Final = {100: 200, 500: 100, 2_000: 40}
@@ -73,12 +71,12 @@ class Plain:
         return logits_CH
 
 
-def run_bench_score(preset_name: str, repeats: int, as_json: bool, write: Path | None) -> None:
+def run_score(preset_name: str, repeats: int, as_json: bool, write: Path | None) -> None:
     torch.set_num_threads(1)
     preset = PRESETS[preset_name]()
     config = preset.model
     scored = Scored.make(load_domain("synthetic").domain, config.item_dim)
-    _say(f"train {STEPS} steps at the sizes of {preset_name}")
+    say(f"train {STEPS} steps at the sizes of {preset_name}")
     scorer, loss = trained_scorer(scored, config)
     cross, _ = trained_scorer(scored, variant(preset, "cross").model)
     rng = np.random.default_rng(2)
@@ -86,44 +84,40 @@ def run_bench_score(preset_name: str, repeats: int, as_json: bool, write: Path |
         count: scored.inputs.batch(scored.requests(rng, 1, count, config.history_length)[0]) for count in LATENCY_CALLS
     }
     with torch.inference_mode():
-        _say("exactness")
+        say("exactness")
         detail: dict[str, Any] = {"loss": loss, "width": scorer.ranker.mlp[0].in_features}
         detail |= _errors(scorer.ranker, batches[COUNTS[-1]])
         result: dict[str, float] = {}
         for count in COUNTS:
-            _say(f"{count} candidates")
+            say(f"{count} candidates")
             seconds = _interleaved(_contenders(scorer.ranker, cross.ranker), batches[count], repeats)
             result |= {name: value for name, value in _speedups(seconds, count).items() if name in LIMITS}
             detail |= _speedups(seconds, count)
             detail |= {f"{name}_c{count}_ms": 1e3 * statistics.median(s) for name, s in seconds.items()}
     result["max_abs_error"] = max(detail["error_trained"], detail["error_scaled"])
     for count, calls in LATENCY_CALLS.items():
-        _say(f"whole requests of {count} candidates")
+        say(f"whole requests of {count} candidates")
         asked = [scored.requests(rng, 1, count, config.history_length)[0] for _ in range(calls)]
         times_ms = [1e3 * _seconds(lambda one=one: scorer.score(one), time.perf_counter) for one in asked]  # type: ignore[misc]
         for percent in (50, 99):
             result[f"p{percent}_c{count}_ms"] = float(np.percentile(times_ms, percent))
     gpu = None
     if torch.cuda.is_available():
-        _say("on the GPU")
+        say("on the GPU")
         gpu = measure_gpu(scorer, scored, LATENCY_CALLS, repeats, torch.device("cuda"))
-    if as_json:
-        rounded = {name: float(f"{value:.4g}") for name, value in (result | detail).items()}
-        told = {
-            "bench": "score",
-            "preset": preset_name,
-            "actions": config.history_length,
-            "device": "cpu",
-            "threads": 1,
-        }
-        click.echo(json.dumps(told | rounded | {"gpu": gpu}))
+    line = {
+        "bench": "score",
+        "preset": preset_name,
+        "actions": config.history_length,
+        "device": "cpu",
+        "threads": 1,
+        **{name: float(f"{value:.4g}") for name, value in (result | detail).items()},
+        "gpu": gpu,
+    }
     text = f"{_table(result, detail, preset_name)}\n\n{told_of(gpu, LATENCY_CALLS)}"
-    if not as_json:
-        click.echo(text)
-    if write is not None:
-        names = [name for name in LIMITS if "speedup" in name and "cross" not in name]
-        bars = Bars("times as fast", names, {"fast scorer": [result[name] for name in names]})
-        record(write, "Scoring", text, bars)
+    names = [name for name in LIMITS if "speedup" in name and "cross" not in name]
+    bars = Bars("times as fast", names, {"fast scorer": [result[name] for name in names]})
+    tell(line, text, "Scoring", bars, as_json=as_json, write=write)
 
 
 def _contenders(ranker: Ranker, cross: Ranker) -> dict[str, Callable[[Batch], Tensor]]:
@@ -200,10 +194,6 @@ def _errors(ranker: Ranker, batch: Batch) -> dict[str, float]:
 def _doubled(batch: Batch) -> Batch:
     values = {name: getattr(batch, name) for name in Batch.__slots__}
     return Batch(**{name: x.double() if x.is_floating_point() else x for name, x in values.items()})
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
 
 
 def _table(result: dict[str, float], detail: dict[str, Any], preset: str) -> str:

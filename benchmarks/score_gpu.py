@@ -1,4 +1,4 @@
-"""The GPU's part of `rayapp bench score`: whole requests by packed copy and CUDA graph, against the plain module.
+"""The GPU's part of bench `score`: whole requests by packed copy and CUDA graph, against the plain module.
 
 Shapes: C candidates, H heads.
 """

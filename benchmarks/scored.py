@@ -1,4 +1,4 @@
-"""What `rayapp bench score` scores: a made-up catalogue in memory, requests of it, and a ranker trained on them.
+"""What bench `score` scores: a made-up catalogue in memory, requests of it, and a ranker trained on them.
 
 A user likes some topics; what was saved tells which, so attention has something to learn and its logits grow as they do
 on a real log.

@@ -1,4 +1,4 @@
-"""`rayapp bench sequences`: building histories against Polars and `map_groups`, in time, memory and bytes on disk."""
+"""Bench `sequences`: building histories against Polars and `map_groups`, in time, memory and bytes on disk."""
 
 import contextlib
 import json
@@ -19,18 +19,19 @@ import pyarrow.parquet as pq
 
 from benchmarks.memory import PeakMemory
 from benchmarks.peers import LENGTH, checksum, expanded_bytes, map_groups_histories
+from benchmarks.processes import environment
+from rayapp.contracts.config import DAY_MS
 from rayapp.importing.domains.parse import parse_domain
 from rayapp.importing.importer import Inputs, import_files
 from rayapp.launch.runtime import local_ray
 from rayapp.pipeline.histories import history_task
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.windows import Window, build
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 from rayapp.root.facts import read_root
 from rayapp.root.places import EVENTS, WINDOWS
 from rayapp.root.publish import log_manifest
 
-DAY_MS: Final = 86_400_000
 START_MS: Final = 1_735_689_600_000
 DAYS: Final = 30
 NOW_MS: Final = START_MS + 60 * DAY_MS
@@ -84,7 +85,7 @@ def run_sequences(num_events: int, num_users: int | None, repeats: int, as_json:
     num_users = num_users or max(num_events // EVENTS_PER_USER, 1)
     with tempfile.TemporaryDirectory(prefix="rayapp-bench-") as temporary:
         place = Path(temporary)
-        _say(f"write {num_events:,} raw events")
+        say(f"write {num_events:,} raw events")
         raw = write_raw(place / "big" / "raw", num_events, num_users)
         with _warm_ray(place):
             detail = _against_polars(place, raw, num_events, repeats)
@@ -93,22 +94,9 @@ def run_sequences(num_events: int, num_users: int | None, repeats: int, as_json:
         detail |= _memory(place, raw, num_events, repeats)
     result = {name: round(detail.pop(name), 4) for name in FIELDS}
     line = {"bench": "sequences", "events": num_events, "users": num_users, **result, "detail": detail}
-    if as_json:
-        click.echo(json.dumps(line))
-    text = _table(result, detail)
-    if not as_json:
-        click.echo(text)
-    if write is not None:
-        bars = Bars(
-            "measured ÷ allowed (lower is better)",
-            list(FIELDS),
-            {"measured ÷ allowed": [result[k] / FIELDS[k] for k in FIELDS]},
-        )
-        record(write, "Sequences from a log", text, bars)
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
+    shares = {"measured ÷ allowed": [result[name] / FIELDS[name] for name in FIELDS]}
+    bars = Bars("measured ÷ allowed (lower is better)", list(FIELDS), shares)
+    tell(line, _table(result, detail), "Sequences from a log", bars, as_json=as_json, write=write)
 
 
 def write_raw(directory: Path, num_events: int, num_users: int, seed: int = 0) -> list[Path]:
@@ -163,7 +151,7 @@ def _polars(what: str, files: list[Path], place: Path) -> dict[str, Any]:
     names = place / "files.txt"
     names.write_text("\n".join(map(str, files)))
     command = [sys.executable, "-m", "benchmarks.peers", what, str(names)]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment())
     if done.returncode:
         raise click.ClickException(f"Polars failed: {(done.stderr.strip().splitlines() or ['no reason given'])[-1]}")
     answer: dict[str, Any] = json.loads(done.stdout)
@@ -197,7 +185,7 @@ def _against_polars(place: Path, raw: list[Path], num_events: int, repeats: int)
         if checksum(made) != answer["sum"] or made.num_rows != answer["users"]:
             raise click.ClickException("our histories and those of Polars differ: one of the two is wrong")
         del made
-        _say(f"repeat {n + 1}: ours {_last(ours)}, Polars {_last(polars)}")
+        say(f"repeat {n + 1}: ours {_last(ours)}, Polars {_last(polars)}")
     total = [a + b for a, b in zip(ours["import"], ours["histories"], strict=True)]
     return {
         "ratio_vs_polars": statistics.median(ours["histories"]) / statistics.median(polars["histories"]),
@@ -228,7 +216,7 @@ def _memory(place: Path, raw: list[Path], num_events: int, repeats: int) -> dict
                 _histories(place / name / "root", place / name / "histories")
             shutil.rmtree(place / name / "root")
             peaks[name].append(round(memory.peak_bytes / 1e6))
-        _say(f"memory {n + 1}: {peaks['whole'][-1]:.0f} MB, a quarter {peaks['quarter'][-1]:.0f} MB")
+        say(f"memory {n + 1}: {peaks['whole'][-1]:.0f} MB, a quarter {peaks['quarter'][-1]:.0f} MB")
     return {
         "memory_growth": statistics.median(peaks["whole"]) / statistics.median(peaks["quarter"]),
         "peak_mb": peaks["whole"],
@@ -244,7 +232,7 @@ def _small(place: Path, num_events: int) -> Path:
 
 
 def _against_map_groups(place: Path, repeats: int) -> dict[str, Any]:
-    _say(f"map_groups at {MAP_GROUPS_EVENTS:,} events")
+    say(f"map_groups at {MAP_GROUPS_EVENTS:,} events")
     root = _small(place, MAP_GROUPS_EVENTS)
     stored = [str(root / EVENTS / f["path"]) for f in log_manifest(root / EVENTS)[1]["files"]]
     ours = [_histories(root, place / "histories") for _ in range(repeats)]
@@ -255,7 +243,7 @@ def _against_map_groups(place: Path, repeats: int) -> dict[str, Any]:
 
 def _against_expanded(place: Path) -> dict[str, Any]:
     """Bytes of a window pair against the same examples expanded: 10 requests of 20 items a user."""
-    _say("bytes against expanded rows")
+    say("bytes against expanded rows")
     num_events = WINDOW_USERS * 120
     raw = write_raw(place / "raw", num_events, WINDOW_USERS, seed=3)
     rng = np.random.default_rng(4)

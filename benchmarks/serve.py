@@ -1,4 +1,4 @@
-"""`rayapp bench serve`: the graph under real HTTP against the same graph without its profile, and against a
+"""Bench `serve`: the graph under real HTTP against the same graph without its profile, and against a
 hand-written application with the same scorer, index and store.
 
 They are asked by turns, so that whatever else the machine does meets all of them. With one client an answer's time is
@@ -6,7 +6,6 @@ compared, with many clients the answers a second.
 """
 
 import asyncio
-import json
 import os
 import time
 from contextlib import ExitStack
@@ -14,9 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import click
-
-from benchmarks.host import empty_config, graph, handwritten, side_by_side, sized, wait_until_ready
+from benchmarks.host import empty_config, graph, handwritten, side_by_side, sized
 from benchmarks.http_load import (
     FEED,
     Answer,
@@ -29,11 +26,12 @@ from benchmarks.http_load import (
     quantile_ms,
     session,
 )
+from benchmarks.processes import wait_until_ready
 from benchmarks.served import ACTIONS, USERS, fill_store, make_served_root
 from rayapp.launch.graph import serve_config
 from rayapp.launch.ports import free_port
 from rayapp.launch.runtime import Profile
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 
 CANDIDATES: Final = 100
 CLIENTS: Final = 8
@@ -93,10 +91,9 @@ def run_serve(root: Path, preset: str, seconds: float, rounds: int, as_json: boo
         "alone_p50_ms": alone,
     }
     text = _table(result, detail, preset, seconds, rounds)
-    click.echo(json.dumps({"bench": "serve", "preset": preset, **result, "detail": detail}) if as_json else text)
-    if write is not None:
-        bars = Bars("answers a second", list(loaded), {"median": [median(m.per_s) for m in loaded.values()]})
-        record(write, "The serving graph under load", text, bars)
+    line = {"bench": "serve", "preset": preset, **result, "detail": detail}
+    bars = Bars("answers a second", list(loaded), {"median": [median(m.per_s) for m in loaded.values()]})
+    tell(line, text, "The serving graph under load", bars, as_json=as_json, write=write)
 
 
 def _start(servers: ExitStack, root: Path, cores: int) -> dict[str, str]:
@@ -119,7 +116,7 @@ def _start_others(servers: ExitStack, root: Path, cores: int) -> dict[str, str]:
 
 
 def _host(servers: ExitStack, profile: Profile, configs: dict[str, dict[str, Any]]) -> str:
-    _say(f"start {profile}: {', '.join(configs)}")
+    say(f"start {profile}: {', '.join(configs)}")
     url = servers.enter_context(graph(profile, side_by_side(configs))).url
     for name, config in configs.items():
         if config["applications"][0]["import_path"] == "deployments.app:build":
@@ -132,7 +129,7 @@ def _alone(urls: dict[str, str], seconds: float, rounds: int) -> dict[str, list[
     the machine's other guests do, and a turn of seconds would take that for a difference."""
     found: dict[str, list[float]] = {name: [] for name in urls}
     for number in range(rounds + 1):  # the first one warms up
-        _say(f"one client, round {number} of {rounds}")
+        say(f"one client, round {number} of {rounds}")
         answers = asyncio.run(alternating(urls, FEED, feed_bodies(USERS, CANDIDATES), seconds))
         for name in urls:
             found[name] += [quantile_ms(answers[name], 0.5)] if number else []
@@ -143,16 +140,16 @@ def _loaded(urls: dict[str, str], seconds: float, rounds: int) -> tuple[dict[str
     """Every opponent by turns; and the share of a core that the client itself took at the most."""
     found = {name: Loaded() for name in urls}
     client_cpu = 0.0
-    _say("warm up")
+    say("warm up")
     for url in urls.values():
         _closed(url, CLIENTS, 2.0)
     for number in range(rounds):
-        _say(f"{CLIENTS} clients, round {number + 1} of {rounds}")
+        say(f"{CLIENTS} clients, round {number + 1} of {rounds}")
         for name in _turn(urls, number):
             cpu = time.process_time()
             answers = _closed(urls[name], CLIENTS, seconds)
             client_cpu = max(client_cpu, (time.process_time() - cpu) / seconds)
-            found[name].per_s.append(sum(a.status == 200 and not a.degraded for a in answers) / seconds)
+            found[name].per_s.append(sum(a.whole for a in answers) / seconds)
             found[name].p99_ms.append(quantile_ms(answers, 0.99))
     return found, client_cpu
 
@@ -171,7 +168,7 @@ def _doubled(url: str, seconds: float, rounds: int) -> tuple[list[float], list[A
     goodput, answers = [], []
     for number in range(1, rounds + 1):
         peak = good(_closed(url, CLIENTS, seconds), WITHIN_S) / seconds
-        _say(f"twice the peak of {peak:.0f}/s, round {number} of {rounds}")
+        say(f"twice the peak of {peak:.0f}/s, round {number} of {rounds}")
         started = time.monotonic()
         overload = asyncio.run(_open(url, 2 * peak, seconds))
         # Until the last answer: what still queued when the load ended took time as well.
@@ -198,10 +195,6 @@ def _ratios(loaded: dict[str, Loaded], alone: dict[str, list[float]]) -> dict[st
         "throughput_vs_two_workers": faster_than(HANDWRITTEN),
         "overhead_ratio": [(ours - hand) / empty for ours, hand, empty in turns],
     }
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
 
 
 def _table(result: dict[str, float], detail: dict[str, Any], preset: str, seconds: float, rounds: int) -> str:

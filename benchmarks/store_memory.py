@@ -1,10 +1,9 @@
-"""`rayapp bench memory`: what a user with 100 actions costs in each back end, everything included.
+"""Bench `memory`: what a user with 100 actions costs in each back end, everything included.
 
 The actions come one by one as they do from clients, round after round over all users, through `append`; the outbox is
 drained meanwhile as an export would do it. So pages are as full and as scattered as they are in a store that lives.
 """
 
-import json
 import tempfile
 from pathlib import Path
 from typing import Any, Final
@@ -14,7 +13,7 @@ import click
 from benchmarks.live import RedisProcess
 from rayapp.contracts.schema import Event
 from rayapp.importing.domains import load_domain
-from rayapp.record import Bars, record
+from rayapp.record import Bars, tell
 from rayapp.root.facts import DEFAULT_NUM_BUCKETS
 from rayapp.store import SequenceStore
 from rayapp.store.environment import DATA
@@ -34,12 +33,9 @@ def run_memory(users: int, as_json: bool, write: Path | None) -> None:
     with tempfile.TemporaryDirectory(prefix="rayapp-memory-") as directory:
         result: dict[str, Any] = {"bench": "memory", "users": users, "actions": ACTIONS}
         result |= _lmdb(Path(directory) / "lmdb", users) | _redis(Path(directory) / "redis", users)
-    text = _table(result)
-    click.echo(json.dumps(result) if as_json else text)
-    if write is not None:
-        series = {"measured": [result["bytes_per_user_lmdb"], result["bytes_per_user_redis"]], "limit": [LIMIT] * 2}
-        bars = Bars("bytes per user", ["LMDB", "Redis"], series)
-        record(write, f"A user with {ACTIONS} actions", text, bars)
+    series = {"measured": [result["bytes_per_user_lmdb"], result["bytes_per_user_redis"]], "limit": [LIMIT] * 2}
+    bars = Bars("bytes per user", ["LMDB", "Redis"], series)
+    tell(result, _table(result), f"A user with {ACTIONS} actions", bars, as_json=as_json, write=write)
 
 
 def fill(store: SequenceStore, users: int) -> None:

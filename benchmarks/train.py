@@ -1,6 +1,5 @@
-"""`rayapp bench train`: request-centred training against a row per shown item, and Ray Train against a plain loop."""
+"""Bench `train`: request-centred training against a row per shown item, and Ray Train against a plain loop."""
 
-import json
 import statistics
 import tempfile
 import time
@@ -8,7 +7,6 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
-import click
 import torch
 
 from benchmarks.expanded import read_expanded, write_expanded
@@ -19,7 +17,7 @@ from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.workflow import Prepared, build_windows, import_once, item_table, make_world, split_of, training_run
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 from rayapp.sources.synthetic import World
 from rayapp.training.loop import Loop
 from rayapp.training.run import TrainingRun, make_loop, train_and_publish
@@ -38,7 +36,7 @@ LIMITS: Final = {
 }
 
 
-def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | None) -> None:
+def run_train(preset_name: str, steps: int, as_json: bool, write: Path | None) -> None:
     preset = PRESETS[preset_name]()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     gpu: dict[str, Any] | None = None
@@ -47,15 +45,15 @@ def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | N
         domain_file = load_domain("synthetic")
         domain = domain_file.domain
         with local_ray():
-            _say("make and import the synthetic world")
+            say("make and import the synthetic world")
             import_once(root, domain_file, lambda: make_world(WORLD, Path(directory) / "raw"))
             prepared, _ = build_windows(root, domain, split_of(root))
             tables = {name: item_table(root, prepared, PRESETS[name]())[0] for name in {preset_name, SMALL}}
-            _say("Ray Train and a plain loop")
+            say("Ray Train and a plain loop")
             small = training_run(root, prepared, PRESETS[SMALL](), tables[SMALL])
             detail: dict[str, Any] = _ray_overhead(small, domain, device)
             if device.type == "cuda":
-                _say(f"train {preset_name} on the GPU")
+                say(f"train {preset_name} on the GPU")
                 gpu = measure_gpu(training_run(root, prepared, preset, tables[preset_name]), domain)
         detail |= _loader(root, prepared, domain, preset, tables[preset_name], Path(directory))
         for key, name in (("cross", "cross"), ("concat", "v1.1")):
@@ -67,17 +65,13 @@ def run_bench_train(preset_name: str, steps: int, as_json: bool, write: Path | N
         "train_speedup_concat": detail["concat_centred_per_s"] / detail["concat_expanded_per_s"],
         "ray_overhead": detail["ray_s"] / detail["plain_s"],
     }
-    if as_json:
-        rounded = {name: round(value, 4) for name, value in result.items()}
-        click.echo(json.dumps({"bench": "train", "preset": preset_name, **rounded, "detail": detail, "gpu": gpu}))
+    rounded = {name: round(value, 4) for name, value in result.items()}
+    line = {"bench": "train", "preset": preset_name, **rounded, "detail": detail, "gpu": gpu}
     text = _table(result, detail, preset_name)
     text += f"\n\n{told_of(gpu, preset_name) if gpu else 'On a GPU: not measured, there was none.'}"
-    if not as_json:
-        click.echo(text)
-    if write is not None:
-        speedups = [name for name in result if name != "ray_overhead"]
-        bars = Bars("times as fast", speedups, {"request-centred": [result[name] for name in speedups]})
-        record(write, "Training, request-centred", text, bars)
+    speedups = [name for name in result if name != "ray_overhead"]
+    bars = Bars("times as fast", speedups, {"request-centred": [result[name] for name in speedups]})
+    tell(line, text, "Training, request-centred", bars, as_json=as_json, write=write)
 
 
 def _ray_overhead(run: TrainingRun, domain: Domain, device: torch.device) -> dict[str, float]:
@@ -92,7 +86,7 @@ def _ray_overhead(run: TrainingRun, domain: Domain, device: torch.device) -> dic
 def _loader(
     root: Path, prepared: Prepared, domain: Domain, preset: Preset, table: str, place: Path
 ) -> dict[str, float]:
-    _say("loading, request-centred and expanded")
+    say("loading, request-centred and expanded")
     reader = WindowReader(root, [prepared.train_window], domain, preset.model.history_length)
     write_expanded(reader, _file(place))
     loop = make_loop(training_run(root, prepared, preset, table).settings, domain, torch.device("cpu"))
@@ -116,7 +110,7 @@ def _loader(
 
 def _steps(run: TrainingRun, domain: Domain, device: torch.device, place: Path, steps: int) -> dict[str, float]:
     """Examples a second of whole training steps, each from its own loader; the first step warms up."""
-    _say(f"training steps of {run.preset.variant}")
+    say(f"training steps of {run.preset.variant}")
 
     def rate(loop: Loop, batches: Iterator[RequestBatch]) -> float:
         times, examples = [], []
@@ -144,10 +138,6 @@ def _file(place: Path) -> Path:
 
 def _context(domain: Domain) -> list[str]:
     return ["timestamp_ms", *(a.name for a in domain.context_attributes)]
-
-
-def _say(text: str) -> None:
-    click.echo(f"  {text}", err=True)
 
 
 def _table(result: dict[str, float], detail: dict[str, Any], preset: str) -> str:

@@ -1,4 +1,4 @@
-"""The GPU's part of `rayapp bench train`: the model of the published sizes trained there, what of the card its steps
+"""The GPU's part of bench `train`: the model of the published sizes trained there, what of the card its steps
 use, and its scores there against the CPU's.
 
 Shapes: C candidates, H heads.

@@ -1,5 +1,7 @@
-"""Writes a result as the documentation keeps it: command, commit, hardware, date, table, and a picture beside it."""
+"""Tells what was measured: on the terminal, and on record as the documentation keeps it, which is command, commit,
+hardware, date, table, and a picture beside it."""
 
+import json
 import os
 import platform
 import re
@@ -7,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import click
 import torch
@@ -32,6 +34,18 @@ NOT_TOLD: Final = frozenset({"root", "write", "as_json"})
 GIVEN: Final = (ParameterSource.COMMANDLINE, ParameterSource.ENVIRONMENT)
 MOST_BARS: Final = 10
 """Of a group. More series are drawn as a line each, with a point for each group: there are ten colours."""
+
+
+def say(text: str) -> None:
+    """A line about where the work is: on stderr, since stdout is for the result."""
+    click.echo(f"  {text}", err=True)
+
+
+def tell(result: Mapping[str, Any], text: str, title: str, bars: Bars, *, as_json: bool, write: Path | None) -> None:
+    """Prints the result as one JSON line or as the text, and puts the text on record where `write` says so."""
+    click.echo(json.dumps(result) if as_json else text)
+    if write is not None:
+        record(write, title, text, bars)
 
 
 def draw(path: Path, title: str, bars: Bars) -> None:
@@ -81,7 +95,7 @@ def typed_command() -> str:
     """The command that runs, with what was given to it but for where it reads and writes. What was left out had its
     default, which the commit tells."""
     context = click.get_current_context()
-    words = ["rayapp", *context.command_path.split()[1:]]
+    words = [context.command_path]
     for parameter in context.command.params:
         name = parameter.name or ""
         if name in NOT_TOLD or context.get_parameter_source(name) not in GIVEN:

@@ -39,12 +39,12 @@ IMPORTS: dict[str, set[str]] = {
     "client": {"contracts", "features", "launch", "model", "record", "registry", "root"},
     "deployments": {"contracts", "experiments", "model", "registry", "root", "serving", "store"},
     "cli": {
-        *("batch", "benchmarks", "client", "contracts", "experiments", "importing", "launch", "loop", "pipeline"),
+        *("batch", "client", "contracts", "experiments", "importing", "launch", "loop", "pipeline"),
         *("record", "registry", "root", "serving", "sources", "store", "training"),
     },
     "benchmarks": {
-        *("batch", "client", "contracts", "experiments", "features", "importing", "launch", "loop", "model", "picture"),
-        *("pipeline", "record", "registry", "root", "serving", "sources", "store", "training"),
+        *("batch", "cli", "client", "contracts", "experiments", "features", "importing", "launch", "loop", "model"),
+        *("picture", "pipeline", "record", "registry", "root", "serving", "sources", "store", "training"),
     },
 }
 NO_RAY = {

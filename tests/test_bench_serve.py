@@ -1,6 +1,8 @@
 """The arithmetic of the serving benches: what counts as a flap, as goodput, as one answer of two models."""
 
 import asyncio
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -8,12 +10,13 @@ import pytest
 from aiohttp import web
 
 from benchmarks.autoscale import _flaps
-from benchmarks.host import empty_config, side_by_side, sized
+from benchmarks.host import empty_config, says_ready, side_by_side, sized
 from benchmarks.http_load import FEED, Answer, closed_loop, feed_bodies, good, quantile_ms
+from benchmarks.processes import wait_for_start
 from benchmarks.serve import ALONE, EMPTY, GRAPH, HANDWRITTEN, PLAIN, PLAIN_INLINE, Loaded, _ratios
 from benchmarks.truth import Truth
 from rayapp.launch.graph import serve_config
-from rayapp.launch.ports import free_port
+from rayapp.launch.ports import GraphError, free_port
 
 
 @pytest.mark.parametrize(
@@ -33,6 +36,31 @@ def test_goodput_counts_whole_answers_that_came_in_time() -> None:
     ]
     assert good(answers, 1.0) == 1
     assert quantile_ms(answers, 0.99) == 5_000
+
+
+@pytest.mark.parametrize(
+    ("output", "runs"),
+    [
+        ("", False),
+        ("ready\n", True),
+        ("2026-11-30 WARNING many replicas, not ready\nready\n", True),
+        ("2026-11-30 WARNING not ready\nready or not\n", False),
+        ("Traceback\nGraphError: already\n", False),
+    ],
+)
+def test_a_graph_runs_when_it_says_so_whatever_else_ray_prints(output: str, runs: bool) -> None:
+    assert says_ready(output) is runs
+
+
+def test_a_server_that_ended_is_told_with_its_last_words(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    program = "import time; print('a warning', flush=True); time.sleep(0.3); raise SystemExit('the port is taken')"
+    with (
+        log.open("w") as output,
+        subprocess.Popen([sys.executable, "-c", program], stdout=output, stderr=output) as process,
+        pytest.raises(GraphError, match="a warning\nthe port is taken"),
+    ):
+        wait_for_start(process, log, lambda: says_ready(log.read_text()))
 
 
 def test_load_is_sent_to_a_url_that_ends_in_a_path_too() -> None:

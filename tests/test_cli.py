@@ -4,12 +4,14 @@ import os
 import re
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
 import pytest
 
+from benchmarks.__main__ import cli as benches
 from rayapp.cli.main import cli
 from rayapp.contracts.config import Domain
 from rayapp.root.facts import make_root
@@ -31,7 +33,9 @@ def commands(group: click.Group, prefix: tuple[str, ...] = ()) -> Iterator[tuple
 
 
 @pytest.mark.parametrize(
-    ("path", "command"), list(commands(cli)), ids=lambda v: " ".join(v) if isinstance(v, tuple) else ""
+    ("path", "command"),
+    [*commands(cli), *commands(benches, ("python -m benchmarks",))],
+    ids=lambda v: " ".join(v) if isinstance(v, tuple) else "",
 )
 def test_every_command_and_option_explains_itself(path: tuple[str, ...], command: click.Command) -> None:
     assert command.help
@@ -78,31 +82,41 @@ def test_the_set_of_commands_is_known() -> None:
         "experiment report",
         "experiment check",
         "experiment stop",
-        "bench",
-        "bench autoscale",
-        "bench batch",
-        "bench crash",
-        "bench decay",
-        "bench experiments",
-        "bench faults",
-        "bench feedback",
-        "bench ingest",
-        "bench memory",
-        "bench models",
-        "bench react",
-        "bench score",
-        "bench sequences",
-        "bench serve",
-        "bench train",
+        "compare",
+        "react",
+    }
+
+    assert set(benches.commands) == {
+        "autoscale",
+        "batch",
+        "crash",
+        "decay",
+        "experiments",
+        "faults",
+        "feedback",
+        "ingest",
+        "memory",
+        "score",
+        "sequences",
+        "serve",
+        "train",
     }
 
 
 def test_commands_named_in_the_docs_exist() -> None:
     known = {" ".join(path) for path, command in commands(cli) if not isinstance(command, click.Group)}
-    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *ROOT.glob("docs/**/*.md")]:
-        for words in re.findall(r"(?:bin/|`)rayapp ((?:[a-z-]+ ?)+)", page.read_text()):
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", ROOT / "Makefile", *ROOT.glob("docs/**/*.md")]:
+        text = page.read_text()
+        for words in re.findall(r"(?:bin/|BIN\)/|`)rayapp ((?:[a-z-]+ ?)+)", text):
             named = words.split()
             assert any(" ".join(named[:n]) in known for n in (1, 2)), f"{page.name} names `rayapp {words}`"
+        for name in re.findall(r"python -m benchmarks ([a-z-]+)", text):
+            assert name in benches.commands or name == "--help", f"{page.name} names `python -m benchmarks {name}`"
+
+
+def test_the_page_of_the_benches_tells_every_one() -> None:
+    table = (ROOT / "docs/benchmarks/README.md").read_text()
+    assert set(re.findall(r"^\| `([a-z]+)` \|", table, flags=re.M)) == set(benches.commands)
 
 
 def test_make_targets_named_in_the_docs_exist() -> None:
@@ -136,10 +150,10 @@ def test_the_documents_name_every_dependency() -> None:
         (["demo", "--root", "/dev/null/x", "--exit"], "can't be written"),
         (["serve", "--root", "{empty}"], "holds no data yet"),
         (["models", "list", "--root", "{empty}"], "holds no data yet"),
-        (["bench", "react", "--root", "{empty}"], "holds no data yet"),
+        (["react", "--root", "{empty}"], "holds no data yet"),
         (["models", "promote", "nothing", "--root", "{root}"], "no model 'nothing'"),
         (["serve", "--root", "{root}"], "has no champion"),
-        (["bench", "react", "--root", "{root}"], "lacks the aliases"),
+        (["react", "--root", "{root}"], "lacks the aliases"),
         (["demo", "--root", "{root}", "--exit", "--source", "synthetic", "--port", "{busy}"], "choose another --port"),
     ],
 )
@@ -160,6 +174,16 @@ def test_user_errors_are_one_sentence(tmp_path: Path, domain: Domain, arguments:
     assert "Traceback" not in done.stderr
     assert sorted(p.name for p in root.iterdir()) == before
     assert list(empty.iterdir()) == []
+
+
+def test_a_bench_tells_a_user_s_error_as_rayapp_does(tmp_path: Path, domain: Domain) -> None:
+    make_root(tmp_path, domain)
+    command = [sys.executable, "-m", "benchmarks", "feedback", "--root", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT, timeout=120)
+    assert done.returncode == 1
+    assert done.stderr == (
+        f"rayapp: {tmp_path} holds a data set; the worlds of this study want a --root of their own\n"
+    )
 
 
 def test_a_wheel_that_is_not_the_expected_one_is_refused_and_removed(tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Real processes are killed under load over real HTTP: every acknowledged event is kept exactly once, in order.
 
-The same code as `rayapp bench crash`, with fewer kills and less load.
+The same code as the bench `crash`, with fewer kills and less load.
 """
 
 import shutil

@@ -117,7 +117,7 @@ def test_sample_ratio_follows_the_steps_of_growth() -> None:
 
 
 def test_the_stop_is_wrong_as_seldom_as_it_says_and_a_broken_split_is_caught() -> None:
-    """200 experiments without an effect, looked at daily. `rayapp bench experiments` runs 1,000 and more users."""
+    """200 experiments without an effect, looked at daily. The bench `experiments` runs 1,000 and more users."""
     number = 200
     outcomes = [simulate(n, 700, 10, seed=1) for n in range(number)]
     stopped = sum(outcome.crossed_day is not None for outcome in outcomes)

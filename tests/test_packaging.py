@@ -27,7 +27,7 @@ def files_of_tree() -> set[str]:
 def built(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """`(sdist, wheel)`, built from a copy: setuptools writes beside the sources."""
     copy = tmp_path_factory.mktemp("build")
-    for name in (*PACKAGES, "pyproject.toml", "README.md", "LICENSE"):
+    for name in (*PACKAGES, "benchmarks", "tests", "pyproject.toml", "README.md", "LICENSE"):
         source = ROOT / name
         if source.is_dir():
             shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
@@ -43,7 +43,9 @@ def test_wheel_and_sdist_hold_the_files_of_the_tree(built: tuple[Path, Path]) ->
     sdist, wheel = built
     with zipfile.ZipFile(wheel) as file:
         in_wheel = {name for name in file.namelist() if name.split("/")[0] in PACKAGES}
+        rest = {name.split("/")[0] for name in file.namelist()} - set(PACKAGES)
     assert in_wheel == files_of_tree()
+    assert all(name.endswith(".dist-info") for name in rest), "benches and tests stay out of it"
     with tarfile.open(sdist) as file:
         names = {name.partition("/")[2] for name in file.getnames()}
     assert files_of_tree() <= names

@@ -10,6 +10,7 @@ import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -18,10 +19,8 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.host import wait_until_ready
 from benchmarks.http_load import FEED, Answer, ask, session
-from benchmarks.memory import tree
-from benchmarks.replicas import replica_pids
+from benchmarks.processes import CHECKOUT, replica_pids, tree, wait_until_ready
 from rayapp.launch.ports import free_port
 from rayapp.loop.workflow import Prepared
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
@@ -269,9 +268,10 @@ def test_no_key_was_written_to_a_log(served: Served) -> None:
         assert WRONG_KEY.encode() not in text, path
 
 
-def test_answers_keep_coming_when_things_break(world: tuple[Path, Prepared], tmp_path: Path) -> None:
-    command = [RAYAPP, "bench", "faults", "--root", str(world[0]), "--preset", "nano", "--seconds", "40", "--json"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=tmp_path, check=False)
+def test_answers_keep_coming_when_things_break(world: tuple[Path, Prepared]) -> None:
+    command = [sys.executable, "-m", "benchmarks", "faults"]
+    command += ["--root", str(world[0]), "--preset", "nano", "--seconds", "40", "--json"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=CHECKOUT, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert result["http_5xx_feed"] == 0, result["phases"]

@@ -25,7 +25,7 @@ def test_every_series_is_named_inside_the_picture_and_drawn_twice_it_is_the_same
         assert 0 < float(at) < height
 
 
-@click.command()
+@click.command("rayapp")
 @click.option("--preset", default="study")
 @click.option("--seeds", type=int, default=3)
 @click.option("--rate", type=float)

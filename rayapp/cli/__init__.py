@@ -1,1 +1,1 @@
-"""The command line: composition only. Nothing imports this package."""
+"""The command line: composition only. Nothing of the product imports this package."""

@@ -1,4 +1,4 @@
-"""`rayapp batch-score` and `rayapp bench batch`."""
+"""`rayapp batch-score`."""
 
 import contextlib
 import json
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayapp.cli.options import moment, root_option, write_option
+from rayapp.cli.options import moment, root_option
 
 if TYPE_CHECKING:
     from rayapp.batch.job import Job
@@ -210,13 +210,3 @@ def _metrics(metrics: dict[str, dict[str, dict[str, float | None]]]) -> None:
 
 def _cell(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
-
-
-@click.command("batch")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
-@write_option
-def bench_batch(as_json: bool, write: Path | None) -> None:
-    """The batch job against two plain processes side by side, and its memory at 4 times the rows."""
-    from benchmarks.batch import run_bench_batch
-
-    run_bench_batch(as_json, write)

@@ -1,4 +1,4 @@
-"""`rayapp experiment …` and `rayapp bench experiments`."""
+"""`rayapp experiment …`."""
 
 import json
 import sys
@@ -135,19 +135,6 @@ def stop_experiment(root: Path, why: str, name: str) -> None:
     click.echo(f"{name} is stopped: everybody gets the champion within seconds")
 
 
-@click.command("experiments")
-@click.option("--experiments", "number", type=click.IntRange(8), default=1_000, show_default=True, help="A/A ones.")
-@click.option("--users", type=click.IntRange(100), default=2_000, show_default=True, help="Of each experiment.")
-@click.option("--days", type=click.IntRange(2, 60), default=14, show_default=True, help="Planned days, a look each.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
-@write_option
-def bench_experiments(number: int, users: int, days: int, as_json: bool, write: Path | None) -> None:
-    """How often the automatic stop is wrong, and how often it is right: simulated experiments with daily looks."""
-    from benchmarks.experiments import run_experiments
-
-    run_experiments(number, users, days, as_json, write)
-
-
 def _report(root: Path, name: str | None, only_on: bool = False) -> "Report | None":
     """None, after saying so, where there is nothing to report; `only_on`: unless it is named, nor of one that is not
     on."""
@@ -169,4 +156,3 @@ def _report(root: Path, name: str | None, only_on: bool = False) -> "Report | No
 
 
 COMMANDS = (experiment,)
-BENCHES = (bench_experiments,)

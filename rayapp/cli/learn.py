@@ -1,4 +1,4 @@
-"""`rayapp train`, `rayapp evaluate`, `rayapp bench models` and `rayapp bench train`."""
+"""`rayapp train`, `rayapp evaluate`, `rayapp compare` and `rayapp react`: models, and how good they are."""
 
 from pathlib import Path
 
@@ -83,7 +83,7 @@ def evaluate(
     run_evaluate(root, models, window, reference, heads, as_json, write)
 
 
-@click.command("models")
+@click.command("compare")
 @root_option
 @preset_option("study")
 @epochs_option
@@ -95,7 +95,7 @@ def evaluate(
 @click.option("--truth", type=click.Path(path_type=Path, exists=True), help="Of the synthetic world: adds its oracle.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of tables.")
 @write_option
-def bench_models(
+def compare(
     root: Path,
     preset: str,
     epochs: int | None,
@@ -112,23 +112,24 @@ def bench_models(
 
     What is trained already is not trained again, so it can be stopped and continued.
     """
-    from rayapp.loop.compare_variants import run_models
+    from rayapp.loop.compare_variants import run_compare
 
     told = moments(since, test_since, until)
-    run_models(root, preset, epochs, variants, seeds, told, truth, as_json, write)
+    run_compare(root, preset, epochs, variants, seeds, told, truth, as_json, write)
 
 
-@click.command("train")
-@preset_option("paper")
-@click.option("--steps", type=click.IntRange(2), default=12, show_default=True, help="Timed steps of each way.")
+@click.command("react")
+@root_option
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
 @write_option
-def bench_train(preset: str, steps: int, as_json: bool, write: Path | None) -> None:
-    """Request-centred training against a row per shown item, and Ray Train against a plain loop."""
-    from benchmarks.train import run_bench_train
+def react(root: Path, as_json: bool, write: Path | None) -> None:
+    """Does ranking follow five saves, and five dislikes, of a genre? Ten genres, over real HTTP.
 
-    run_bench_train(preset, steps, as_json, write)
+    Needs the two models that `rayapp train` or `rayapp demo` leaves in a root.
+    """
+    from rayapp.client.reactions import run_react
+
+    run_react(root, as_json, write)
 
 
-COMMANDS = (train, evaluate)
-BENCHES = (bench_models, bench_train)
+COMMANDS = (train, evaluate, compare, react)

@@ -7,24 +7,18 @@ from pathlib import Path
 import click
 
 from rayapp import __version__
-from rayapp.cli.batch import batch_score, bench_batch
-from rayapp.cli.bench_decay import BENCHES as DECAY_BENCHES
-from rayapp.cli.bench_score import bench_score
-from rayapp.cli.bench_serve import BENCHES as SERVE_BENCHES
-from rayapp.cli.bench_store import BENCHES as STORE_BENCHES
+from rayapp.cli.batch import batch_score
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
-from rayapp.cli.experiments import BENCHES as EXPERIMENT_BENCHES
 from rayapp.cli.experiments import COMMANDS as EXPERIMENT_COMMANDS
 from rayapp.cli.keys import COMMANDS as KEY_COMMANDS
-from rayapp.cli.learn import BENCHES as LEARN_BENCHES
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
 from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
-from rayapp.cli.options import root_option, store_option
+from rayapp.cli.options import GROUP_SETTINGS, root_option, store_option
 from rayapp.cli.retrain import COMMANDS as RETRAIN_COMMANDS
 from rayapp.cli.store import COMMANDS as STORE_COMMANDS
 
 
-@click.group(context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.group("rayapp", context_settings=GROUP_SETTINGS)
 @click.version_option(__version__, package_name="rayapp")
 def cli() -> None:
     """A feed ranker that reads each user's last actions: sequences, training, serving, on Ray.
@@ -100,59 +94,14 @@ for command in COMMANDS:
     cli.add_command(command)
 
 
-@cli.group()
-def bench() -> None:
-    """Measurements that the documentation cites, each one command."""
-
-
-@bench.command("react")
-@root_option
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
-@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table to this file.")
-def bench_react(root: Path, as_json: bool, write: Path | None) -> None:
-    """Does ranking follow five saves, and five dislikes, of a genre? Ten genres, over real HTTP.
-
-    Needs the two models that `rayapp train` or `rayapp demo` leaves in a root.
-    """
-    from rayapp.client.reactions import run_react
-
-    run_react(root, as_json, write)
-
-
-@bench.command("sequences")
-@click.option(
-    "--events", type=click.IntRange(100_000), default=20_000_000, show_default=True, help="Events of the log."
-)
-@click.option("--users", type=click.IntRange(1), help="Users; a fiftieth of the events unless told.")
-@click.option("--repeats", type=click.IntRange(1), default=3, show_default=True, help="Each time is a median of these.")
-@click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
-@click.option("--write", type=click.Path(path_type=Path, dir_okay=False), help="Also write the table to this file.")
-def bench_sequences(events: int, users: int | None, repeats: int, as_json: bool, write: Path | None) -> None:
-    """Importing a log and building histories, against Polars and Ray Data's map_groups; memory; bytes on disk.
-
-    Needs the `bench` extra (Polars), and at 20 million events about 15 GB of disk and 15 minutes on 2 cores.
-    """
-    from benchmarks.sequences import run_sequences
-
-    run_sequences(events, users, repeats, as_json, write)
-
-
-BENCHES = (
-    *LEARN_BENCHES,
-    *EXPERIMENT_BENCHES,
-    *SERVE_BENCHES,
-    *STORE_BENCHES,
-    *DECAY_BENCHES,
-    bench_batch,
-    bench_score,
-)
-for benchmark in BENCHES:
-    bench.add_command(benchmark)
-
-
 def main() -> None:
-    """Entry point. What a user can do something about is one sentence on stderr and exit code 1; anything else is a
-    bug and keeps its traceback."""
+    """Entry point."""
+    run(cli)
+
+
+def run(group: click.Group) -> None:
+    """Runs a command line: what a user can do something about is one sentence on stderr and exit code 1; anything else
+    is a bug and keeps its traceback."""
     from rayapp.client.session import SessionError
     from rayapp.experiments.declaration import ExperimentError
     from rayapp.importing.domains import DomainError
@@ -164,7 +113,7 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
-        cli(standalone_mode=False)
+        group(prog_name=group.name, standalone_mode=False)
     except (click.exceptions.Abort, KeyboardInterrupt):
         sys.exit(130)
     except click.ClickException as error:

@@ -3,11 +3,12 @@
 import datetime
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import click
 
 DEFAULT_ROOT = Path("rayapp-data")
+GROUP_SETTINGS: Final = {"help_option_names": ["-h", "--help"], "max_content_width": 110}
 F = TypeVar("F", bound=Callable[..., Any])
 
 

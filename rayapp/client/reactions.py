@@ -5,14 +5,12 @@ candidates'. The ranker without the sequence answers the same questions through 
 users act on different films, and shares are means over them: one top 10 alone moves in steps of a tenth.
 """
 
-import json
 import statistics
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Final
 
-import click
 import httpx
 
 from rayapp.client.session import Genres, Session, SessionError, strongest
@@ -20,7 +18,7 @@ from rayapp.contracts.schema import ActionKind
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
 from rayapp.launch.runtime import local_ray
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.root.facts import read_root
@@ -72,7 +70,7 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
         for genre in probed:
             probes.append(_probe(client, genres, genre, candidates, save, dislike))
             if not as_json:
-                click.echo(f"  {genre}: {probes[-1].before:.0%} -> {probes[-1].after_saves:.0%}", err=True)
+                say(f"{genre}: {probes[-1].before:.0%} -> {probes[-1].after_saves:.0%}")
     result = {
         "bench": "react",
         "model": aliases[CHAMPION],
@@ -89,10 +87,8 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
         "seconds_max": max(p.seconds for p in probes),
         "probes": [asdict(p) for p in probes],
     }
-    text = _table(probes, result)
-    click.echo(json.dumps(result) if as_json else text)
-    if write is not None:
-        record(write, "Does the ranking follow the user?", text, _bars(probes))
+    title = "Does the ranking follow the user?"
+    tell(result, _table(probes, result), title, _bars(probes), as_json=as_json, write=write)
 
 
 def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[str], save: str, dislike: str) -> Probe:

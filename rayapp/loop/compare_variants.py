@@ -1,6 +1,5 @@
 """Variants of the model over seeds on an imported log, and any published models on one window."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from rayapp.contracts.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VA
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.workflow import build_windows, item_table, split_of, train_model, training_run
-from rayapp.record import Bars, record
+from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import load_model, model_manifest
@@ -68,7 +67,7 @@ def run_evaluate(
     _tell(rows, domain, window_name, "Models on one window", as_json, write, heads or domain.head_names, [])
 
 
-def run_models(
+def run_compare(
     root: Path,
     preset_name: str,
     num_epochs: int | None,
@@ -94,7 +93,7 @@ def run_models(
                 train_model(run, domain)
                 versions[name].append(run.version)
                 heads = read_json(root / places.MODELS / run.version / "metrics.json")["heads"]
-                click.echo(f"  seed {seed} {name}: {heads[domain.positive_head]}", err=True)
+                say(f"seed {seed} {name}: {heads[domain.positive_head]}")
     window = read_window(root, prepared.test_window, domain)
     items = load_table(root, items_name)
     logits: dict[str, list[Logits]] = {POPULARITY: [score_popularity(items, root, prepared.test_window, domain)]}
@@ -172,12 +171,8 @@ def _tell(
         tables.append(table(rows, main, segment, names))
         tables += [difference_table(rows, reference, main, segment, names) for reference in references[:1]]
     text = "\n\n".join([f"Test window {window}.", *notes, EXPLAINED, *tables])
-    if as_json:
-        click.echo(json.dumps({"window": window, "notes": list(notes), "rows": [row.to_json() for row in rows]}))
-    else:
-        click.echo(text)
-    if write is not None:
-        record(write, title, text, _bars(rows, heads))
+    result = {"window": window, "notes": list(notes), "rows": [row.to_json() for row in rows]}
+    tell(result, text, title, _bars(rows, heads), as_json=as_json, write=write)
 
 
 EXPLAINED = (

@@ -200,7 +200,7 @@ def evaluate_and_publish(
 
 
 def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
-    """The loop of a run's `settings`: what a Ray Train worker runs, and what `bench train` runs bare."""
+    """The loop of a run's `settings`: what a Ray Train worker runs, and what the bench `train` runs bare."""
     root, preset = Path(settings["root"]), Preset.from_json(settings["preset"])
     length, rate = preset.model.history_length, preset.train.negative_rate
     init_from = settings.get("init_from")
