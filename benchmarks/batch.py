@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import torch
 
 from benchmarks.memory import PeakMemory
-from rayapp.batch.job import Job, Kind, Workspace, workspace
+from rayapp.batch.job import InputKind, Job, Workspace, workspace
 from rayapp.batch.score import Pool, job_of_files, parts_of, run_job, score_parts, stage_input
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.presets import PRESETS
@@ -148,7 +148,7 @@ def _job(root: Path, file: Path) -> tuple[Job, list[Path]]:
     as_of_ms = WORLD.start_ms + WORLD.num_days * DAY_MS
     made = Job(
         root=str(root),
-        kind=Kind.PAIRS,
+        kind=InputKind.PAIRS,
         inputs=stamps,
         model_version="bench",
         as_of_ms=as_of_ms,

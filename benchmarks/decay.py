@@ -37,7 +37,7 @@ from rayapp.root.publish import PublishError, exclusive, log_manifest, read_json
 from rayapp.sources.synthetic import World, drifting
 from rayapp.training.build_table import build_item_table
 from rayapp.training.comparison import Logits
-from rayapp.training.evaluate import Window, read_window, score_window
+from rayapp.training.evaluate import EvaluationSet, read_window, score_window
 from rayapp.training.run import TrainingRun, evaluate_and_publish, make_loop
 from rayapp.training.start import Start
 
@@ -153,7 +153,7 @@ def run_decay(
     click.echo(text)
 
 
-def sized(preset: Preset, windows: Mapping[int, Window]) -> Preset:
+def sized(preset: Preset, windows: Mapping[int, EvaluationSet]) -> Preset:
     """A step of the presets is sized for lists of one item. Where lists are longer it takes fewer requests, or a few
     days would make no more than a few dozen steps."""
     items = sum(int(w.valid_RC.sum()) for w in windows.values()) / sum(len(w.user_hash_R) for w in windows.values())
@@ -162,7 +162,7 @@ def sized(preset: Preset, windows: Mapping[int, Window]) -> Preset:
     return dataclasses.replace(preset, train=train)
 
 
-def _scored(study: Study, windows: Mapping[int, Window]) -> str:
+def _scored(study: Study, windows: Mapping[int, EvaluationSet]) -> str:
     first, scored = (study.windows[day].split("_")[0] for day in (0, study.scored[0]))
     users = len(np.unique(np.concatenate([w.user_hash_R for w in windows.values()])))
     requests, items = (

@@ -22,7 +22,7 @@ from rayapp.contracts.schema import fingerprint
 from rayapp.picture import svg
 from rayapp.record import write_result
 from rayapp.training.comparison import DRAWS, Estimate, Logits, over_seeds
-from rayapp.training.evaluate import Window, measures
+from rayapp.training.evaluate import EvaluationSet, measures
 
 Floats = NDArray[np.float64]
 METRICS: Final = ("auc", "normalised_entropy")
@@ -57,7 +57,7 @@ class Measure:
     """Measures a model on a day once, however many policies have it there and however often the study is continued:
     what was measured is kept in `directory`, one file for a model and a day."""
 
-    def __init__(self, windows: Mapping[int, Window], domain: Domain, directory: Path) -> None:
+    def __init__(self, windows: Mapping[int, EvaluationSet], domain: Domain, directory: Path) -> None:
         self._windows, self._domain = windows, domain
         self._directory = directory / fingerprint((METRICS, DRAWS, sorted(windows), domain.positive_head))[:8]
         self._directory.mkdir(parents=True, exist_ok=True)

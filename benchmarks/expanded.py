@@ -29,19 +29,21 @@ def write_expanded(reader: WindowReader, path: Path, seed: int = 0) -> int:
 
 
 def _rows(batch: RequestBatch) -> pa.Table:
-    requests, (b, c) = batch.requests, np.nonzero(batch.valid_BC)
+    requests = batch.requests
+    request_N = np.repeat(np.arange(len(requests)), requests.sizes)
+    sequences = requests.sequences.take(request_N)
     columns = {
-        "user_hash": pa.array(requests.user_hash_B[b]),
-        "candidate": pa.array(requests.candidate_hash_BC[b, c]),
-        "length": pa.array(requests.sequences.length_R[b]),
-        "action": _fixed(requests.sequences.action_RL[b]),
-        "item": _fixed(requests.sequences.item_hash_RL[b]),
-        "time": _fixed(requests.sequences.timestamp_ms_RL[b]),
-        "user_rate": _fixed(requests.user_rate_BR[b]),
-        "item_rate": _fixed(requests.item_rate_BCR[b, c]),
-        "label": _fixed(batch.label_BCH[b, c]),
+        "user_hash": pa.array(requests.user_hash_R[request_N]),
+        "candidate": pa.array(requests.candidate_hash_N),
+        "length": pa.array(sequences.length_R),
+        "action": _fixed(sequences.action_RL),
+        "item": _fixed(sequences.item_hash_RL),
+        "time": _fixed(sequences.timestamp_ms_RL),
+        "user_rate": _fixed(requests.user_rate_RK[request_N]),
+        "item_rate": _fixed(requests.item_rate_NK),
+        "label": _fixed(batch.label_NH),
     }
-    context = requests.context.take(pa.array(b))
+    context = requests.context.take(pa.array(request_N))
     return pa.table(columns | {name: context[name] for name in context.column_names})
 
 
@@ -64,9 +66,9 @@ def read_expanded(path: Path, batch_rows: int, context: list[str]) -> Iterator[R
             table["timestamp_ms"].to_numpy(),
             table.select(context),
             sequences,
-            table["candidate"].to_numpy()[:, None],
+            np.arange(size + 1),
+            table["candidate"].to_numpy(),
             matrix("user_rate"),
-            matrix("item_rate").copy()[:, None],  # torch warns of memory that it may not write
+            matrix("item_rate").copy(),  # torch warns of memory that it may not write
         )
-        label_NH = matrix("label")
-        yield RequestBatch(np.full(size, "", object), requests, label_NH[:, None], np.ones((size, 1), bool))
+        yield RequestBatch(np.full(size, "", object), requests, matrix("label"))

@@ -100,9 +100,10 @@ class Scored:
             np.zeros(num_requests, np.int64),
             _context(rng, num_requests),
             sequences,
-            self.hash_N[item_BC],
+            np.arange(num_requests + 1) * num_candidates,
+            self.hash_N[item_BC].ravel(),
             rng.normal(size=(num_requests, heads + 1)).astype(np.float32),
-            rng.normal(size=(*shape, heads + 1)).astype(np.float32),
+            rng.normal(size=(num_requests * num_candidates, heads + 1)).astype(np.float32),
         )
         return requests, np.repeat(label_BC[:, :, None], heads, axis=2).astype(np.float32)
 

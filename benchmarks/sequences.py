@@ -24,7 +24,8 @@ from rayapp.contracts.config import DAY_MS
 from rayapp.importing.domains.parse import parse_domain
 from rayapp.importing.importer import Inputs, import_files
 from rayapp.launch.runtime import local_ray
-from rayapp.pipeline.histories import history_task
+from rayapp.pipeline.histories import EVENT_COLUMNS, as_lists, in_sequence, latest, write_histories
+from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.windows import Window, build
 from rayapp.record import Bars, say, tell
@@ -142,8 +143,15 @@ def _histories(root: Path, out: Path) -> float:
     shutil.rmtree(out, ignore_errors=True)
     domain, num_buckets = read_root(root)
     started = time.perf_counter()
-    _, manifest = log_manifest(root / EVENTS)
-    run_tasks(num_buckets, history_task(root, out, manifest, NOW_MS, LENGTH, domain, {}))
+    view = LogView.of(root)
+
+    def task(number: int) -> dict[str, Any]:
+        bucket = view.events(number, EVENT_COLUMNS)
+        bucket = bucket.filter(bucket.events["timestamp_ms"].to_numpy() < NOW_MS)
+        write_histories(out / f"bucket={number:04d}.parquet", as_lists(latest(in_sequence(bucket, domain), LENGTH)))
+        return {}
+
+    run_tasks(num_buckets, task)
     return time.perf_counter() - started
 
 

@@ -97,7 +97,7 @@ def _loader(
             started, examples = time.perf_counter(), 0
             for batch in batches():
                 loop.inputs.batch(batch.requests)
-                examples += int(batch.valid_BC.sum())
+                examples += len(batch.label_NH)
             times.append(time.perf_counter() - started)
         return examples / statistics.median(times)
 
@@ -119,7 +119,7 @@ def _steps(run: TrainingRun, domain: Domain, device: torch.device, place: Path, 
             batch = next(batches)
             loop.step(batch)
             times.append(time.perf_counter() - started)
-            examples.append(int(batch.valid_BC.sum()))
+            examples.append(len(batch.label_NH))
         return sum(examples[1:]) / sum(times[1:])
 
     centred, expanded = (

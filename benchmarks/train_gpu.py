@@ -89,7 +89,7 @@ def _steps(run: TrainingRun, domain: Domain, device: torch.device) -> dict[str, 
         for _ in range(TIMED_STEPS):
             batch = next(batches)
             loop.step(batch)  # reads the loss, so the device has finished
-            examples += int(batch.valid_BC.sum())
+            examples += len(batch.label_NH)
         return examples / (time.perf_counter() - started)
 
     torch.cuda.reset_peak_memory_stats(device)
@@ -98,7 +98,7 @@ def _steps(run: TrainingRun, domain: Domain, device: torch.device) -> dict[str, 
         "loaded_examples_per_s": rate(endless()),
         "step_examples_per_s": rate(itertools.cycle(ready)),
         "peak_memory_bytes": float(torch.cuda.max_memory_allocated(device)),
-        "examples_a_step": statistics.mean(float(batch.valid_BC.sum()) for batch in ready),
+        "examples_a_step": statistics.mean(float(len(batch.label_NH)) for batch in ready),
     }
     with FlopCounterMode(display=False) as flops, Traffic() as traffic:
         loop.step(ready[0])

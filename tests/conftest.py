@@ -130,14 +130,14 @@ def make_request(
     """One request without past rates, as the server asks a scorer."""
     length = np.array([int((action_L != PAD).sum())])
     sequences = Sequences(action_L[None], item_hash_L[None], np.zeros((1, len(action_L)), np.int64), length)
-    return Requests(
-        np.array([hash64(user)], np.uint64),
-        np.array([timestamp_ms]),
+    return Requests.of_one(
+        hash64(user),
+        timestamp_ms,
         context_row(attributes, timestamp_ms, context),
         sequences,
-        candidate_hash_C[None],
-        np.zeros((1, num_heads + 1), np.float32),
-        np.zeros((1, len(candidate_hash_C), num_heads + 1), np.float32),
+        candidate_hash_C,
+        np.zeros(num_heads + 1, np.float32),
+        np.zeros((len(candidate_hash_C), num_heads + 1), np.float32),
     )
 
 

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 from rayapp.batch.accumulators import Accumulators, Sums
 from rayapp.batch.as_of import PastRates, changed_items
-from rayapp.batch.asked import BY_TIME, asked_of
+from rayapp.batch.grouped_rows import BY_TIME, group_rows
 from rayapp.batch.input_files import check_rows, num_partitions, plan_files
-from rayapp.batch.job import Job, Kind, State, finished_output, publish, workspace
+from rayapp.batch.job import InputKind, Job, RootState, finished_output, publish, workspace
 from rayapp.batch.part import cuts
 from rayapp.batch.scoring import batches
 from rayapp.contracts.config import Domain
@@ -80,7 +80,7 @@ def rows_of(users: list[str], items: list[str], **more: list[object]) -> pa.Tabl
 
 
 def test_rows_of_one_user_and_moment_are_one_request_and_an_item_asked_twice_counts_once(domain: Domain) -> None:
-    asked = asked_of(rows_of(["b", "a", "b", "a", "b"], ["1", "2", "3", "2", "1"], n=[0, 1, 2, 3, 4]), domain, 50)
+    asked = group_rows(rows_of(["b", "a", "b", "a", "b"], ["1", "2", "3", "2", "1"], n=[0, 1, 2, 3, 4]), domain, 50)
     assert asked.rows.to_pylist() == [
         {"user_id": "a", "item_id": "2", "n": 1},
         {"user_id": "b", "item_id": "1", "n": 0},
@@ -96,7 +96,7 @@ def test_rows_of_one_user_and_moment_are_one_request_and_an_item_asked_twice_cou
 
 def test_times_watermarks_requests_and_context_part_the_rows_of_a_user(domain: Domain) -> None:
     domain = dataclasses.replace(domain, context_attributes=(Attribute("tab", AttributeKind.CATEGORIES),))
-    asked = asked_of(
+    asked = group_rows(
         rows_of(
             ["a"] * 6,
             ["1"] * 6,
@@ -156,14 +156,14 @@ def test_files_that_do_not_fit_are_told_and_the_others_are_read(domain: Domain, 
     (tmp_path / "e.csv").write_text("user_id,item_id,campaign\nu,i,seven\n")
     (tmp_path / "f.csv").write_text("")
     pq.write_table(good.append_column("more", pa.array(["x"])), tmp_path / "g.parquet")
-    planned = plan_files(sorted(tmp_path.iterdir()), Kind.PAIRS, domain)
+    planned = plan_files(sorted(tmp_path.iterdir()), InputKind.PAIRS, domain)
     told = {Path(r.file).name: r.reason for r in planned.rejected}
     assert told.keys() == {"b.parquet", "c.parquet", "d.parquet", "e.csv", "f.csv"}
     assert told["c.parquet"] == "the column user_id is missing; the file has campaign, item_id, user"
     assert "rank; rename yours" in told["d.parquet"]
     assert "campaign" in told["e.csv"]
     assert planned.schema.names == ["user_id", "item_id", "campaign", "more"]
-    users = plan_files([tmp_path / "a.parquet"], Kind.USERS, domain)
+    users = plan_files([tmp_path / "a.parquet"], InputKind.USERS, domain)
     assert "--pairs" in users.rejected[0].reason
 
 
@@ -197,7 +197,7 @@ def test_rows_are_checked_one_by_one(domain: Domain) -> None:
 
 
 def job(root: Path, **changed: object) -> Job:
-    return dataclasses.replace(Job(root=str(root), kind=Kind.PAIRS, model_version="a", as_of_ms=T0), **changed)
+    return dataclasses.replace(Job(root=str(root), kind=InputKind.PAIRS, model_version="a", as_of_ms=T0), **changed)
 
 
 def test_a_job_is_continued_by_itself_alone(root: Path, tmp_path: Path) -> None:
@@ -246,11 +246,11 @@ def test_a_directory_of_somebody_else_is_never_replaced(root: Path, tmp_path: Pa
 
 def test_a_job_reads_the_root_as_it_stood_when_it_began(root: Path, tmp_path: Path) -> None:
     with workspace(tmp_path / "out", job(root), overwrite=False) as work:
-        assert work.state == State(0, 0, ())
+        assert work.state == RootState(0, 0, ())
     (root / "rates" / "2026-01-01").mkdir(parents=True)
     with workspace(tmp_path / "out", job(root), overwrite=False) as work:
-        assert work.state == State(0, 0, ())
-    assert State.of(root).rates == ("2026-01-01",)
+        assert work.state == RootState(0, 0, ())
+    assert RootState.of(root).rates == ("2026-01-01",)
 
 
 # ---- what a request may know -----------------------------------------------------------------------------------------

@@ -93,14 +93,14 @@ def by_hand(root: Path, store: LmdbStore, user: str, items: list[str]) -> np.nda
         vocabulary=domain.vocabulary,
     )
     user_hash = np.array([hash64(user)], np.uint64)
-    item_hash = np.array([[hash64(i) for i in items]], np.uint64)
-    request = Requests(
-        user_hash,
-        np.array([DAY_MS]),
+    item_hash = np.array([hash64(i) for i in items], np.uint64)
+    request = Requests.of_one(
+        hash64(user),
+        DAY_MS,
         context_row(domain.context_attributes, DAY_MS, {}),
         sequences,
         item_hash,
-        load_users(root, DAY, bucket_of(user, num_buckets), domain).features(user_hash),
+        load_users(root, DAY, bucket_of(user, num_buckets), domain).features(user_hash)[0],
         load_items(root, DAY, domain).features(item_hash),
     )
     return model.scorer.score(request)[0]

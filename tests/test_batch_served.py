@@ -13,14 +13,15 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from rayapp.batch.histories import read_histories
-from rayapp.batch.job import Job, Kind, Workspace, workspace
+from rayapp.batch.as_of import as_stored
+from rayapp.batch.job import InputKind, Job, Workspace, workspace
 from rayapp.batch.part import PartScorer
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import bucket_of
 from rayapp.features.sequence import NO_WATERMARK
 from rayapp.pipeline.export import export
+from rayapp.pipeline.histories import UserHistories
 from rayapp.pipeline.log_view import LogView
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.facts import read_root
@@ -114,7 +115,7 @@ def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(
     tmp_path: Path,
 ) -> None:
     served = serve(*models, domain, 1_000)
-    asked = Job(root=str(served), kind=Kind.REQUESTS)
+    asked = Job(root=str(served), kind=InputKind.REQUESTS)
     records, table = score_all(served, tmp_path / "out", asked)
     assert sum(r["compared"] for r in records if "compared" in r) == 1_000
     assert sum(r["equal_hashes"] for r in records if "equal_hashes" in r) == 1_000
@@ -132,15 +133,15 @@ def test_histories_are_what_the_store_holds(served: Path, domain: Domain, tmp_pa
     store = LmdbStore(tmp_path / "again", domain.vocabulary, 4, map_bytes=1 << 24)
     store.append([make_event(**event) for event in events_of_test()])  # type: ignore[arg-type]
     for user in [f"u{k}" for k in range(7)]:
-        histories = read_histories(LogView.of(served), bucket_of(user, 4), domain)
+        histories = UserHistories.of(LogView.of(served).events(bucket_of(user, 4)), domain)
         one = np.array([hash64(user)], np.uint64)
         start, end = histories.ranges(one, np.array([NOW]))
-        found = histories.as_stored(int(start[0]), int(end[0]), NOW, NO_WATERMARK, domain.vocabulary)
+        found = as_stored(histories.history.take(slice(start[0], end[0])), NOW, NO_WATERMARK, domain.vocabulary)
         expected = store.lookup(user).history
         assert found.event_hash_E.tolist() == expected.event_hash_E.tolist()
         middle = T0 + 50_000
         start, end = histories.ranges(one, np.array([middle]))
-        early = histories.as_stored(int(start[0]), int(end[0]), middle, NO_WATERMARK, domain.vocabulary)
+        early = as_stored(histories.history.take(slice(start[0], end[0])), middle, NO_WATERMARK, domain.vocabulary)
         seen = (expected.timestamp_ms_E < middle) & (expected.received_at_ms_E <= middle)
         assert early.event_hash_E.tolist() == expected.event_hash_E[seen].tolist()
     store.close()
@@ -150,7 +151,7 @@ def test_histories_are_what_the_store_holds(served: Path, domain: Domain, tmp_pa
 
 
 def test_a_full_disk_leaves_no_half_part_and_the_next_run_makes_it_whole(served: Path, tmp_path: Path) -> None:
-    asked = Job(root=str(served), kind=Kind.REQUESTS)
+    asked = Job(root=str(served), kind=InputKind.REQUESTS)
     out = tmp_path / "out"
     with workspace(out, asked, overwrite=False) as work:
         directory = work.directory

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from rayapp.contracts.config import Domain
 from rayapp.training.comparison import Row, compare, difference_table, table
-from rayapp.training.evaluate import Window, feed_score, measures, popularity_logits, report
+from rayapp.training.evaluate import EvaluationSet, feed_score, measures, popularity_logits, report
 from rayapp.training.metrics import (
     auc,
     auc_by_request,
@@ -66,9 +66,9 @@ def test_weighted_entropy_and_calibration_are_those_of_repeated_rows(rows: list[
 
 
 @pytest.fixture
-def window(rng: np.random.Generator, domain: Domain) -> Window:
+def window(rng: np.random.Generator, domain: Domain) -> EvaluationSet:
     users = rng.integers(0, 40, 300)
-    return Window(
+    return EvaluationSet(
         (rng.random((300, 5, len(domain.heads))) < 0.3).astype(np.float32),
         np.arange(5) < rng.integers(1, 6, 300)[:, None],
         users.astype(np.uint64),
@@ -77,14 +77,14 @@ def window(rng: np.random.Generator, domain: Domain) -> Window:
     )
 
 
-def test_segments_part_the_requests(window: Window) -> None:
+def test_segments_part_the_requests(window: EvaluationSet) -> None:
     parts = np.stack([window.segment(name) for name in ("cold", "casual", "core")])
     assert (parts.sum(axis=0) == 1).all()
     assert (window.activity_R[window.segment("cold")] < 5).all()
     assert window.segment("all").all()
 
 
-def test_a_report_is_blind_to_what_is_padded(window: Window, domain: Domain, rng: np.random.Generator) -> None:
+def test_a_report_is_blind_to_what_is_padded(window: EvaluationSet, domain: Domain, rng: np.random.Generator) -> None:
     logits = rng.normal(size=window.label_RCH.shape).astype(np.float32)
     before = report(window, logits, domain)
     logits[~window.valid_RC] = 50.0
@@ -92,7 +92,7 @@ def test_a_report_is_blind_to_what_is_padded(window: Window, domain: Domain, rng
 
 
 def test_a_better_model_is_seen_to_be_better_and_an_equal_one_is_not(
-    window: Window, domain: Domain, rng: np.random.Generator
+    window: EvaluationSet, domain: Domain, rng: np.random.Generator
 ) -> None:
     noise = [rng.normal(size=window.label_RCH.shape).astype(np.float32) for _ in range(3)]
     signal = 1.5 * window.label_RCH
@@ -123,18 +123,18 @@ def test_intervals_cover_the_truth_about_as_often_as_they_say(domain: Domain) ->
         label = np.repeat((rng.random((200, 1)) < 0.5).astype(np.float32)[:, :, None], len(domain.heads), axis=2)
         logit = (label + rng.normal(size=label.shape)).astype(np.float32)  # AUC = Phi(1 / sqrt 2) = 0.7602
         people = np.arange(200).astype(np.uint64)
-        one = Window(label, np.ones((200, 1), bool), people, np.zeros(200, np.int64), people.astype(object))
+        one = EvaluationSet(label, np.ones((200, 1), bool), people, np.zeros(200, np.int64), people.astype(object))
         measured = compare(one, {"m": [logit]}, domain, heads=domain.head_names[:1], draws=100)
         estimate = next(r.estimate for r in measured if r.metric == "auc" and r.segment == "all")
         held += estimate.low <= 0.7602 <= estimate.high
     assert 50 <= held <= 60
 
 
-def test_hit_rate_weighs_requests(window: Window, domain: Domain) -> None:
+def test_hit_rate_weighs_requests(window: EvaluationSet, domain: Domain) -> None:
     measure = measures(window, np.zeros_like(window.label_RCH), domain, 0)["hit3"]
     weights = np.zeros((1, 300))
     weights[0, :10] = 1.0
-    first = Window(*(getattr(window, name)[:10] for name in Window.__slots__))
+    first = EvaluationSet(*(getattr(window, name)[:10] for name in EvaluationSet.__slots__))
     expected = measures(first, np.zeros_like(first.label_RCH), domain, 0)["hit3"](None)
     assert measure(weights)[0] == pytest.approx(expected[0])
     assert np.isnan(hit_rate(np.zeros(2), np.zeros(2))[0])
@@ -147,7 +147,6 @@ def test_popularity_sorts_a_list_by_likes_whatever_the_utilities(domain: Domain,
         dataclasses.replace(domain.heads[0], name=n, utility=u) for n, u in zip(names, utilities, strict=True)
     )
     weighed = dataclasses.replace(domain, heads=heads, positive_head="save", label_weights=())
-    likes_BC = np.array([[3, 0, 10, 7]])
-    logits = popularity_logits(likes_BC, 10, weighed)
-    score_C = feed_score(1 / (1 + np.exp(-logits)), weighed)[0]
+    logit_CH = popularity_logits(np.array([3, 0, 10, 7]), 10, weighed)
+    score_C = feed_score(1 / (1 + np.exp(-logit_CH)), weighed)
     assert np.argsort(-score_C).tolist() == [2, 3, 0, 1]

@@ -21,6 +21,7 @@ from rayapp.experiments.declaration import ExperimentError
 from rayapp.experiments.report import Report, build, find, make_report
 from rayapp.experiments.text import render
 from rayapp.pipeline.histories import LABEL_COLUMNS
+from rayapp.pipeline.labels import label_requests
 from rayapp.registry.retrainings import read_retrainings, record_retraining
 from rayapp.root.facts import make_root
 from rayapp.root.logs import log_schema, sort_log, without_copies, write_file
@@ -83,13 +84,13 @@ def members(running: Running, arm: str | None, number: int) -> list[str]:
 
 def tally(requests: list[Row], events: list[Row], running: Running, bounds_ms: list[int], domain: Domain) -> Tally:
     full = [{"event_hash": 0, **e} for e in events]
-    return tally_bucket(
+    labelled = label_requests(
         without_copies(pa.Table.from_pylist(requests, schema=COLUMNS)),
         pa.Table.from_pylist(full, schema=LABEL_COLUMNS),
-        running,
-        bounds_ms,
         domain,
+        (bounds_ms[0], bounds_ms[-1]),
     )
+    return tally_bucket(labelled, running, bounds_ms, domain)
 
 
 def worlds(running: Running, hide_rates: dict[str, float], users: int, days: int = 4) -> tuple[list[Row], list[Row]]:

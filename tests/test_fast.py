@@ -52,12 +52,12 @@ def some_request(real: int, candidates: int, seed: int = 0) -> Requests:
 
 
 def both(scorer: Scorer, asked: Requests) -> tuple[Tensor, Tensor]:
-    """Logits of the fast ranker and of the plain module, `[C, H]`."""
+    """Logits of the fast ranker and of the plain module, `[C, H]`; of a padded candidate where there is none."""
     assert scorer.fast is not None
     with torch.inference_mode():
         batch = scorer.inputs.batch(asked)
-        if not asked.candidate_hash_BC.size:  # the plain module can't be asked about nothing
-            return scorer.fast(batch), torch.zeros(0, 2)
+        if not len(asked.candidate_hash_N):
+            assert scorer.score(asked).probability_CH.shape == (0, 2)
         return scorer.fast(batch), scorer.ranker(batch)[0]
 
 
@@ -143,7 +143,10 @@ def test_a_score_never_depends_on_other_candidates(order: list[int], split: int,
 def only(asked: Requests, index: np.ndarray) -> Requests:
     """The same request for some of its candidates."""
     return dataclasses.replace(
-        asked, candidate_hash_BC=asked.candidate_hash_BC[:, index], item_rate_BCR=asked.item_rate_BCR[:, index]
+        asked,
+        offset_R=np.array([0, len(index)]),
+        candidate_hash_N=asked.candidate_hash_N[index],
+        item_rate_NK=asked.item_rate_NK[index],
     )
 
 

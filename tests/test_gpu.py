@@ -18,7 +18,7 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.presets import VARIANTS, nano, variant
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
-from rayapp.features.requests import Requests, join
+from rayapp.features.requests import Requests
 from rayapp.features.sequence import History
 from rayapp.importing.domains import load_domain
 from rayapp.model import batched as batched_scorer
@@ -31,7 +31,7 @@ from rayapp.model.batched import (
     groups,
 )
 from rayapp.model.calibration import Calibration
-from rayapp.model.packing import ALIGNMENT, Layout, OneCopy
+from rayapp.model.packing import ALIGNMENT, BufferLayout, OneCopy
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
 from rayapp.registry.aliases import promote
@@ -61,9 +61,9 @@ def asked_of(sizes: list[tuple[int, int]]) -> list[Requests]:
     return [
         dataclasses.replace(
             one,
-            user_hash_B=np.array([hash64(f"x{n % 12}")], np.uint64),
-            item_rate_BCR=np.random.default_rng(n).normal(size=one.item_rate_BCR.shape).astype(np.float32),
-            user_rate_BR=np.full_like(one.user_rate_BR, n / 10),
+            user_hash_R=np.array([hash64(f"x{n % 12}")], np.uint64),
+            item_rate_NK=np.random.default_rng(n).normal(size=one.item_rate_NK.shape).astype(np.float32),
+            user_rate_RK=np.full_like(one.user_rate_RK, n / 10),
         )
         for n, one in enumerate(asked)
     ]
@@ -79,10 +79,10 @@ def test_a_request_among_others_scores_as_alone(sizes: list[tuple[int, int]]) ->
     asked = asked_of(sizes)
     together = scorer.on(CPU).score_many(asked)
     assert len(together) == len(asked)
-    for one, (probability_CH, known_C) in zip(asked, together, strict=True):
-        alone_CH, alone_C = scorer.score(one)
-        np.testing.assert_allclose(probability_CH, alone_CH, atol=1e-5)
-        assert known_C.tolist() == alone_C.tolist()
+    for one, scores in zip(asked, together, strict=True):
+        alone = scorer.score(one)
+        np.testing.assert_allclose(scores.probability_CH, alone.probability_CH, atol=1e-5)
+        assert scores.row_C.tolist() == alone.row_C.tolist()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -90,7 +90,7 @@ def test_so_does_every_variant(name: str) -> None:
     scorer = scorer_of(variant(nano(), name).model)
     asked = asked_of([(0, 3), (3, 30), (scorer.history_length, 5)])
     if scorer.history_length < LENGTH:  # a request holds no more actions than the model reads
-        asked = [join([one], 1, one.candidate_hash_BC.shape[1], scorer.history_length) for one in asked]
+        asked = [dataclasses.replace(one, sequences=one.sequences.of_length(scorer.history_length)) for one in asked]
     for one, (probability_CH, _) in zip(asked, scorer.on(CPU).score_many(asked), strict=True):
         np.testing.assert_allclose(probability_CH, scorer.score(one)[0], atol=1e-5)
 
@@ -108,27 +108,29 @@ def test_batch_mates_never_matter(mates: list[tuple[int, int]], place: int) -> N
 def test_joined_requests_are_the_same_and_then_padding() -> None:
     asked = asked_of([(3, 4), (0, 6)])
     wide = request(np.array([FIRST_ACTION_ID, PAD, PAD], np.uint8), hashes("i1", "i2", "i3"), hashes("i4"))
-    joined = join([*asked, wide], 4, 8, LENGTH)
+    joined = Requests.concatenate([*asked, wide, wide])
     assert len(joined) == joined.context.num_rows == 4
-    assert joined.candidate_hash_BC.shape == (4, 8)
+    assert joined.valid(8).shape == (4, 8)
     assert joined.sequences.action_RL.shape == (4, LENGTH)
     for b, one in enumerate([*asked, wide, wide]):
-        count, length = one.candidate_hash_BC.shape[1], min(one.sequences.action_RL.shape[1], LENGTH)
+        count, length = len(one.candidate_hash_N), min(one.sequences.action_RL.shape[1], LENGTH)
         assert joined.context.slice(b, 1).equals(one.context)
-        assert joined.user_hash_B[b] == one.user_hash_B[0]
+        assert joined.user_hash_R[b] == one.user_hash_R[0]
         assert joined.sequences.hash_of(b) == one.sequences.hash_of(0)
         assert (joined.sequences.action_RL[b, length:] == PAD).all()
-        for name in ("candidate_hash_BC", "item_rate_BCR"):
-            ours, theirs = getattr(joined, name), getattr(one, name)
-            assert (ours[b, :count] == theirs[0]).all()
+        assert joined.valid(8)[b].tolist() == [True] * count + [False] * (8 - count)
+        for name in ("candidate_hash_N", "item_rate_NK"):
+            ours, theirs = joined.pad(getattr(joined, name), 8), getattr(one, name)
+            assert (ours[b, :count] == theirs).all()
             assert not ours[b, count:].any()
 
 
 def test_a_longer_history_is_cut_to_its_newest_actions() -> None:
     action = np.full(LENGTH + 3, FIRST_ACTION_ID, np.uint8)
-    joined = join([request(action, hashes(*(f"i{n}" for n in range(LENGTH + 3))), hashes("i1"))], 1, 1, LENGTH)
-    assert joined.sequences.length_R.tolist() == [LENGTH]
-    assert joined.sequences.item_hash_RL[0].tolist() == hashes(*(f"i{n}" for n in range(LENGTH))).tolist()
+    longer = request(action, hashes(*(f"i{n}" for n in range(LENGTH + 3))), hashes("i1")).sequences
+    cut = longer.of_length(LENGTH)
+    assert cut.length_R.tolist() == [LENGTH]
+    assert cut.item_hash_RL[0].tolist() == hashes(*(f"i{n}" for n in range(LENGTH))).tolist()
 
 
 DTYPES = [torch.float32, torch.int64, torch.int32, torch.uint8, torch.bool, torch.bfloat16, torch.float64]
@@ -151,7 +153,7 @@ def test_packed_tensors_arrive_as_they_were(shapes: list[list[int]], dtypes: lis
         assert all(a.dtype == t.dtype and torch.equal(a, t) for a, t in zip(arrived, tensors, strict=True))
         whole.append([a.data_ptr() for a in arrived if a.numel()])
     assert whole[0] == whole[1]
-    layout = Layout.of(tensors)
+    layout = BufferLayout.of(tensors)
     assert all(at % ALIGNMENT == 0 for at, *_ in layout.parts)
     ends = [at + size for at, size, *_ in layout.parts]
     assert all(end <= start for end, (start, *_) in zip(ends, layout.parts[1:], strict=False))
@@ -182,10 +184,10 @@ def test_an_item_put_a_second_ago_is_known_with_the_same_graphs() -> None:
     assert extended.batched is not None
     assert extended.batched.graphs is scorer.batched.graphs
     asked = request(np.full(3, FIRST_ACTION_ID, np.uint8), hashes("i1", "i44", "i2"), hashes("i44", "i3"))
-    [(before_CH, before_C)], [(after_CH, after_C)] = scorer.score_many([asked]), extended.score_many([asked])
-    assert (before_C.tolist(), after_C.tolist()) == ([False, True], [True, True])
-    np.testing.assert_allclose(after_CH, extended.score(asked)[0], atol=1e-5)
-    assert np.abs(after_CH - before_CH)[0].max() > 1e-6
+    [before], [after] = scorer.score_many([asked]), extended.score_many([asked])
+    assert (before.known.tolist(), after.known.tolist()) == ([False, True], [True, True])
+    np.testing.assert_allclose(after.probability_CH, extended.score(asked)[0], atol=1e-5)
+    assert np.abs(after.probability_CH - before.probability_CH)[0].max() > 1e-6
 
 
 def test_bf16_is_judged_by_the_probabilities_it_moves() -> None:
@@ -278,7 +280,8 @@ def test_a_forward_stays_on_its_device(name: str) -> None:
     """On PyTorch's device without memory, since a graph can only be captured with a GPU."""
     scorer, meta = scorer_of(variant(nano(), name).model), torch.device("meta")
     ranker = copy.deepcopy(scorer.ranker).to(meta)
-    batch = scorer.inputs.batch(join([some_request(3, 5)], 2, 8, scorer.history_length))
+    two = Requests.concatenate([some_request(3, 5)] * 2)
+    batch = scorer.inputs.gather(scorer.inputs.look_up(two, scorer.history_length, 8))
     batch = dataclasses.replace(batch, **{part: getattr(batch, part).to(meta) for part in batch.__slots__})
     with torch.inference_mode(), NothingFromTheHost():
         assert ranker(batch).shape == (2, 8, 2)
@@ -312,7 +315,8 @@ def test_every_variant_can_be_captured(name: str) -> None:
     scorer = scorer_of(variant(nano(), name).model)
     batched = scorer.on(torch.device("cuda")).batched
     assert batched is not None
-    asked = [join([some_request(3, 5)], 1, 5, scorer.history_length)]
+    one = some_request(3, 5)
+    asked = [dataclasses.replace(one, sequences=one.sequences.of_length(scorer.history_length))]
     [(probability_CH, _)] = batched.score_many(asked)
     bound = LARGEST_BF16_ERROR if batched.probabilities.bf16 else 1e-5
     np.testing.assert_allclose(probability_CH, scorer.score(asked[0])[0], atol=2 * bound)

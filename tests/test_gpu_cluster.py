@@ -12,7 +12,7 @@ import torch
 from ray import serve
 
 from deployments.stages import Ranker
-from rayapp.batch.job import Job, Kind
+from rayapp.batch.job import InputKind, Job
 from rayapp.batch.score import Pool, job_of_files, run_job
 from rayapp.loop.workflow import Prepared
 from rayapp.model.batched import LARGEST_BF16_ERROR
@@ -80,7 +80,7 @@ def test_a_batch_job_scores_the_same_on_a_gpu(world: tuple[Path, Prepared], tmp_
     files, stamps = job_of_files([tmp_path / "pairs.parquet"])
     job = Job(
         root=str(root),
-        kind=Kind.PAIRS,
+        kind=InputKind.PAIRS,
         inputs=stamps,
         model_version=read_aliases(root)[CHAMPION],
         as_of_ms=prepared.split.test_ms,

@@ -150,10 +150,10 @@ def test_rates_are_cumulative_and_built_once(raw: Path, tmp_path: Path) -> None:
     assert items.features(items.hash_N).any()
     assert newest(tmp_path) == days[4]
     reader = WindowReader(tmp_path, [build_window(tmp_path)], DOMAIN.domain, 8)
-    seen = np.concatenate([batch.requests.item_rate_BCR[batch.valid_BC] for batch in reader.in_order(64)])
+    seen = np.concatenate([batch.requests.item_rate_NK for batch in reader.in_order(64)])
     assert (seen != 0).any(), "the window's batches carry them"
     bare = WindowReader(tmp_path, ["w"], DOMAIN.domain, 8, rates=False)
-    assert not any(batch.requests.user_rate_BR.any() for batch in bare.in_order(64))
+    assert not any(batch.requests.user_rate_RK.any() for batch in bare.in_order(64))
 
 
 def build_window(root: Path) -> str:

@@ -13,7 +13,7 @@ from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import EVENT_SCHEMA, REQUEST_SCHEMA
 from rayapp.features.sequence import point_in_time
 from rayapp.pipeline.histories import LABEL_COLUMNS, as_lists, history_of, in_sequence, latest, merge
-from rayapp.pipeline.labels import label_items
+from rayapp.pipeline.labels import label_requests
 from rayapp.pipeline.rate_snapshots import count_bucket
 from rayapp.pipeline.windows import Window, build_bucket
 from tests.conftest import T0
@@ -118,7 +118,7 @@ def slow_label(domain: Domain, events: pd.DataFrame, lists: pd.DataFrame, row: A
 @settings(deadline=None)
 def test_labels_and_rates_know_only_what_had_arrived(domain: Domain, log: list[Any], lists: list[Any]) -> None:
     events, requests = event_table(log), request_table(lists)
-    labels = label_items(requests, events.select(LABEL_COLUMNS.names), domain)
+    labels = label_requests(requests, events.select(LABEL_COLUMNS.names), domain)
     frame, rows = events.to_pandas(), requests.to_pandas()
     frame["request_id"] = [r["request_id"] for r in events.to_pylist()]
     never = np.iinfo(np.int64).max
@@ -131,7 +131,7 @@ def test_labels_and_rates_know_only_what_had_arrived(domain: Domain, log: list[A
         assert expected == -1 or found == (never if expected is None else expected)
 
     days = [T0 + d * DAY_MS for d in range(7)]
-    users, items = count_bucket(requests, events.select(LABEL_COLUMNS.names), days, domain)
+    users, items = count_bucket(labels, days, domain)
     flat = [(row, item) for row in rows.itertuples() for item in row.item_ids]
     known = labels.known_ms_MH
     for day in days:
@@ -190,6 +190,7 @@ def test_a_planted_future_is_never_seen(domain: Domain, length_more: int, late: 
         vocabulary=domain.vocabulary,
     )
     assert seen.item_hash_RL[0, : seen.length_R[0]].tolist() == [hash64("past")]
-    users, _ = count_bucket(request, events.select(LABEL_COLUMNS.names), [t, t + DAY_MS - 1, t + DAY_MS], domain)
+    labelled = label_requests(request, events.select(LABEL_COLUMNS.names), domain)
+    users, _ = count_bucket(labelled, [t, t + DAY_MS - 1, t + DAY_MS], domain)
     assert users["known_day_ms"].to_pylist() == [t + DAY_MS]  # no earlier snapshot knows of the list
     assert users["impressions"].to_pylist() == [1]

@@ -232,7 +232,7 @@ def fingerprints(batches: list[RequestBatch]) -> list[tuple[object, ...]]:
         (
             request,
             batch.requests.sequences.hash_of(n),
-            tuple(batch.requests.candidate_hash_BC[n][batch.valid_BC[n]].tolist()),
+            tuple(batch.requests.take(np.array([n])).candidate_hash_N.tolist()),
         )
         for batch in batches
         for n, request in enumerate(batch.request_id_B)
@@ -297,11 +297,9 @@ def test_negatives_are_thinned_at_the_rate_and_positives_stay(root: Path, domain
     thin = WindowReader(root, ["w"], domain, 8, negative_rate=0.3, rates=False)
 
     def counts(reader: WindowReader, epoch: int) -> tuple[int, int, list[int]]:
-        labels = [b.label_BCH.any(axis=2)[b.valid_BC] for b in reader.batches(64, seed=0, epoch=epoch)]
+        labels = [b.label_NH.any(axis=1) for b in reader.batches(64, seed=0, epoch=epoch)]
         flat = np.concatenate(labels)
-        hashes = [
-            int(h) for b in reader.batches(64, seed=0, epoch=epoch) for h in b.requests.candidate_hash_BC[b.valid_BC]
-        ]
+        hashes = [int(h) for b in reader.batches(64, seed=0, epoch=epoch) for h in b.requests.candidate_hash_N]
         return int(flat.sum()), int((~flat).sum()), hashes
 
     positives, negatives, _ = counts(full, 0)
@@ -309,7 +307,7 @@ def test_negatives_are_thinned_at_the_rate_and_positives_stay(root: Path, domain
     assert kept_positives == positives
     assert abs(kept / negatives - 0.3) < 0.08
     assert counts(thin, 0)[2] == hashes != counts(thin, 1)[2], "the draw repeats, and is another one each epoch"
-    assert sum(int(b.valid_BC.sum()) for b in thin.in_order(64)) == positives + negatives, "evaluation thins nothing"
+    assert sum(len(b.label_NH) for b in thin.in_order(64)) == positives + negatives, "evaluation thins nothing"
     with pytest.raises(ValueError, match="negative_rate"):
         WindowReader(root, ["w"], domain, 8, negative_rate=0.0)
 

@@ -41,11 +41,12 @@ from rayapp.loop.run_state import RunState
 from rayapp.loop.steps import Options
 from rayapp.loop.watch import DayFacts, day_gates, usual_days, watch_gates
 from rayapp.pipeline.histories import LABEL_COLUMNS
+from rayapp.pipeline.labels import label_requests
 from rayapp.root.publish import PublishError
 from rayapp.store import Committed
 from rayapp.store.lmdb import LmdbStore
 from rayapp.training.comparison import compare
-from rayapp.training.evaluate import SEGMENTS, Window
+from rayapp.training.evaluate import SEGMENTS, EvaluationSet
 from tests.conftest import T0, make_event
 
 LIMITS = GateLimits()
@@ -180,40 +181,42 @@ def test_a_day_is_counted_from_the_logs(domain: Domain) -> None:
         ],
         schema=pa.schema([f.with_type(pa.string()) if pa.types.is_dictionary(f.type) else f for f in LABEL_COLUMNS]),
     )  # fmt: skip
-    counted = count_bucket(requests, events, T0, domain)
+    day = T0, T0 + DAY_MS
+    counted = count_bucket(label_requests(requests, events, domain, day), T0, domain)
     assert counted == {
         "requests": 2, "users": 1, "shown": 3, "events": 3, "hours": [0, 5], "top_user_events": 3,
         "answers": 2, "degraded": 1, "action save": 1, "action hide": 1, "action click": 1,
         "label save": 2, "label hide": 1, "logged": 2, "sum save": pytest.approx(0.4), "sum hide": pytest.approx(0.6),
     }  # fmt: skip
-    empty = count_bucket(COLUMNS.empty_table(), events.slice(0, 0), T0, domain)
+    empty = count_bucket(label_requests(COLUMNS.empty_table(), events.slice(0, 0), domain, day), T0, domain)
     assert (empty["requests"], empty["hours"], empty["top_user_events"]) == (0, [], 0)
 
 
 @pytest.fixture
-def window(rng: np.random.Generator, domain: Domain) -> Window:
+def window(rng: np.random.Generator, domain: Domain) -> EvaluationSet:
     """900 requests of 300 users, a third of them cold."""
     user_R = rng.integers(0, 300, 900)
     label_RCH = (rng.random((900, 8, len(domain.heads))) < 0.2).astype(np.float32)
     activity_R = np.where(user_R < 100, 2, np.where(user_R < 200, 20, 50))
-    return Window(label_RCH, np.ones((900, 8), bool), user_R.astype(np.uint64), activity_R, user_R.astype(object))
+    valid_RC = np.ones((900, 8), bool)
+    return EvaluationSet(label_RCH, valid_RC, user_R.astype(np.uint64), activity_R, user_R.astype(object))
 
 
-def judged(window: Window, domain: Domain, champion: np.ndarray, challenger: np.ndarray) -> list[Gate]:
+def judged(window: EvaluationSet, domain: Domain, champion: np.ndarray, challenger: np.ndarray) -> list[Gate]:
     rows = compare(window, {CHAMPION: [champion], CHALLENGER: [challenger]}, domain, references=[CHAMPION], draws=100)
     segments = {name: window.segment(name) for name in ("all", *SEGMENTS)}
     labels = segment_labels(window.label_RCH, window.valid_RC, segments, domain.head_names)
     return absolute_gates(rows, labels, LIMITS) + relative_gates(rows, labels, LIMITS)
 
 
-def logits(window: Window, rng: np.random.Generator, signal: float | np.ndarray) -> np.ndarray:
+def logits(window: EvaluationSet, rng: np.random.Generator, signal: float | np.ndarray) -> np.ndarray:
     """Logits that know the labels a little, and are calibrated about."""
     label_RCH = window.label_RCH
     return (signal * (label_RCH - 0.2) - 1.7 + 0.8 * rng.normal(size=label_RCH.shape)).astype(np.float32)
 
 
 def test_an_equal_model_passes_and_a_better_one_that_harms_cold_users_does_not(
-    window: Window, domain: Domain, rng: np.random.Generator
+    window: EvaluationSet, domain: Domain, rng: np.random.Generator
 ) -> None:
     champion = logits(window, rng, 1.0)
     assert failed(judged(window, domain, champion, champion)) == []
@@ -228,7 +231,7 @@ def test_an_equal_model_passes_and_a_better_one_that_harms_cold_users_does_not(
 
 
 def test_a_model_that_knows_nothing_or_predicts_too_much_is_refused(
-    window: Window, domain: Domain, rng: np.random.Generator
+    window: EvaluationSet, domain: Domain, rng: np.random.Generator
 ) -> None:
     champion = logits(window, rng, 1.0)
     nothing = {gate.name for gate in failed(judged(window, domain, champion, logits(window, rng, 0.0)))}
@@ -236,7 +239,7 @@ def test_a_model_that_knows_nothing_or_predicts_too_much_is_refused(
     assert "calibration of save" in {g.name for g in failed(judged(window, domain, champion, champion + 1.0))}
 
 
-def test_a_head_without_labels_is_not_judged(window: Window, domain: Domain, rng: np.random.Generator) -> None:
+def test_a_head_without_labels_is_not_judged(window: EvaluationSet, domain: Domain, rng: np.random.Generator) -> None:
     label_RCH = window.label_RCH.copy()
     label_RCH[:, :, 1] = 0.0
     rare = dataclasses.replace(window, label_RCH=label_RCH)

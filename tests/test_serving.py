@@ -227,7 +227,7 @@ def test_an_item_taken_out_of_feeds_still_ranks(models: tuple[Path, LmdbStore], 
     assert "i3" not in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
     assert model is not None
     nothing = np.zeros(1, np.uint8), np.zeros(1, np.uint64)
-    _, known = model.scorer.score(make_request(*nothing, np.array([hash64("i3")], np.uint64), num_heads=2))
+    known = model.scorer.score(make_request(*nothing, np.array([hash64("i3")], np.uint64), num_heads=2)).known
     assert known.all()
 
 

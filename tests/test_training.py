@@ -158,7 +158,7 @@ def test_a_user_without_history_and_a_head_without_positives_train(root: Path, d
     empty = dataclasses.replace(
         batch,
         requests=dataclasses.replace(batch.requests, sequences=_empty(len(batch))),
-        label_BCH=np.zeros_like(batch.label_BCH),
+        label_NH=np.zeros_like(batch.label_NH),
     )
     sums = loop.step(empty)
     assert torch.isfinite(sums).all()
@@ -201,7 +201,7 @@ def test_user_weights_multiply_over_attributes(root: Path, domain: Domain) -> No
     loop = make_loop(root, domain)
     encoder = AttributeEncoder({"country": ["de", "nl"], "state": ["new"]}, {"country": 1, "state": 1}, {}, {})
     batch: RequestBatch = next(loop.train.in_order(1_000))
-    first = batch.requests.user_hash_B[0]
+    first = batch.requests.user_hash_R[0]
     table = UserTable(
         np.array([first]), np.zeros(1, np.int64), np.array([[0, 0], [3, 4]], np.int32), np.zeros((2, 0), np.float32)
     )
@@ -210,9 +210,9 @@ def test_user_weights_multiply_over_attributes(root: Path, domain: Domain) -> No
     )
     weighing = dataclasses.replace(domain, user_weights={})
     object.__setattr__(weighing, "user_weights", {"country": {"nl": 2.0}, "state": {"new": 3.0}})
-    weight = user_weights(weighing, inputs)[table.rows_of(batch.requests.user_hash_B, batch.requests.timestamp_ms_B)]
-    assert set(weight[batch.requests.user_hash_B == first]) == {6.0}
-    assert set(weight[batch.requests.user_hash_B != first]) == {1.0}
+    weight = user_weights(weighing, inputs)[table.rows_of(batch.requests.user_hash_R, batch.requests.timestamp_ms_R)]
+    assert set(weight[batch.requests.user_hash_R == first]) == {6.0}
+    assert set(weight[batch.requests.user_hash_R != first]) == {1.0}
 
 
 def test_the_schedule_warms_up_and_decays_to_nothing() -> None:

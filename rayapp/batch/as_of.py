@@ -1,4 +1,4 @@
-"""The models and past rates of a job as the live graph's ranker would hold them at the time of each request.
+"""The models, past rates and stored sequences of a job as the live graph would hold them at the time of each request.
 
 Shapes: R requests, N candidates of all of them, K rate features, H heads.
 """
@@ -16,17 +16,18 @@ import pyarrow as pa
 import torch
 from numpy.typing import NDArray
 
-from rayapp.batch.asked import BY_TIME
+from rayapp.batch.grouped_rows import BY_TIME
 from rayapp.contracts.config import Domain, day_name
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import Vocabulary, item_schema
 from rayapp.features.content import Item
-from rayapp.features.sequence import History
+from rayapp.features.sequence import NO_WATERMARK, History
 from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
 from rayapp.registry.models import load_model
 from rayapp.root.rates import Snapshot, load_items, load_users, snapshot_start
 from rayapp.serving.candidates import DEFAULT_MIX, CandidateIndex, Query
+from rayapp.store import DEFAULT_CAP
 
 MODELS_HELD: Final = 2
 SETTLED_MIX: Final = {source: share for source, share in DEFAULT_MIX.items() if source != "explore"}
@@ -96,6 +97,19 @@ def changed_items(catalogue: pa.Table, table: ItemTable) -> list[Item]:
         if not row or any(table.item(row).get(name) != value for name, value in item.items()):
             changed.append(item)
     return changed
+
+
+def as_stored(events: History, timestamp_ms: int, watermark: int, vocabulary: Vocabulary) -> History:
+    """What the sequence store would have held of a user's events, oldest first, that happened before: those that had
+    arrived, newest first, at most DEFAULT_CAP that take a place of the sequence and as many that do not."""
+    newest_first = events.take(slice(None, None, -1))
+    if watermark == NO_WATERMARK:
+        arrived = newest_first.received_at_ms_E <= timestamp_ms
+    else:
+        arrived = newest_first.commit_seq_E <= watermark
+    known = newest_first.take(arrived)
+    takes_place = vocabulary.flags(in_sequence=True)[known.action_E]
+    return known.take(np.where(takes_place, np.cumsum(takes_place), np.cumsum(~takes_place)) <= DEFAULT_CAP)
 
 
 class PastRates:

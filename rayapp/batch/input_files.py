@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from rayapp.batch.job import Kind
+from rayapp.batch.job import InputKind
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.schema import AttributeKind, attribute_fields
 from rayapp.importing.columns import RowCheck, ids, lists, moments, numbers, texts
@@ -38,7 +38,7 @@ KNOWN: Final = {
     "request_id": pa.string(),
     "rate_snapshot": pa.string(),
 }
-REQUIRED: Final = {Kind.PAIRS: ("user_id", "item_id"), Kind.USERS: ("user_id",)}
+REQUIRED: Final = {InputKind.PAIRS: ("user_id", "item_id"), InputKind.USERS: ("user_id",)}
 
 
 def output_names(domain: Domain) -> list[str]:
@@ -49,7 +49,7 @@ def output_names(domain: Domain) -> list[str]:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
+class PlannedFiles:
     """What of the files will be read, and how a row will look."""
 
     pieces: list[Piece]
@@ -59,7 +59,7 @@ class Plan:
     """From the Parquet footers; of text files an estimate."""
 
 
-def plan_files(paths: Sequence[Path], kind: Kind, domain: Domain) -> Plan:
+def plan_files(paths: Sequence[Path], kind: InputKind, domain: Domain) -> PlannedFiles:
     """Looks at every file's columns, and at no row."""
     fixed = _known_types(domain)
     pieces: list[Piece] = []
@@ -80,7 +80,7 @@ def plan_files(paths: Sequence[Path], kind: Kind, domain: Domain) -> Plan:
             num_rows += path.stat().st_size // TEXT_ROW_BYTES + 1
     first = [schema.field(name) for name in KNOWN if name in schema.names]
     schema = pa.schema([*first, *(field for field in schema if field.name not in KNOWN)])
-    return Plan(pieces, schema, rejected, num_rows)
+    return PlannedFiles(pieces, schema, rejected, num_rows)
 
 
 def _known_types(domain: Domain) -> dict[str, pa.DataType]:
@@ -89,14 +89,14 @@ def _known_types(domain: Domain) -> dict[str, pa.DataType]:
 
 
 def _join(
-    schema: pa.Schema, piece: Piece, kind: Kind, fixed: dict[str, pa.DataType], ours: set[str]
+    schema: pa.Schema, piece: Piece, kind: InputKind, fixed: dict[str, pa.DataType], ours: set[str]
 ) -> tuple[str, pa.Schema]:
     """`(why the file can't be taken or "", the schema with its columns)`."""
     present = ", ".join(piece.columns)
     for name in REQUIRED[kind]:
         if name not in piece.columns:
             return f"the column {name} is missing; the file has {present}", schema
-    if kind is Kind.USERS and "item_id" in piece.columns:
+    if kind is InputKind.USERS and "item_id" in piece.columns:
         return "a file of users has no item_id; give a file of pairs as --pairs", schema
     if taken := sorted(ours & set(piece.columns)):
         return f"the output has columns of the same names: {', '.join(taken)}; rename yours", schema
@@ -179,7 +179,7 @@ def num_partitions(num_rows: int, num_buckets: int, rows_per_part: int) -> int:
 
 def stage_files(
     staging: Staging,
-    planned: Plan,
+    planned: PlannedFiles,
     domain: Domain,
     *,
     as_of_ms: int | None,

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rayapp.contracts.schema import fingerprint
+from rayapp.pipeline.log_view import LogView
 from rayapp.root.places import EVENTS, RATES, REQUESTS
 from rayapp.root.publish import (
     MANIFEST,
@@ -31,10 +32,10 @@ from rayapp.root.publish import (
 
 JOB_FILE: Final = "job.json"
 BATCH: Final = "batch"
-"""Kind of a manifest, so that nothing but an earlier output is ever overwritten."""
+"""InputKind of a manifest, so that nothing but an earlier output is ever overwritten."""
 
 
-class Kind(enum.StrEnum):
+class InputKind(enum.StrEnum):
     """Where the rows to score come from."""
 
     PAIRS = "pairs"
@@ -49,7 +50,7 @@ class Job:
     """All that decides the output."""
 
     root: str
-    kind: Kind
+    kind: InputKind
     inputs: tuple[str, ...] = ()
     """Path, bytes and modification time of each file; of all users of the root: `all users`."""
     model_version: str | None = None
@@ -72,11 +73,11 @@ class Job:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Job":
-        return Job(**{**values, "kind": Kind(values["kind"]), "inputs": tuple(values["inputs"])})
+        return Job(**{**values, "kind": InputKind(values["kind"]), "inputs": tuple(values["inputs"])})
 
 
 @dataclass(frozen=True, slots=True)
-class State:
+class RootState:
     """The root as it stood when the job began: a job that is continued reads the same."""
 
     events: int
@@ -86,9 +87,9 @@ class State:
     """Days that have a snapshot."""
 
     @staticmethod
-    def of(root: Path) -> "State":
+    def of(root: Path) -> "RootState":
         days = sorted(path.name for path in (root / RATES).glob("[!.]*"))
-        return State(log_manifest(root / EVENTS)[0], log_manifest(root / REQUESTS)[0], tuple(days))
+        return RootState(log_manifest(root / EVENTS)[0], log_manifest(root / REQUESTS)[0], tuple(days))
 
 
 def file_stamp(path: Path) -> str:
@@ -103,7 +104,7 @@ class Workspace:
 
     directory: Path
     job: Job
-    state: State
+    state: RootState
 
     @property
     def root(self) -> Path:
@@ -121,6 +122,10 @@ class Workspace:
     def result(self) -> Path:
         return self.directory / "result"
 
+    def log_view(self) -> LogView:
+        """The logs as they stood when the job began."""
+        return LogView.of(self.root, numbers={EVENTS: self.state.events, REQUESTS: self.state.requests})
+
     def finished(self) -> set[int]:
         """The parts that need not be scored again."""
         return {int(path.stem) for path in self.done.glob("[!.]*.json")}
@@ -132,10 +137,9 @@ class Workspace:
     @staticmethod
     def read(directory: Path) -> "Workspace":
         values = read_json(directory / JOB_FILE)
-        state = values["state"]
-        return Workspace(
-            directory, Job.from_json(values["job"]), State(state["events"], state["requests"], tuple(state["rates"]))
-        )
+        found = values["state"]
+        state = RootState(found["events"], found["requests"], tuple(found["rates"]))
+        return Workspace(directory, Job.from_json(values["job"]), state)
 
 
 def finished_output(out: Path, job: Job, *, overwrite: bool) -> Manifest | None:
@@ -191,7 +195,7 @@ def workspace(out: Path, job: Job, *, overwrite: bool) -> Iterator[Workspace]:
                 shutil.rmtree(other)
     with exclusive(mine, "batch scoring"):
         if not (mine / JOB_FILE).exists():
-            state = dataclasses.asdict(State.of(Path(job.root)))
+            state = dataclasses.asdict(RootState.of(Path(job.root)))
             write_json(mine / JOB_FILE, {"job": job.to_json(), "state": state})
         work = Workspace.read(mine)
         for path in (work.staging, work.done, work.result / "scores"):

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.batch.accumulators import Accumulators
-from rayapp.batch.asked import Asked
+from rayapp.batch.grouped_rows import GroupedRows
 from rayapp.contracts.config import Domain
 from rayapp.features.sequence import Sequences
 from rayapp.serving.candidates import SEEN_AGAIN
@@ -28,10 +28,10 @@ MAX_DIFFERENCE: Final = "max_difference"
 
 
 @dataclass(frozen=True, slots=True)
-class Scored:
+class ScoredRows:
     """Requests with their answers."""
 
-    asked: Asked
+    grouped: GroupedRows
     model_version: str
     rate_snapshot_R: NDArray[np.object_]
     probability_NH: NDArray[np.float32]
@@ -41,21 +41,17 @@ class Scored:
     activity_R: NDArray[np.int64]
     """Actions known of the user, up to CORE_ACTIONS or the model's length."""
 
-    def requests(self) -> NDArray[np.int64]:
-        """The request of each candidate `[N]`."""
-        return np.repeat(np.arange(len(self.asked)), np.diff(self.asked.offset_R))
-
     def logged_difference(self) -> NDArray[np.float32] | None:
         """Largest difference to the logged probabilities over the heads; NaN where none were logged, None where there
         is nothing to compare with."""
-        logged = self.asked.logged
+        logged = self.grouped.logged
         if logged is None:
             return None
         lists = logged["probabilities"].combine_chunks()
         size_R = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
         num_heads = self.probability_NH.shape[1]
-        told_R = size_R == np.diff(self.asked.offset_R) * num_heads
-        told_N = told_R[self.requests()]
+        told_R = size_R == np.diff(self.grouped.offset_R) * num_heads
+        told_N = told_R[self.grouped.request_of_row()]
         flat = pc.list_flatten(lists.filter(pa.array(told_R))).to_numpy().reshape(-1, num_heads)
         difference_N = np.full(len(told_N), np.nan, np.float32)
         difference_N[told_N] = np.abs(self.probability_NH[told_N] - flat).max(axis=1, initial=0.0)
@@ -63,32 +59,32 @@ class Scored:
 
     def equal_hashes(self) -> tuple[int, int]:
         """`(requests whose sequence has the hash that was logged, requests with a logged hash)`."""
-        if self.asked.logged is None:
+        if self.grouped.logged is None:
             return 0, 0
-        logged = self.asked.logged["sequence_hash"].to_pylist()
+        logged = self.grouped.logged["sequence_hash"].to_pylist()
         told = [r for r, value in enumerate(logged) if value is not None]
         return sum(self.sequences.hash_of(r) == logged[r] for r in told), len(told)
 
 
-def as_table(scored: Scored, domain: Domain, top_k: int, difference_N: NDArray[np.float32] | None) -> pa.Table:
+def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArray[np.float32] | None) -> pa.Table:
     """The caller's columns and ours; each request's rows by rank, at most `top_k` of them unless that is 0."""
-    asked, request_N, probability_NH = scored.asked, scored.requests(), scored.probability_NH
+    grouped, request_N, probability_NH = scored.grouped, scored.grouped.request_of_row(), scored.probability_NH
     utility_N = probability_NH @ np.asarray(domain.utilities, np.float32)
     again_N = np.zeros(len(utility_N), bool)
-    if "source" in asked.rows.column_names:
-        again_N = pc.equal(asked.rows["source"], SEEN_AGAIN).to_numpy()
+    if "source" in grouped.rows.column_names:
+        again_N = pc.equal(grouped.rows["source"], SEEN_AGAIN).to_numpy()
     # What was seen before stands below what is new, as live; ties keep the order of the candidates.
     order = np.lexsort((np.arange(len(utility_N)), -utility_N, again_N, request_N))
-    rank = np.arange(len(order)) - asked.offset_R[request_N[order]] + 1
+    rank = np.arange(len(order)) - grouped.offset_R[request_N[order]] + 1
     if top_k:
         order, rank = order[rank <= top_k], rank[rank <= top_k]
     request = request_N[order]
-    table = asked.rows.take(pa.array(order))
+    table = grouped.rows.take(pa.array(order))
     source = table["source"] if "source" in table.column_names else None
     if source is not None:
         table = table.drop_columns(["source"])
     added = {
-        "as_of_ms": pa.array(asked.timestamp_ms_R[request]),
+        "as_of_ms": pa.array(grouped.timestamp_ms_R[request]),
         "model_version": pa.repeat(pa.scalar(scored.model_version), len(order)),
         "rate_snapshot": pa.array(scored.rate_snapshot_R[request], pa.string()),
         **{f"probability_{head}": pa.array(probability_NH[order, h]) for h, head in enumerate(domain.head_names)},
@@ -127,7 +123,7 @@ class PartFile:
     def __enter__(self) -> "PartFile":
         return self
 
-    def add(self, scored: Scored) -> None:
+    def add(self, scored: ScoredRows) -> None:
         difference_N = scored.logged_difference()
         table = as_table(scored, self._domain, self._top_k, difference_N)
         if self._writer is None:
@@ -136,22 +132,22 @@ class PartFile:
         self._writer.write_table(table)
         self.counts["rows"] += table.num_rows
         self.counts["scored"] += len(scored.known_item_N)
-        self.counts["requests"] += len(scored.asked)
+        self.counts["requests"] += len(scored.grouped)
         self.counts["cold_requests"] += int((scored.activity_R == 0).sum())
         self.counts["unknown_items"] += int((~scored.known_item_N).sum())
         self._compare(scored, difference_N)
         for h, head in enumerate(self._domain.head_names):
-            if head in scored.asked.rows.column_names:
-                label_N = scored.asked.rows[head].to_numpy(zero_copy_only=False).astype(np.float32)
-                activity_N = scored.activity_R[scored.requests()]
+            if head in scored.grouped.rows.column_names:
+                label_N = scored.grouped.rows[head].to_numpy(zero_copy_only=False).astype(np.float32)
+                activity_N = scored.activity_R[scored.grouped.request_of_row()]
                 self.metrics.add(head, scored.probability_NH[:, h], label_N, activity_N)
 
-    def _compare(self, scored: Scored, difference_N: NDArray[np.float32] | None) -> None:
+    def _compare(self, scored: ScoredRows, difference_N: NDArray[np.float32] | None) -> None:
         if difference_N is None or not len(difference_N):
             return
         filled_N = np.nan_to_num(difference_N)
-        worst_R = np.maximum.reduceat(filled_N, scored.asked.offset_R[:-1])
-        told_R = ~np.isnan(difference_N[scored.asked.offset_R[:-1]])
+        worst_R = np.maximum.reduceat(filled_N, scored.grouped.offset_R[:-1])
+        told_R = ~np.isnan(difference_N[scored.grouped.offset_R[:-1]])
         equal, hashed = scored.equal_hashes()
         self.counts["compared"] += int(told_R.sum())
         self.counts["different"] += int((worst_R > TOLERANCE).sum())

@@ -15,26 +15,24 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 
-from rayapp.batch.as_of import BatchModel, Models, PastRates
-from rayapp.batch.asked import Asked, asked_in, asked_of
-from rayapp.batch.histories import BucketHistories, read_histories
+from rayapp.batch.as_of import BatchModel, Models, PastRates, as_stored
+from rayapp.batch.grouped_rows import GroupedRows, group_logged, group_rows
 from rayapp.batch.input_files import staged_rows
-from rayapp.batch.job import Kind, Workspace
-from rayapp.batch.output import PartFile, Scored
-from rayapp.batch.scoring import Questions, probabilities, take_sequences
+from rayapp.batch.job import InputKind, Workspace
+from rayapp.batch.output import PartFile, ScoredRows
+from rayapp.batch.scoring import probabilities
 from rayapp.contracts.hashing import hash64_column
 from rayapp.features.attributes import ABSENT
+from rayapp.features.requests import Requests
 from rayapp.features.segments import CORE_ACTIONS
-from rayapp.features.sequence import point_in_time
-from rayapp.pipeline.log_view import LogView
+from rayapp.features.sequence import Ints, point_in_time
+from rayapp.pipeline.histories import EVENT_COLUMNS, UserHistories
 from rayapp.root.facts import read_root
 from rayapp.root.logs import log_schema
-from rayapp.root.places import EVENTS, MODELS, REQUESTS
+from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import read_json, write_json
 
-Ints = NDArray[np.int64]
 CHUNK_ITEMS: Final = 20_000
 CHUNK_EVENTS: Final = 1_000_000
 """A part is scored in pieces of about these sizes: they bound what an actor holds beside a bucket's histories."""
@@ -48,11 +46,11 @@ class PartScorer:
         self._work = work
         self._domain, self._num_buckets = read_root(work.root)
         self._staged: dict[str, Any] = read_json(work.directory / "staged.json")
-        self._view = LogView.of(work.root, numbers={EVENTS: work.state.events, REQUESTS: work.state.requests})
+        self._view = work.log_view()
         catalogue = pq.read_table(work.directory / "catalogue.parquet", partitioning=None)
         self._models = Models(work.root, self._domain, catalogue, device)
         self._rates = PastRates(work.root, self._domain, work.state.rates)
-        self._bucket: tuple[int, BucketHistories] | None = None
+        self._bucket: tuple[int, UserHistories] | None = None
 
     def score(self, part: int) -> dict[str, Any]:
         """Writes the part and returns its record, which is kept beside the result.
@@ -68,10 +66,10 @@ class PartScorer:
         target.parent.mkdir(parents=True, exist_ok=True)
         duplicates = skipped = 0
         with PartFile(target, self._domain, self._work.job.top_k) as file:
-            for asked, version, without_model in self._asked(part, bucket):
-                duplicates += asked.duplicates
+            for grouped, version, without_model in self._requests(part, bucket):
+                duplicates += grouped.duplicates
                 skipped += without_model
-                for piece in self._pieces(asked, version, bucket):
+                for piece in self._pieces(grouped, version, bucket):
                     file.add(piece)
         record = file.record() | {
             "path": str(path) if file.counts["rows"] else None,
@@ -82,26 +80,30 @@ class PartScorer:
         write_json(self._work.record_path(part), record)
         return record
 
-    def _asked(self, part: int, bucket: int) -> Iterator[tuple[Asked, str, int]]:
+    def _requests(self, part: int, bucket: int) -> Iterator[tuple[GroupedRows, str, int]]:
         """Requests of the part, those of one model together, and how many there is no model to score with."""
         job = self._work.job
-        if job.kind is not Kind.REQUESTS:
+        if job.kind is not InputKind.REQUESTS:
             rows = staged_rows(self._work.staging, self._staged, part)
             if rows is not None:
                 assert job.model_version is not None
-                yield asked_of(rows, self._domain, job.as_of_ms), job.model_version, 0
+                yield group_rows(rows, self._domain, job.as_of_ms), job.model_version, 0
             return
-        requests = self._requests(part, bucket)
+        logged = self._logged(part, bucket)
         if job.model_version is not None:
-            yield asked_in(requests, self._domain), job.model_version, 0
+            yield group_logged(logged, self._domain), job.model_version, 0
             return
-        served = requests["model_version"].fill_null("")
+        served = logged["model_version"].fill_null("")
         for version in pc.unique(served).to_pylist():
-            some = requests.filter(pc.equal(served, version))
+            some = logged.filter(pc.equal(served, version))
             there = bool(version) and (self._work.root / MODELS / version).is_dir()
-            yield asked_in(some if there else some.slice(0, 0), self._domain), version, 0 if there else some.num_rows
+            yield (
+                group_logged(some if there else some.slice(0, 0), self._domain),
+                version,
+                0 if there else some.num_rows,
+            )
 
-    def _requests(self, part: int, bucket: int) -> pa.Table:
+    def _logged(self, part: int, bucket: int) -> pa.Table:
         job = self._work.job
         requests = self._view.requests(bucket, log_schema(REQUESTS, self._domain))
         time_R = requests["timestamp_ms"].to_numpy()
@@ -109,73 +111,69 @@ class PartScorer:
         first, last = job.since_ms or 0, job.until_ms or (1 << 62)
         return requests.filter(pa.array(mine & (time_R >= first) & (time_R < last)))
 
-    def _histories(self, bucket: int) -> BucketHistories:
+    def _histories(self, bucket: int) -> UserHistories:
         if self._bucket is None or self._bucket[0] != bucket:
             self._bucket = None  # not two buckets at a time
-            read = read_histories(self._view, bucket, self._domain)
-            self._bucket = (bucket, read)
+            self._bucket = (bucket, UserHistories.of(self._view.events(bucket, EVENT_COLUMNS), self._domain))
         return self._bucket[1]
 
-    def _pieces(self, asked: Asked, version: str, bucket: int) -> Iterator[Scored]:
-        if not len(asked):
+    def _pieces(self, grouped: GroupedRows, version: str, bucket: int) -> Iterator[ScoredRows]:
+        if not len(grouped):
             return
         model, histories = self._models.get(version), self._histories(bucket)
-        start_R, end_R = histories.ranges(asked.user_hash_R, asked.timestamp_ms_R)
-        size_R = np.diff(asked.offset_R) if asked.has_items else np.full(len(asked), self._work.job.num_candidates)
+        start_R, end_R = histories.ranges(grouped.user_hash_R, grouped.timestamp_ms_R)
+        fetched = self._work.job.num_candidates
+        size_R = np.diff(grouped.offset_R) if grouped.has_items else np.full(len(grouped), fetched)
         for piece in cuts(size_R, end_R - start_R):
-            yield self._score(asked.part(piece), model, histories, bucket, start_R[piece], end_R[piece])
+            yield self._score(grouped.cut(piece), model, histories, bucket, start_R[piece], end_R[piece])
 
     def _score(
-        self, asked: Asked, model: BatchModel, histories: BucketHistories, bucket: int, start_R: Ints, end_R: Ints
-    ) -> Scored:
+        self, grouped: GroupedRows, model: BatchModel, histories: UserHistories, bucket: int, start_R: Ints, end_R: Ints
+    ) -> ScoredRows:
         known = point_in_time(
             histories.history,
             start_R,
             end_R,
-            timestamp_ms_R=asked.timestamp_ms_R,
-            watermark_R=asked.watermark_R,
-            mask_ms_R=np.zeros(len(asked), np.int64),
+            timestamp_ms_R=grouped.timestamp_ms_R,
+            watermark_R=grouped.watermark_R,
+            mask_ms_R=np.zeros(len(grouped), np.int64),
             length=max(model.scorer.history_length, CORE_ACTIONS),
             vocabulary=self._domain.vocabulary,
         )
-        if not asked.has_items:
-            asked = self._with_candidates(asked, model, histories, start_R, end_R)
-        request_N = np.repeat(np.arange(len(asked)), np.diff(asked.offset_R))
-        item_hash_N = hash64_column(asked.rows["item_id"])
-        day_R = self._rates.days_of(asked.rate_snapshot_R, asked.timestamp_ms_R)
-        user_rate_RK, item_rate_NK = self._rates.features(bucket, day_R, asked.user_hash_R, item_hash_N, request_N)
-        sequences = take_sequences(known, np.arange(len(asked)), model.scorer.history_length)
-        questions = Questions(
-            asked.user_hash_R,
-            asked.timestamp_ms_R,
-            asked.context,
+        if not grouped.has_items:
+            grouped = self._with_candidates(grouped, model, histories, start_R, end_R)
+        item_hash_N = hash64_column(grouped.rows["item_id"])
+        day_R = self._rates.days_of(grouped.rate_snapshot_R, grouped.timestamp_ms_R)
+        sequences = known.of_length(model.scorer.history_length)
+        requests = Requests(
+            grouped.user_hash_R,
+            grouped.timestamp_ms_R,
+            grouped.context,
             sequences,
-            asked.offset_R,
+            grouped.offset_R,
             item_hash_N,
-            user_rate_RK,
-            item_rate_NK,
+            *self._rates.features(bucket, day_R, grouped.user_hash_R, item_hash_N, grouped.request_of_row()),
         )
-        probability_NH = probabilities(model.scorer, questions, len(self._domain.heads))
+        probability_NH = probabilities(model.scorer, requests, len(self._domain.heads))
         known_item_N = model.scorer.inputs.table.rows_of(item_hash_N) != ABSENT
-        return Scored(asked, model.version, day_R, probability_NH, known_item_N, sequences, known.length_R)
+        return ScoredRows(grouped, model.version, day_R, probability_NH, known_item_N, sequences, known.length_R)
 
     def _with_candidates(
-        self, asked: Asked, model: BatchModel, histories: BucketHistories, start_R: Ints, end_R: Ints
-    ) -> Asked:
+        self, grouped: GroupedRows, model: BatchModel, histories: UserHistories, start_R: Ints, end_R: Ints
+    ) -> GroupedRows:
+        job, vocabulary = self._work.job, self._domain.vocabulary
         item_ids: list[str] = []
         sources: list[str] = []
         ends = [0]
         for start, end, time_ms, watermark in zip(
-            start_R.tolist(), end_R.tolist(), asked.timestamp_ms_R.tolist(), asked.watermark_R.tolist(), strict=True
+            start_R.tolist(), end_R.tolist(), grouped.timestamp_ms_R.tolist(), grouped.watermark_R.tolist(), strict=True
         ):
-            vocabulary = self._domain.vocabulary
-            history = histories.as_stored(start, end, time_ms, watermark, vocabulary)
-            job = self._work.job
+            history = as_stored(histories.history.take(slice(start, end)), time_ms, watermark, vocabulary)
             found = model.candidates(history, vocabulary, job.num_candidates, time_ms, job.top_k or 1)
             item_ids += found[0]
             sources += found[1]
             ends.append(len(item_ids))
-        return asked.with_items(item_ids, sources, np.array(ends))
+        return grouped.with_items(item_ids, sources, np.array(ends))
 
 
 def cuts(size_R: Ints, events_R: Ints) -> Iterator[slice]:

@@ -21,7 +21,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 
 from rayapp.batch.input_files import num_partitions, plan_files, quarantine_text, stage_files
-from rayapp.batch.job import Job, Kind, Workspace, file_stamp, finished_output, once, publish, workspace
+from rayapp.batch.job import InputKind, Job, Workspace, file_stamp, finished_output, once, publish, workspace
 from rayapp.batch.output import total
 from rayapp.batch.part import PartScorer
 from rayapp.contracts.config import Domain
@@ -31,11 +31,11 @@ from rayapp.importing.files import expand
 from rayapp.importing.staging import Staging
 from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
 from rayapp.root.catalogue import read_catalogue, read_users
-from rayapp.root.erasure import Tombstones, hide, tombstones
+from rayapp.root.erasure import Tombstones, hide
 from rayapp.root.facts import read_root
-from rayapp.root.logs import coded, read_bucket
+from rayapp.root.logs import coded
 from rayapp.root.places import EVENTS, REQUESTS
-from rayapp.root.publish import Manifest, PublishError, log_manifest, read_json
+from rayapp.root.publish import Manifest, PublishError, read_json
 
 ALL_USERS: Final = "all users"
 ITEMS_PER_REQUEST: Final = 20
@@ -43,10 +43,10 @@ ITEMS_PER_REQUEST: Final = 20
 
 
 _NOTHING: Final = {
-    Kind.REQUESTS: "the request log holds no request of that time with a model's name (imported lists have none; "
+    InputKind.REQUESTS: "the request log holds no request of that time with a model's name (imported lists have none; "
     "--model scores them too)",
-    Kind.USERS: "no user has a candidate",
-    Kind.PAIRS: "the files are empty",
+    InputKind.USERS: "no user has a candidate",
+    InputKind.PAIRS: "the files are empty",
 }
 
 
@@ -138,9 +138,9 @@ def stage_input(work: Workspace, files: Sequence[Path], now_ms: int, stage: Call
     domain, num_buckets = read_root(work.root)
     job = work.job
     pq.write_table(read_catalogue(work.root), work.directory / "catalogue.parquet")
-    if job.kind is Kind.REQUESTS:
-        _, manifest = log_manifest(work.root / REQUESTS, work.state.requests)
-        num_rows = sum(file["rows"] for file in manifest["files"]) * ITEMS_PER_REQUEST
+    if job.kind is InputKind.REQUESTS:
+        files_of_log = work.log_view().manifests[REQUESTS]["files"]
+        num_rows = sum(file["rows"] for file in files_of_log) * ITEMS_PER_REQUEST
         partitions = num_partitions(num_rows, num_buckets, job.rows_per_part)
         return {"partitions": partitions, "rows": num_rows, "rejected_rows": 0, "quarantined": 0, "reasons": {}}
     if not files:
@@ -157,18 +157,16 @@ def _all_users(work: Workspace, told: Told) -> list[Path]:
     root, as_of_ms = work.root, work.job.as_of_ms
     assert as_of_ms is not None
     domain, num_buckets = read_root(root)
-    _, manifest = log_manifest(root / EVENTS, work.state.events)
-    erased = tombstones(root)
+    view = work.log_view()
     columns = ("user_id", "timestamp_ms", "received_at_ms")
     schema = coded(pa.schema([EVENT_SCHEMA.field(name) for name in columns]), ["user_id"])
 
     def task(bucket: int) -> dict[str, Any]:
         users: set[str] = set()
-        for table in read_bucket(root, EVENTS, bucket, manifest, schema):
-            rows = hide(table, erased)
+        for rows in view.stored(EVENTS, bucket, schema):
             seen = pc.and_(pc.less(rows["timestamp_ms"], as_of_ms), pc.less_equal(rows["received_at_ms"], as_of_ms))
             users |= set(pc.unique(rows["user_id"].filter(seen)).to_pylist())
-        users |= set(_with_attributes(root, domain, bucket, num_buckets, as_of_ms, erased))
+        users |= set(_with_attributes(root, domain, bucket, num_buckets, as_of_ms, view.erased))
         path = work.staging / f"users-{bucket:04d}.parquet"
         pq.write_table(pa.table({"user_id": pa.array(sorted(users), pa.string())}), path)
         return {}

@@ -69,7 +69,7 @@ def batch_score(
     OUT/manifest.json. A killed job goes on where it stopped when the command is given again; a finished one does
     nothing. As a Ray job: `ray job submit … -- rayapp batch-score …`.
     """
-    from rayapp.batch.job import Job, Kind, finished_output
+    from rayapp.batch.job import InputKind, Job, finished_output
     from rayapp.batch.score import ALL_USERS, job_of_files
 
     if sum(map(bool, (pairs, users, all_users, requests))) != 1:
@@ -84,7 +84,7 @@ def batch_score(
     files, stamps = job_of_files(pairs or users) if pairs or users else ([], (ALL_USERS,) if all_users else ())
     job = Job(
         root=str(root),
-        kind=Kind.PAIRS if pairs else Kind.REQUESTS if requests else Kind.USERS,
+        kind=InputKind.PAIRS if pairs else InputKind.REQUESTS if requests else InputKind.USERS,
         inputs=stamps,
         model_version=_version(root, model, requests=requests),
         as_of_ms=moment(as_of, "--as-of") if as_of else None,

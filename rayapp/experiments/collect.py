@@ -23,7 +23,7 @@ from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import REQUEST_SCHEMA
 from rayapp.experiments.assignment import Running, slots_of
 from rayapp.experiments.moments import Moments
-from rayapp.pipeline.labels import label_items
+from rayapp.pipeline.labels import LabelledRequests
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.root.facts import read_root
@@ -109,12 +109,11 @@ def collect(root: Path, running: Running, bounds_ms: list[int]) -> Tally:
         PublishError: a file of the log is damaged or gone.
     """
     domain, num_buckets = read_root(root)
-    since_ms, until_ms = bounds_ms[0], bounds_ms[-1] + domain.attribution_ms
-    view = LogView.of(root, (since_ms, until_ms))
+    view = LogView.of(root, (bounds_ms[0], bounds_ms[-1] + domain.attribution_ms))
 
     def task(bucket: int) -> dict[str, Any]:
-        requests, events = view.requests(bucket, COLUMNS), view.events(bucket).events
-        return tally_bucket(requests, events, running, bounds_ms, domain).to_json()
+        labelled = view.labelled(bucket, COLUMNS, domain, (bounds_ms[0], bounds_ms[-1]))
+        return tally_bucket(labelled, running, bounds_ms, domain).to_json()
 
     total, *rest = [Tally.from_json(values) for values in run_tasks(num_buckets, task)]
     for tally in rest:
@@ -122,25 +121,19 @@ def collect(root: Path, running: Running, bounds_ms: list[int]) -> Tally:
     return total
 
 
-def tally_bucket(requests: pa.Table, events: pa.Table, running: Running, bounds_ms: list[int], domain: Domain) -> Tally:
-    """Counts one bucket. Pure. `requests` also holds the lists shown up to the attribution time after the last period:
-    an action without a request's id belongs to the latest list that showed its item."""
-    time_R = requests["timestamp_ms"].to_numpy()
-    wanted = (time_R >= bounds_ms[0]) & (time_R < bounds_ms[-1] + domain.attribution_ms)
-    requests = requests.filter(pa.array(wanted))
-    labels = label_items(requests, events, domain)
-    size_R = np.diff(labels.offsets)
-    request_M = np.repeat(np.arange(requests.num_rows), size_R)
+def tally_bucket(labelled: LabelledRequests, running: Running, bounds_ms: list[int], domain: Domain) -> Tally:
+    """Counts one bucket's requests of the periods. Pure."""
+    requests, size_R = labelled.requests, np.diff(labelled.offset_R)
     positives_RH = np.zeros((requests.num_rows, len(domain.heads)), np.int64)
-    np.add.at(positives_RH, request_M, labels.matrix().astype(np.int64))
+    np.add.at(positives_RH, labelled.request_of_item(), labelled.matrix().astype(np.int64))
 
     period_R = np.searchsorted(np.array(bounds_ms), requests["timestamp_ms"].to_numpy(), side="right") - 1
-    inside_R, num_periods = period_R < len(bounds_ms) - 1, len(bounds_ms) - 1
+    num_periods = len(bounds_ms) - 1
     arm_R = _arms(requests, running)
     user_R = hash64_column(requests["user_id"])
     per_item, per_request = [], []
     for a in range(len(running.arm_names)):
-        rows = np.flatnonzero(inside_R & (arm_R == a))
+        rows = np.flatnonzero(arm_R == a)
         shape = (num_periods, len(domain.heads))
         items, lists = Moments.zero(*shape), Moments.zero(*shape)
         for part in _parts(rows, user_R):
@@ -148,12 +141,11 @@ def tally_bucket(requests: pa.Table, events: pa.Table, running: Running, bounds_
             lists += _moments(user_R[part], period_R[part], np.ones(len(part)), positives_RH[part] > 0, num_periods)
         per_item.append(items)
         per_request.append(lists)
-    mine = requests.filter(pa.array(inside_R & (arm_R != NO_ARM)))
-    arms_of_mine = arm_R[inside_R & (arm_R != NO_ARM)]
+    mine, arms_of_mine = requests.filter(pa.array(arm_R != NO_ARM)), arm_R[arm_R != NO_ARM]
     users_KA, misplaced = _users(mine, arms_of_mine, running)
     fallback = pc.is_valid(mine["fallback_reason"]).to_numpy()
     version = pc.fill_null(mine["model_version"], "none").to_numpy(zero_copy_only=False)
-    others = np.bincount(period_R[inside_R & (arm_R == NO_ARM)], minlength=num_periods)
+    others = np.bincount(period_R[arm_R == NO_ARM], minlength=num_periods)
     every = range(len(running.arm_names))
     return Tally(
         per_item,

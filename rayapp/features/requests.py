@@ -1,10 +1,13 @@
-"""What a ranker is asked: some requests, each with its user's sequence and its candidates, by hash of the ids.
+"""What a ranker is asked: some requests, each with its user's sequence and a list of candidates, by hash of the ids.
 
-The pipeline's reader makes it from a window, the server from what just arrived; the model reads nothing else.
+The one form of it: the reader of windows, the server and a batch job make it, and the model reads nothing else. The
+candidates of all requests lie end to end, and are padded where the model reads them.
 
-Shapes: B requests, C candidates (padded), L history rows (newest first), R rate features.
+Shapes: R requests, N candidates of all of them, C candidates of the largest, B requests that are chosen, L history rows
+(newest first), K rate features.
 """
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,25 +16,134 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayapp.contracts.schema import Attribute, attribute_fields
-from rayapp.features.sequence import Sequences
+from rayapp.contracts.schema import FIRST_ACTION_ID, Attribute, attribute_fields
+from rayapp.features.sequence import Ints, Sequences
 
 
 @dataclass(frozen=True, slots=True)
 class Requests:
-    """Requests of one batch; no item table and no model is involved yet."""
+    """Candidate n belongs to request r for `offset_R[r] <= n < offset_R[r + 1]`. No item table and no model is involved
+    yet."""
 
-    user_hash_B: NDArray[np.uint64]
-    timestamp_ms_B: NDArray[np.int64]
+    user_hash_R: NDArray[np.uint64]
+    timestamp_ms_R: Ints
     context: pa.Table
     """A row per request, a column per context attribute, and `timestamp_ms`, so that there is a column at all."""
     sequences: Sequences
-    candidate_hash_BC: NDArray[np.uint64]
-    user_rate_BR: NDArray[np.float32]
-    item_rate_BCR: NDArray[np.float32]
+    offset_R: Ints
+    """R + 1."""
+    candidate_hash_N: NDArray[np.uint64]
+    user_rate_RK: NDArray[np.float32]
+    item_rate_NK: NDArray[np.float32]
+
+    @staticmethod
+    def of_one(
+        user_hash: int,
+        timestamp_ms: int,
+        context: pa.Table,
+        sequences: Sequences,
+        candidate_hash_C: NDArray[np.uint64],
+        user_rate_K: NDArray[np.float32],
+        item_rate_CK: NDArray[np.float32],
+    ) -> "Requests":
+        """A single request."""
+        return Requests(
+            np.array([user_hash], np.uint64),
+            np.array([timestamp_ms], np.int64),
+            context,
+            sequences,
+            np.array([0, len(candidate_hash_C)]),
+            candidate_hash_C,
+            user_rate_K[None],
+            item_rate_CK,
+        )
 
     def __len__(self) -> int:
-        return len(self.user_hash_B)
+        return len(self.user_hash_R)
+
+    @property
+    def sizes(self) -> Ints:
+        """Candidates of each request `[R]`."""
+        return np.diff(self.offset_R)
+
+    def places(self, rows_B: Ints) -> Ints:
+        """Where the candidates of some requests stand, end to end."""
+        return ragged_places(self.offset_R, rows_B)
+
+    def take(self, rows_B: Ints) -> "Requests":
+        """Some requests, in this order."""
+        at_N = self.places(rows_B)
+        return Requests(
+            self.user_hash_R[rows_B],
+            self.timestamp_ms_R[rows_B],
+            self.context.take(pa.array(rows_B)),
+            self.sequences.take(rows_B),
+            offsets(self.sizes[rows_B]),
+            self.candidate_hash_N[at_N],
+            self.user_rate_RK[rows_B],
+            self.item_rate_NK[at_N],
+        )
+
+    def with_candidates(self, keep_N: NDArray[np.bool_]) -> "Requests":
+        """The same requests with some of their candidates."""
+        kept = offsets(keep_N.astype(np.int64))
+        return dataclasses.replace(
+            self,
+            offset_R=kept[self.offset_R],
+            candidate_hash_N=self.candidate_hash_N[keep_N],
+            item_rate_NK=self.item_rate_NK[keep_N],
+        )
+
+    @staticmethod
+    def concatenate(parts: Sequence["Requests"]) -> "Requests":
+        """Requests of one context schema, one after the other; the shorter histories are filled up with PAD."""
+        return Requests(
+            np.concatenate([part.user_hash_R for part in parts]),
+            np.concatenate([part.timestamp_ms_R for part in parts]),
+            pa.concat_tables([part.context for part in parts]).combine_chunks(),
+            Sequences.concatenate([part.sequences for part in parts]),
+            offsets(np.concatenate([part.sizes for part in parts])),
+            np.concatenate([part.candidate_hash_N for part in parts]),
+            np.concatenate([part.user_rate_RK for part in parts]),
+            np.concatenate([part.item_rate_NK for part in parts]),
+        )
+
+    def pad(self, x_N: NDArray[Any], num_candidates: int | None = None) -> NDArray[Any]:
+        """`[N, ...]` of the candidates as `[R, C, ...]`; see `pad`."""
+        return pad(x_N, self.sizes, num_candidates)
+
+    def valid(self, num_candidates: int | None = None) -> NDArray[np.bool_]:
+        """Which places of `pad` are candidates `[R, C]`."""
+        return valid_places(self.sizes, num_candidates)
+
+
+def offsets(size_R: Ints) -> Ints:
+    """Where each of so many begins, and the end: R + 1."""
+    return np.concatenate([np.zeros(1, np.int64), np.cumsum(size_R)])
+
+
+def ragged_places(offset_R: Ints, rows_B: Ints) -> Ints:
+    """Where the values of some rows of a ragged array stand, end to end."""
+    size_B = offset_R[rows_B + 1] - offset_R[rows_B]
+    end_B = np.cumsum(size_B)
+    return np.asarray(np.arange(size_B.sum()) + np.repeat(offset_R[rows_B] - end_B + size_B, size_B))
+
+
+def pad(x_N: NDArray[Any], size_R: Ints, width: int | None = None) -> NDArray[Any]:
+    """A ragged array `[N, ...]` of these sizes as `[R, C, ...]`, zeros where there is nothing. C is `width` or what the
+    largest needs, and at least 1: no module can be asked about nothing."""
+    valid_RC = valid_places(size_R, width)
+    if valid_RC.all():
+        return x_N.reshape(*valid_RC.shape, *x_N.shape[1:])
+    padded = np.zeros((*valid_RC.shape, *x_N.shape[1:]), x_N.dtype)
+    padded[valid_RC] = x_N
+    return padded
+
+
+def valid_places(size_R: Ints, width: int | None = None) -> NDArray[np.bool_]:
+    """Which places of `pad` hold a value `[R, C]`."""
+    width = int(size_R.max(initial=1)) if width is None else width
+    return np.asarray(np.arange(width) < size_R[:, None])
 
 
 def context_row(attributes: Sequence[Attribute], timestamp_ms: int, values: Mapping[str, Any]) -> pa.Table:
@@ -40,28 +152,26 @@ def context_row(attributes: Sequence[Attribute], timestamp_ms: int, values: Mapp
     return pa.Table.from_pylist([{"timestamp_ms": timestamp_ms, **values}], schema=schema)
 
 
-def join(requests: Sequence[Requests], num_requests: int, num_candidates: int, length: int) -> Requests:
-    """Requests of one context schema as one of fixed shape: candidates filled up with hash 0, histories with PAD or cut
-    to the newest `length`, and requests with copies of the last one."""
-    filled = [*requests, *[requests[-1]] * (num_requests - len(requests))]
-    sequences = [one.sequences for one in filled]
-    return Requests(
-        np.concatenate([one.user_hash_B for one in filled]),
-        np.concatenate([one.timestamp_ms_B for one in filled]),
-        pa.concat_tables([one.context for one in filled]),
-        Sequences(
-            np.concatenate([_of_width(one.action_RL, length) for one in sequences]),
-            np.concatenate([_of_width(one.item_hash_RL, length) for one in sequences]),
-            np.concatenate([_of_width(one.timestamp_ms_RL, length) for one in sequences]),
-            np.minimum(np.concatenate([one.length_R for one in sequences]), length),
-        ),
-        np.concatenate([_of_width(one.candidate_hash_BC, num_candidates) for one in filled]),
-        np.concatenate([one.user_rate_BR for one in filled]),
-        np.concatenate([_of_width(one.item_rate_BCR, num_candidates) for one in filled]),
+def full_request(
+    attributes: Sequence[Attribute],
+    num_rates: int,
+    item_hash_L: NDArray[np.uint64],
+    candidate_hash_C: NDArray[np.uint64],
+) -> Requests:
+    """A made-up request with as many actions as a model reads, to warm it up and to time it."""
+    length = len(item_hash_L)
+    sequences = Sequences(
+        np.full((1, length), FIRST_ACTION_ID, np.uint8),
+        item_hash_L[None],
+        np.zeros((1, length), np.int64),
+        np.array([length]),
     )
-
-
-def _of_width(array: NDArray[Any], width: int) -> NDArray[Any]:
-    """`[B, X, ...]` as `[B, width, ...]`, cut or filled up with zeros (PAD is one)."""
-    missing = max(width - array.shape[1], 0)
-    return np.pad(array[:, :width], [(0, 0), (0, missing)] + [(0, 0)] * (array.ndim - 2))
+    return Requests.of_one(
+        0,
+        0,
+        context_row(attributes, 0, {}),
+        sequences,
+        candidate_hash_C,
+        np.zeros(num_rates, np.float32),
+        np.zeros((len(candidate_hash_C), num_rates), np.float32),
+    )

@@ -19,7 +19,7 @@ NO_WATERMARK = -1
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """Aligned columns of events; `event_hash` and `item_hash` are `hashing.hash64` of the ids."""
+    """Aligned columns of events; the hashes are `contracts.hashing.hash64` of the ids."""
 
     timestamp_ms_E: Ints
     received_at_ms_E: Ints
@@ -73,6 +73,52 @@ class Sequences:
         for column in (self.action_RL, self.item_hash_RL, self.timestamp_ms_RL):
             digest.update(np.ascontiguousarray(column[r, :n]).tobytes())
         return digest.intdigest()
+
+    def take(self, index_R: Ints) -> "Sequences":
+        """Those of some requests."""
+        return Sequences(
+            self.action_RL[index_R], self.item_hash_RL[index_R], self.timestamp_ms_RL[index_R], self.length_R[index_R]
+        )
+
+    def of_length(self, length: int) -> "Sequences":
+        """As a model reads them: cut to the newest `length` actions, or filled up with PAD."""
+        if length == self.action_RL.shape[1]:
+            return self
+        return Sequences(
+            _of_width(self.action_RL, length),
+            _of_width(self.item_hash_RL, length),
+            _of_width(self.timestamp_ms_RL, length),
+            np.minimum(self.length_R, length),
+        )
+
+    @staticmethod
+    def concatenate(parts: "list[Sequences]") -> "Sequences":
+        """One after the other, all as long as the longest."""
+        length = max(part.action_RL.shape[1] for part in parts)
+        wide = [part.of_length(length) for part in parts]
+        return Sequences(
+            np.concatenate([part.action_RL for part in wide]),
+            np.concatenate([part.item_hash_RL for part in wide]),
+            np.concatenate([part.timestamp_ms_RL for part in wide]),
+            np.concatenate([part.length_R for part in wide]),
+        )
+
+    @staticmethod
+    def not_cut(num_requests: int) -> "Sequences":
+        """In the place of sequences that are still to be cut: of no action."""
+        shape = (num_requests, 0)
+        return Sequences(
+            np.zeros(shape, np.uint8),
+            np.zeros(shape, np.uint64),
+            np.zeros(shape, np.int64),
+            np.zeros(num_requests, np.int64),
+        )
+
+
+def _of_width(array_RX: NDArray[Any], width: int) -> NDArray[Any]:
+    """`[R, width]`, cut or filled up with zeros (PAD is one)."""
+    missing = width - array_RX.shape[1]
+    return np.pad(array_RX, [(0, 0), (0, missing)]) if missing > 0 else array_RX[:, :width]
 
 
 def point_in_time(

@@ -13,10 +13,8 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.schema import FIRST_ACTION_ID
-from rayapp.features.requests import Requests, context_row
+from rayapp.features.requests import Requests, full_request
 from rayapp.features.segments import SEGMENTS
-from rayapp.features.sequence import Sequences
 from rayapp.loop import gates
 from rayapp.loop.gates import CHALLENGER, CHAMPION, Gate
 from rayapp.loop.limits import GateLimits
@@ -25,7 +23,7 @@ from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.places import MODELS
 from rayapp.root.publish import read_json
 from rayapp.training.comparison import compare, difference_table, table
-from rayapp.training.evaluate import Window, feed_score, read_window, report, score_window
+from rayapp.training.evaluate import EvaluationSet, feed_score, read_window, report, score_window
 
 LATENCY_CANDIDATES: Final = 200
 LATENCY_REPEATS: Final = 15
@@ -95,7 +93,7 @@ def _reload(
     root: Path,
     challenger: str,
     window_name: str,
-    window: Window,
+    window: EvaluationSet,
     logit_RCH: NDArray[np.float32],
     domain: Domain,
     limits: GateLimits,
@@ -106,7 +104,9 @@ def _reload(
     return gates.reload_gate(metrics["heads"], report(window, logit_RCH, domain), limits)
 
 
-def _shift(window: Window, logits: dict[str, NDArray[np.float32]], domain: Domain, limits: GateLimits) -> list[Gate]:
+def _shift(
+    window: EvaluationSet, logits: dict[str, NDArray[np.float32]], domain: Domain, limits: GateLimits
+) -> list[Gate]:
     probability = {name: (1 / (1 + np.exp(-logit_RCH))).astype(np.float32) for name, logit_RCH in logits.items()}
     score_N = {name: feed_score(p_RCH, domain)[window.valid_RC] for name, p_RCH in probability.items()}
     means = {
@@ -119,7 +119,7 @@ def _shift(window: Window, logits: dict[str, NDArray[np.float32]], domain: Domai
 
 def _latency(models: dict[str, LoadedModel], domain: Domain, limits: GateLimits) -> Gate:
     times: dict[str, list[float]] = {name: [] for name in models}
-    requests = {name: full_request(model, domain) for name, model in models.items()}
+    requests = {name: timed_request(model, domain) for name, model in models.items()}
     for name, model in models.items():
         model.scorer.score(requests[name])  # a first call sets things up
     for _ in range(LATENCY_REPEATS):
@@ -134,24 +134,10 @@ def _seconds(scorer: Scorer, request: Requests) -> float:
     return time.perf_counter() - started
 
 
-def full_request(model: LoadedModel, domain: Domain) -> Requests:
+def timed_request(model: LoadedModel, domain: Domain) -> Requests:
     """One request with as many actions as the model reads and LATENCY_CANDIDATES candidates of its table."""
-    length, width = model.config.history_length, len(domain.heads) + 1
     items = model.table.items[:LATENCY_CANDIDATES]
     hash_N = np.fromiter((hash64(item["item_id"]) for item in items), np.uint64, len(items))
     candidate_hash_C = np.resize(hash_N, LATENCY_CANDIDATES)
-    sequences = Sequences(
-        np.full((1, length), FIRST_ACTION_ID, np.uint8),
-        np.resize(hash_N, (1, length)),
-        np.zeros((1, length), np.int64),
-        np.array([length]),
-    )
-    return Requests(
-        np.zeros(1, np.uint64),
-        np.zeros(1, np.int64),
-        context_row(domain.context_attributes, 0, {}),
-        sequences,
-        candidate_hash_C[None],
-        np.zeros((1, width), np.float32),
-        np.zeros((1, LATENCY_CANDIDATES, width), np.float32),
-    )
+    item_hash_L = np.resize(hash_N, model.config.history_length)
+    return full_request(domain.context_attributes, len(domain.heads) + 1, item_hash_L, candidate_hash_C)

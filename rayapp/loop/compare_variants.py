@@ -25,7 +25,7 @@ from rayapp.root.facts import read_root
 from rayapp.root.publish import PublishError, exclusive, read_json
 from rayapp.training.comparison import Logits, Row, compare, difference_table, table
 from rayapp.training.diversity import candidate_categories, categories_in_top
-from rayapp.training.evaluate import METRICS, Window, read_window, score_popularity, score_window
+from rayapp.training.evaluate import METRICS, EvaluationSet, read_window, score_popularity, score_window
 
 POPULARITY = "popularity"
 ORACLE = "oracle"
@@ -127,7 +127,7 @@ def run_compare(
     _tell(rows, domain, prepared.test_window, title, as_json, write, domain.head_names, notes)
 
 
-def oracle(truth: Path, window: Window, domain: Domain) -> NDArray[np.float32]:
+def oracle(truth: Path, window: EvaluationSet, domain: Domain) -> NDArray[np.float32]:
     """The made-up world's own probabilities of the window's shown items, as logits.
 
     Raises:

@@ -16,13 +16,11 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.schema import REQUEST_SCHEMA
 from rayapp.loop.watch import DayFacts
-from rayapp.pipeline.labels import label_items
+from rayapp.pipeline.labels import LabelledRequests, between
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.facts import read_root
-from rayapp.root.logs import read_bucket
 from rayapp.root.places import REQUESTS
-from rayapp.root.publish import log_manifest
 
 HOUR_MS: Final = 3_600_000
 NOT_DEGRADED: Final = "unknown_user"
@@ -47,12 +45,11 @@ COLUMNS: Final = pa.schema(
 def days_with_requests(root: Path, until_ms: int) -> list[int]:
     """Starts of the UTC days before `until_ms` that hold a request, oldest first."""
     _, num_buckets = read_root(root)
-    _, manifest = log_manifest(root / REQUESTS)
-    schema = pa.schema([REQUEST_SCHEMA.field("timestamp_ms")])
+    view = LogView.of(root)
+    schema = pa.schema([REQUEST_SCHEMA.field(name) for name in ("user_id", "timestamp_ms")])
 
     def task(bucket: int) -> dict[str, Any]:
-        tables = read_bucket(root, REQUESTS, bucket, manifest, schema)
-        days = [np.unique(table["timestamp_ms"].to_numpy() // DAY_MS) for table in tables]
+        days = [table["timestamp_ms"].to_numpy() // DAY_MS for table in view.stored(REQUESTS, bucket, schema)]
         return {"days": np.unique(np.concatenate(days)).tolist() if days else []}
 
     found = {day * DAY_MS for result in run_tasks(num_buckets, task) for day in result["days"]}
@@ -64,12 +61,11 @@ def count_days(root: Path, days: Sequence[int], domain: Domain, *, now_ms: int, 
     if not days:
         return []
     _, num_buckets = read_root(root)
-    span = (min(days), max(days) + DAY_MS + domain.attribution_ms)
-    view = LogView.of(root, span)
+    view = LogView.of(root, (min(days), max(days) + DAY_MS + domain.attribution_ms))
 
     def task(bucket: int) -> dict[str, Any]:
-        requests, events = view.requests(bucket, COLUMNS), view.events(bucket).events
-        return {str(day): count_bucket(requests, events, day, domain) for day in days}
+        labelled = view.labelled(bucket, COLUMNS, domain, (min(days), max(days) + DAY_MS))
+        return {str(day): count_bucket(labelled, day, domain) for day in days}
 
     total: dict[int, Counter[str]] = {day: Counter() for day in days}
     hours: dict[int, set[int]] = {day: set() for day in days}
@@ -97,14 +93,10 @@ def _facts(day: int, total: Counter[str], hours: set[int], top: int, domain: Dom
     )
 
 
-def count_bucket(requests: pa.Table, events: pa.Table, day: int, domain: Domain) -> dict[str, Any]:
+def count_bucket(labelled: LabelledRequests, day: int, domain: Domain) -> dict[str, Any]:
     """One bucket's share of a day, as sums (and `hours`, `top_user_events`). Pure."""
-    in_day_A = _in(events["timestamp_ms"], day, day + DAY_MS)
-    acted = events.filter(pa.array(in_day_A))
-    # Later lists compete for the actions that name no request, as when windows are built.
-    near = requests.filter(pa.array(_in(requests["timestamp_ms"], day, day + DAY_MS + domain.attribution_ms)))
-    in_day_R = _in(near["timestamp_ms"], day, day + DAY_MS)
-    own = near.filter(pa.array(in_day_R))
+    of_day = labelled.between(day, day + DAY_MS)
+    own, acted = of_day.requests, of_day.events.filter(pa.array(between(of_day.events, day, day + DAY_MS)))
     counts: Counter[str] = Counter()
     counts["requests"], counts["events"] = own.num_rows, acted.num_rows
     counts["users"] = len(pc.unique(own["user_id"]))
@@ -115,11 +107,9 @@ def count_bucket(requests: pa.Table, events: pa.Table, day: int, domain: Domain)
         counts[f"action {row['values']}"] = row["counts"]
     per_user = pc.value_counts(acted["user_id"].cast(pa.string())).field("counts") if acted.num_rows else []
     if own.num_rows:
-        window_A = _in(events["timestamp_ms"], day, day + DAY_MS + domain.attribution_ms)
-        labels = label_items(near, events.filter(pa.array(window_A)), domain)
-        own_M = np.repeat(in_day_R, np.diff(labels.offsets))
-        counts["shown"] = int(own_M.sum())
-        counts.update(dict(zip((f"label {h}" for h in domain.head_names), _ints(labels.matrix()[own_M]), strict=True)))
+        label_MH = of_day.matrix()
+        counts["shown"] = len(label_MH)
+        counts.update(dict(zip((f"label {h}" for h in domain.head_names), _ints(label_MH), strict=True)))
         counts.update(_predictions(own, domain))
     hours = np.unique((own["timestamp_ms"].to_numpy() - day) // HOUR_MS).tolist()
     return {**counts, "hours": hours, "top_user_events": max((int(n.as_py()) for n in per_user), default=0)}
@@ -135,8 +125,3 @@ def _predictions(own: pa.Table, domain: Domain) -> dict[str, float]:
 
 def _ints(label_MH: NDArray[np.float32]) -> list[int]:
     return [int(n) for n in label_MH.sum(axis=0)]
-
-
-def _in(column: pa.ChunkedArray, since_ms: int, until_ms: int) -> NDArray[np.bool_]:
-    time = column.to_numpy()
-    return np.asarray((time >= since_ms) & (time < until_ms))

@@ -11,7 +11,7 @@ import dataclasses
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from rayapp.contracts.schema import FIRST_ACTION_ID
 from rayapp.features.attributes import ABSENT
-from rayapp.features.requests import Requests, join
+from rayapp.features.requests import Requests
 from rayapp.model.calibration import Calibration
 from rayapp.model.graphs import Graphs
 from rayapp.model.inputs import Inputs, Rows
@@ -34,7 +34,19 @@ MOST_EXAMPLES: Final = 8_192
 """Requests times candidates of one forward, unless one request alone is larger: bounds the GPU's memory."""
 LARGEST_BF16_ERROR: Final = 2e-3
 """Of a probability. Beyond it float32 is used."""
-Scores = tuple[NDArray[np.float32], NDArray[np.bool_]]
+
+
+class Scores(NamedTuple):
+    """Of one request's candidates."""
+
+    probability_CH: NDArray[np.float32]
+    row_C: NDArray[np.int64]
+    """Of the item table; ABSENT for an item that it does not hold, which is scored cold."""
+
+    @property
+    def known(self) -> NDArray[np.bool_]:
+        """Which items the table holds `[C]`."""
+        return np.asarray(self.row_C != ABSENT)
 
 
 class Probabilities:
@@ -83,7 +95,7 @@ class BatchedScorer:
         """The largest difference that bf16 makes to a probability of a made-up batch."""
         rows = made_up_rows(self.inputs, self.length, self.probabilities.num_heads + 1)
         with torch.inference_mode():
-            batch = self.inputs.gather(Rows(*(x.to(self.inputs.vector_NE.device) for x in rows.tensors())))
+            batch = self.inputs.gather(rows)
             exact_BCH, rounded_BCH = (self.probabilities.computed(batch, bf16) for bf16 in (False, True))
             return float((rounded_BCH - exact_BCH).abs().max())
 
@@ -92,10 +104,9 @@ class BatchedScorer:
         return dataclasses.replace(self, inputs=self.inputs.extended(table))
 
     def score_many(self, requests: Sequence[Requests]) -> list[Scores]:
-        """`(probabilities [C, H], known [C])` of each, which holds one request and no more actions than the model
-        reads."""
+        """The scores of each, which holds one request and no more actions than the model reads."""
         scores: dict[int, Scores] = {}
-        for part in groups([one.candidate_hash_BC.shape[1] for one in requests]):
+        for part in groups([len(one.candidate_hash_N) for one in requests]):
             scores |= zip(part, self._score([requests[n] for n in part]), strict=True)
         return [scores[n] for n in range(len(requests))]
 
@@ -107,14 +118,15 @@ class BatchedScorer:
             size *= 2
 
     def _score(self, requests: Sequence[Requests]) -> Iterator[Scores]:
-        counts = [one.candidate_hash_BC.shape[1] for one in requests]
-        joined = join(requests, bucket(len(requests)), bucket(max(counts), FEWEST_CANDIDATES), self.length)
-        rows = self.inputs.look_up(joined, self.length)
+        counts = [len(one.candidate_hash_N) for one in requests]
+        copies = [requests[-1]] * (bucket(len(requests)) - len(requests))
+        joined = Requests.concatenate([*requests, *copies])
+        rows = self.inputs.look_up(joined, self.length, bucket(max(counts), FEWEST_CANDIDATES))
         with self.lock, torch.inference_mode():
             batch = self.inputs.gather(Rows(*self.bring(rows.tensors())))
             probability_BCH = self.graphs(batch).cpu().numpy()  # waits, so that the buffers are free again
-        known_BC = rows.candidate_BC.numpy() != ABSENT
-        return ((probability_BCH[b, :count], known_BC[b, :count]) for b, count in enumerate(counts))
+        row_BC = rows.candidate_BC.numpy()
+        return (Scores(probability_BCH[b, :count], row_BC[b, :count]) for b, count in enumerate(counts))
 
 
 def bucket(size: int, least: int = 1) -> int:

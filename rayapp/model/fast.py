@@ -27,7 +27,6 @@ class FastRanker:
         self._encode = candidate_encoder(ranker.encoder)
         self._cross: list[Any] = list(ranker.cross.layers)
         self._output: Any = ranker.mlp[0]
-        self._num_heads: int = ranker.mlp[-1].out_features  # type: ignore[assignment]
         self._shared = ranker.encoder.shared_dim if ranker.encoder is not None else 0
         first = (*self._cross, self._output)[0]
         user = slice(ranker.item_width, ranker.item_width + ranker.user_width + self._shared)
@@ -37,8 +36,6 @@ class FastRanker:
 
     def __call__(self, batch: Batch) -> Tensor:
         ranker = self._ranker
-        if not batch.candidate_BCE.shape[1]:
-            return batch.candidate_BCE.new_zeros((0, self._num_heads))
         item_CF, encoded_CG = ranker.item_features(batch)[0], self._encode(batch)
         user_1U = torch.cat([ranker.user_features(batch), encoded_CG[:1, : self._shared]], dim=1)
         own_CO = torch.cat([item_CF, encoded_CG[:, self._shared :]], dim=1)

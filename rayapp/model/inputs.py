@@ -1,7 +1,7 @@
 """From hashes to tensors: the item table, the users' attributes and the encoders, as one model reads them.
 
 Shapes: B requests, C candidates, L history rows (newest first), N item table rows, U versions of users, E vector
-width, W category places, M numeric attributes, R changed rows, X columns of one of these.
+width, W category places, M numeric attributes, K rate features, R changed rows, X columns of one of these.
 """
 
 import dataclasses
@@ -101,36 +101,39 @@ class Inputs:
         return dataclasses.replace(self, **tensors)
 
     def batch(self, requests: Requests) -> Batch:
-        """Looks everything up. The history is cut to the longest one present: padding costs nothing."""
-        longest = max(int(requests.sequences.length_R.max(initial=1)), 1)
-        device, rows = self.vector_NE.device, self.look_up(requests, longest)
-        return self.gather(Rows(*(tensor.to(device) for tensor in rows.tensors())))
+        """Looks everything up."""
+        return self.gather(self.look_up(requests))
 
-    def look_up(self, requests: Requests, length: int) -> "Rows":
-        """From hashes to rows, on the host; of each history the newest `length` places."""
-        action_BL = known_to(self.vocabulary_size, requests.sequences.action_RL[:, :length])
-        history_BL = np.where(action_BL == PAD, 0, self.table.rows_of(requests.sequences.item_hash_RL[:, :length]))
-        user_B = self.users.rows_of(requests.user_hash_B, requests.timestamp_ms_B)
+    def look_up(self, requests: Requests, length: int | None = None, num_candidates: int | None = None) -> "Rows":
+        """From hashes to rows, on the host, padded: histories to `length` places or cut to the newest so many,
+        candidates to `num_candidates`; either to what the largest present needs unless it is given."""
+        if length is None:
+            length = max(int(requests.sequences.length_R.max(initial=1)), 1)
+        sequences = requests.sequences.of_length(length)
+        action_BL = known_to(self.vocabulary_size, sequences.action_RL)
+        history_BL = np.where(action_BL == PAD, 0, self.table.rows_of(sequences.item_hash_RL))
+        user_B = self.users.rows_of(requests.user_hash_R, requests.timestamp_ms_R)
         context_category_BW, context_number_BM = self.encoders.context.encode(requests.context)
         return Rows(
             torch.from_numpy(action_BL.astype(np.int64)),
             torch.from_numpy(history_BL),
-            torch.from_numpy(self.table.rows_of(requests.candidate_hash_BC)),
-            torch.from_numpy(requests.item_rate_BCR),
+            torch.from_numpy(requests.pad(self.table.rows_of(requests.candidate_hash_N), num_candidates)),
+            torch.from_numpy(requests.pad(requests.item_rate_NK, num_candidates)),
             torch.from_numpy(self.users.category_UW[user_B]),
-            torch.from_numpy(np.concatenate([self.users.number_UM[user_B], requests.user_rate_BR], axis=1)),
+            torch.from_numpy(np.concatenate([self.users.number_UM[user_B], requests.user_rate_RK], axis=1)),
             torch.from_numpy(context_category_BW),
             torch.from_numpy(context_number_BM),
         )
 
     def gather(self, rows: "Rows") -> Batch:
-        """What the rows name, on the device that holds both."""
+        """What the rows name, on the device of the tables."""
+        rows = Rows(*(tensor.to(self.vector_NE.device) for tensor in rows.tensors()))
         return Batch(
             rows.action_BL,
             self.vector_NE[rows.history_BL],
             self.vector_NE[rows.candidate_BC],
             self.category_NW[rows.candidate_BC],
-            torch.cat([self.number_NM[rows.candidate_BC], rows.item_rate_BCR], dim=-1),
+            torch.cat([self.number_NM[rows.candidate_BC], rows.item_rate_BCK], dim=-1),
             rows.user_category_BW,
             rows.user_number_BM,
             rows.context_category_BW,
@@ -145,7 +148,7 @@ class Rows:
     action_BL: Tensor
     history_BL: Tensor
     candidate_BC: Tensor
-    item_rate_BCR: Tensor
+    item_rate_BCK: Tensor
     user_category_BW: Tensor
     user_number_BM: Tensor
     context_category_BW: Tensor

@@ -1,6 +1,6 @@
 """Scores one user's candidates with a trained ranker, in the same arithmetic as training.
 
-Shapes: B requests, C candidates, H heads.
+Shapes: B requests, N candidates of all of them, C candidates of one, H heads.
 """
 
 import dataclasses
@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests
 from rayapp.model.batched import BatchedScorer, Scores
 from rayapp.model.calibration import Calibration
@@ -53,18 +52,19 @@ class Scorer:
         return dataclasses.replace(self, batched=BatchedScorer.of(self.ranker, self.inputs, self.calibration, device))
 
     def logits(self, requests: Requests) -> Tensor:
-        """Calibrated logits `[B, C, H]`."""
+        """Calibrated logits `[N, H]`."""
         with torch.inference_mode():
-            return self.calibration.apply(self.ranker(self.inputs.batch(requests)))
+            logits_BCH = self.calibration.apply(self.ranker(self.inputs.batch(requests)))
+            return logits_BCH[torch.from_numpy(requests.valid()).to(logits_BCH.device)]
 
     def score(self, request: Requests) -> Scores:
-        """`(probabilities [C, H], known [C])` of one request; a candidate the table does not hold is scored cold and
-        not known."""
+        """The scores of one request."""
         assert self.fast is not None
+        count, rows = len(request.candidate_hash_N), self.inputs.look_up(request)
         with torch.inference_mode():
-            logits_CH = self.fast(self.inputs.batch(request))
+            logits_CH = self.fast(self.inputs.gather(rows))[:count]
             probability_CH = torch.sigmoid(self.calibration.apply(logits_CH)).cpu().numpy()
-        return probability_CH, self.inputs.table.rows_of(request.candidate_hash_BC[0]) != ABSENT
+        return Scores(probability_CH, rows.candidate_BC[0, :count].numpy())
 
     def score_many(self, requests: Sequence[Requests]) -> list[Scores]:
         """`score` of each, which holds one request: at once on a GPU, one after the other on a CPU."""

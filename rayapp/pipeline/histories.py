@@ -1,9 +1,9 @@
 """A bucket's events -> each user's history: sorted, without copies, as aligned lists.
 
-Shapes: E event rows of a bucket.
+Shapes: E event rows and U users of a bucket, R requests.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,12 +17,9 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import EVENT_SCHEMA
-from rayapp.features.sequence import History
-from rayapp.pipeline.search import group_numbers, group_starts
-from rayapp.root.erasure import Tombstones, hide
-from rayapp.root.logs import coded, codes, read_bucket, sort_log
-from rayapp.root.places import EVENTS
-from rayapp.root.publish import Manifest
+from rayapp.features.sequence import History, Ints
+from rayapp.pipeline.search import group_numbers, group_starts, search_in_groups
+from rayapp.root.logs import coded, codes, sort_log
 
 HISTORY_COLUMNS: Final = ("event_hash", "item_id", "action", "timestamp_ms", "received_at_ms", "commit_seq")
 HISTORY_SCHEMA: Final = pa.schema(
@@ -69,9 +66,39 @@ def history_of(events: Any, domain: Domain) -> History:
     )
 
 
-def read_events(root: Path, bucket: int, manifest: Manifest, schema: pa.Schema, erased: Tombstones) -> Bucket:
-    """The events of one bucket, erased rows left out."""
-    return merge([hide(t, erased) for t in read_bucket(root, EVENTS, bucket, manifest, schema)], schema)
+@dataclass(frozen=True, slots=True)
+class UserHistories:
+    """A bucket's events, and where those of each request's user lie."""
+
+    history: History
+    """Sorted by (user, timestamp, event hash)."""
+    user_E: Ints
+    """Number of the user, in the order of the rows."""
+    hash_U: NDArray[np.uint64]
+    """Sorted; `number_U` are the users' numbers."""
+    number_U: Ints
+    start_U: Ints
+    """First row of user number u, and one more for the end."""
+
+    @staticmethod
+    def of(bucket: Bucket, domain: Domain) -> "UserHistories":
+        users = bucket.events["user_id"]
+        starts = group_starts(users)
+        hash_U = hash64_column(users.take(starts)) if len(starts) else np.zeros(0, np.uint64)
+        order = np.argsort(hash_U)
+        history = history_of(bucket.events, domain)
+        return UserHistories(history, bucket.user_E, hash_U[order], order, np.r_[starts, len(history)])
+
+    def ranges(self, user_hash_R: NDArray[np.uint64], timestamp_ms_R: Ints) -> tuple[Ints, Ints]:
+        """Rows `[start, end)` of each request's user that happened before the request."""
+        num_users = len(self.hash_U)
+        if not num_users:
+            return np.zeros(len(user_hash_R), np.int64), np.zeros(len(user_hash_R), np.int64)
+        place_R = np.searchsorted(self.hash_U, user_hash_R).clip(max=num_users - 1)
+        known_R = self.hash_U[place_R] == user_hash_R
+        user_R = np.where(known_R, self.number_U[place_R], num_users)
+        end_R = search_in_groups(self.user_E, self.history.timestamp_ms_E, user_R, timestamp_ms_R, "left")
+        return self.start_U[user_R], end_R
 
 
 def merge(tables: Sequence[pa.Table], schema: pa.Schema) -> Bucket:
@@ -168,18 +195,3 @@ def write_histories(path: Path, histories: pa.Table) -> None:
         write_statistics=False,
         store_schema=False,  # texts by number are how they came, not what the file is
     )
-
-
-def history_task(
-    root: Path, directory: Path, manifest: Manifest, until_ms: int, length: int, domain: Domain, erased: Tombstones
-) -> Callable[[int], dict[str, Any]]:
-    """The task that writes each user's newest `length` actions before `until_ms`, one bucket a number."""
-
-    def task(number: int) -> dict[str, Any]:
-        bucket = read_events(root, number, manifest, EVENT_COLUMNS, erased)
-        bucket = bucket.filter(bucket.events["timestamp_ms"].to_numpy() < until_ms)
-        histories = as_lists(latest(in_sequence(bucket, domain), length))
-        write_histories(directory / f"bucket={number:04d}.parquet", histories)
-        return {"bucket": number, "users": histories.num_rows}
-
-    return task

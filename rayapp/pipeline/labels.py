@@ -3,6 +3,7 @@
 Shapes: R requests, M shown items of all requests, H heads, A actions.
 """
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain, Head
 from rayapp.contracts.hashing import hash64_column
+from rayapp.features.requests import offsets, ragged_places
 from rayapp.pipeline.search import search_in_groups
 
 NONE = -1
@@ -21,30 +23,63 @@ NEVER = np.iinfo(np.int64).max
 
 
 @dataclass(frozen=True, slots=True)
-class Labels:
-    """Labels of all shown items of some requests, end to end."""
+class LabelledRequests:
+    """Request rows, the events that were read with them, and the labels of all shown items, end to end."""
 
+    requests: pa.Table
+    events: pa.Table
     known_ms_MH: NDArray[np.int64]
     """When the server knew of the label: the arrival of the first action that makes it; NEVER where there is none."""
-    offsets: NDArray[np.int64]
+    offset_R: NDArray[np.int64]
     """R + 1 places where each request's items begin."""
 
     def matrix(self) -> NDArray[np.float32]:
         """`label_MH`: 1 where there is one."""
         return np.asarray(self.known_ms_MH != NEVER, np.float32)
 
+    def request_of_item(self) -> NDArray[np.int64]:
+        """`[M]`."""
+        return np.repeat(np.arange(self.requests.num_rows), np.diff(self.offset_R))
 
-def label_items(requests: pa.Table, events: pa.Table, domain: Domain) -> Labels:
-    """Joins actions to what was shown.
+    def between(self, since_ms: int, until_ms: int) -> "LabelledRequests":
+        """The requests of `[since, until)`; all the events."""
+        inside_R = between(self.requests, since_ms, until_ms)
+        if inside_R.all():
+            return self
+        rows = np.flatnonzero(inside_R)
+        return LabelledRequests(
+            self.requests.filter(pa.array(inside_R)),
+            self.events,
+            self.known_ms_MH[ragged_places(self.offset_R, rows)],
+            offsets(np.diff(self.offset_R)[rows]),
+        )
+
+
+def between(table: pa.Table, since_ms: int, until_ms: int) -> NDArray[np.bool_]:
+    """Which rows of a log are of `[since, until)`."""
+    time = table["timestamp_ms"].to_numpy()
+    return np.asarray((time >= since_ms) & (time < until_ms))
+
+
+def label_requests(
+    requests: pa.Table, events: pa.Table, domain: Domain, span_ms: tuple[int, int] | None = None
+) -> LabelledRequests:
+    """Joins actions to what was shown; only the requests of a span `[since, until)` are kept, all without one.
 
     An action that names a request counts for that request's item, if it is the same user's. One that names none counts
     for the latest list that showed the item to its user. Either way within the attribution time. For the second rule
-    `requests` must hold later lists too, up to the attribution time behind those that are asked for. Labels that a
-    source carries are known when the attribution time is over.
+    `requests` must hold later lists too, up to the attribution time behind the span: they compete for such actions.
+    Labels that a source carries are known when the attribution time is over.
     """
+    if span_ms is not None:
+        since_ms, until_ms = span_ms
+        near = since_ms, until_ms + domain.attribution_ms
+        answers = events.filter(pa.array(between(events, *near)))
+        near_requests = requests.filter(pa.array(between(requests, *near)))
+        labelled = label_requests(near_requests, answers, domain)
+        return dataclasses.replace(labelled.between(since_ms, until_ms), events=events)
     item_lists = requests["item_ids"].combine_chunks()
     size_R = pc.list_value_length(item_lists).to_numpy(zero_copy_only=False)
-    offsets = np.r_[0, np.cumsum(size_R)].astype(np.int64)
     request_M = np.repeat(np.arange(requests.num_rows), size_R)
     shown = pd.DataFrame(
         {
@@ -67,7 +102,7 @@ def label_items(requests: pa.Table, events: pa.Table, domain: Domain) -> Labels:
         mature_ms_M = shown["time"].to_numpy()[given_M] + domain.attribution_ms
         positive = _given(requests.filter(pa.array(given_R)), len(domain.heads)) > 0
         known_MH[given_M] = np.where(positive, mature_ms_M[:, None], NEVER)
-    return Labels(known_MH, offsets)
+    return LabelledRequests(requests, events, known_MH, offsets(size_R.astype(np.int64)))
 
 
 def _given(requests: pa.Table, num_heads: int) -> NDArray[np.float32]:

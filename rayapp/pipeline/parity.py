@@ -6,6 +6,7 @@ function that training uses, the bytes must be the same: otherwise models are tr
 Shapes: E events and R requests of a bucket.
 """
 
+import dataclasses
 import json
 from collections import Counter
 from dataclasses import asdict, dataclass
@@ -15,16 +16,14 @@ from typing import Any, Final
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain, model_config_from_json
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import REQUEST_SCHEMA
-from rayapp.features.sequence import History, Ints, Sequences, at_request, point_in_time
+from rayapp.features.sequence import History, Sequences, at_request, point_in_time
 from rayapp.pipeline.export import exported
-from rayapp.pipeline.histories import EVENT_COLUMNS, history_of
+from rayapp.pipeline.histories import EVENT_COLUMNS, UserHistories
 from rayapp.pipeline.log_view import LogView
-from rayapp.pipeline.search import search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.erasure import erased_rows
 from rayapp.root.facts import read_root
@@ -115,7 +114,7 @@ def _compare(
     domain: Domain,
     lengths: dict[str, int],
 ) -> dict[str, Any]:
-    requests = view.requests(bucket, COLUMNS, with_erased=True)  # they are counted apart
+    requests = dataclasses.replace(view, erased={}).requests(bucket, COLUMNS)  # those of erased users are counted apart
     for bound, keep in zip(span_ms, (pc.greater_equal, pc.less), strict=True):
         if bound is not None:
             requests = requests.filter(keep(requests["timestamp_ms"], bound))
@@ -135,8 +134,7 @@ def _compare(
     requests = without(requests, "whose events are not exported yet", pc.greater(requests["watermark"], cursor))
     equal, mismatches = 0, list[Mismatch]()
     if requests.num_rows:
-        bucket_events = view.events(bucket, EVENT_COLUMNS).events
-        users = _Users.of(bucket_events, domain)
+        users = UserHistories.of(view.events(bucket, EVENT_COLUMNS), domain)
         for version in pc.unique(requests["model_version"]).to_pylist():
             some = requests.filter(pc.equal(requests["model_version"], version))
             matches, found = _compare_model(users, some, version, lengths[version], domain)
@@ -150,42 +148,8 @@ def _compare(
     }
 
 
-@dataclass(frozen=True, slots=True)
-class _Users:
-    """A bucket's events, sorted by (user, time), and where each user's begin."""
-
-    history: History
-    hash_U: NDArray[np.uint64]
-    """Sorted."""
-    order_U: Ints
-    """Number of the user in the events, for each of `hash_U`."""
-    user_E: Ints
-    starts_U: Ints
-
-    @staticmethod
-    def of(events: pa.Table, domain: Domain) -> "_Users":
-        user_hash_E = hash64_column(events["user_id"])
-        history = history_of(events, domain)
-        new_E = np.r_[True, user_hash_E[1:] != user_hash_E[:-1]][: len(user_hash_E)]
-        starts = np.flatnonzero(new_E)
-        order = np.argsort(user_hash_E[starts])
-        return _Users(history, user_hash_E[starts][order], order, np.cumsum(new_E) - 1, starts)
-
-    def ranges(self, user_hash_R: NDArray[np.uint64], timestamp_ms_R: Ints) -> tuple[Ints, Ints]:
-        """`[start, end)` of each request's events before it; empty for a user without events."""
-        if not len(self.hash_U):
-            nothing = np.zeros(len(user_hash_R), np.int64)
-            return nothing, nothing
-        place_R = np.minimum(np.searchsorted(self.hash_U, user_hash_R), len(self.hash_U) - 1)
-        known_R = self.hash_U[place_R] == user_hash_R
-        user_R = self.order_U[place_R]
-        start_R = self.starts_U[user_R]
-        end_R = search_in_groups(self.user_E, self.history.timestamp_ms_E, user_R, timestamp_ms_R, "left")
-        return np.where(known_R, start_R, 0), np.where(known_R, end_R, 0)
-
-
 def _compare_model(
-    users: _Users, requests: pa.Table, version: str, length: int, domain: Domain
+    users: UserHistories, requests: pa.Table, version: str, length: int, domain: Domain
 ) -> tuple[int, list[Mismatch]]:
     timestamp_ms_R = requests["timestamp_ms"].to_numpy()
     watermark_R = requests["watermark"].to_numpy()

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import DAY_MS, Domain, day_name
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import request_schema
-from rayapp.pipeline.labels import label_items
+from rayapp.pipeline.labels import LabelledRequests
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.facts import read_root
@@ -51,8 +51,8 @@ def build_rates(root: Path, since_ms: int, until_ms: int, domain: Domain, told: 
 
     def task(bucket: int) -> dict[str, Any]:
         schema = request_schema(domain.context_attributes)
-        requests, events = view.requests(bucket, schema), view.events(bucket).events
-        for name, table in zip(("users", "items"), count_bucket(requests, events, days, domain), strict=True):
+        counted = count_bucket(view.labelled(bucket, schema, domain), days, domain)
+        for name, table in zip(("users", "items"), counted, strict=True):
             pq.write_table(table, staging / f"{name}-{bucket:04d}.parquet", compression="zstd")
         return {}
 
@@ -94,15 +94,12 @@ def _up_to(counted: pd.DataFrame, key: str, day: int, counts: Sequence[str]) -> 
     return pa.table(columns | {name: known[name].to_numpy(np.int64) for name in counts})
 
 
-def count_bucket(
-    requests: pa.Table, events: pa.Table, days: Sequence[int], domain: Domain
-) -> tuple[pa.Table, pa.Table]:
+def count_bucket(labelled: LabelledRequests, days: Sequence[int], domain: Domain) -> tuple[pa.Table, pa.Table]:
     """Counts of a bucket's users and of the items shown to them, by the first of `days` that knew of them.
 
     Pure. What no day of `days` knew of is left out.
     """
-    labels = label_items(requests, events, domain)
-    request_M = np.repeat(np.arange(requests.num_rows), np.diff(labels.offsets))
+    requests, request_M = labelled.requests, labelled.request_of_item()
     mature_M = requests["timestamp_ms"].to_numpy()[request_M] + domain.attribution_ms
     users = requests["user_id"].take(pa.array(request_M))
     items = pc.list_flatten(requests["item_ids"])
@@ -115,7 +112,7 @@ def count_bucket(
     frames = []
     known_at = {"impressions": mature_M}
     for h, head in enumerate(domain.head_names):
-        known_at[head] = np.maximum(mature_M, labels.known_ms_MH[:, h])  # NEVER stays NEVER
+        known_at[head] = np.maximum(mature_M, labelled.known_ms_MH[:, h])  # NEVER stays NEVER
     for name, known_ms_M in known_at.items():
         day_M = first_day(known_ms_M)
         rows = np.flatnonzero(day_M >= 0)

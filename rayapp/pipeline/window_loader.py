@@ -4,14 +4,14 @@ Batch k is a function of (seed, epoch, k) and a rank takes every world-th reques
 sees the same batches, each takes as many steps as the others, and a resumed run goes on where it stopped: its place is
 (epoch, k).
 
-Shapes: B requests, C candidates (padded), L history rows (newest first), H heads, E history rows of a bucket,
-K rate features.
+Shapes: R requests of a bucket, B of a batch, N candidates of all of either, L history rows (newest first), H heads,
+E history rows of a bucket, K rate features.
 """
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,8 +21,8 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain, day_name
 from rayapp.contracts.hashing import hash64_column
-from rayapp.features.requests import Requests
-from rayapp.features.sequence import History, point_in_time
+from rayapp.features.requests import Requests, offsets
+from rayapp.features.sequence import NO_WATERMARK, History, Sequences, point_in_time
 from rayapp.pipeline.histories import HISTORY_COLUMNS, history_of
 from rayapp.root.places import WINDOWS
 from rayapp.root.publish import PublishError, read_manifest
@@ -40,8 +40,7 @@ class RequestBatch:
 
     request_id_B: NDArray[np.object_]
     requests: Requests
-    label_BCH: NDArray[np.float32]
-    valid_BC: NDArray[np.bool_]
+    label_NH: NDArray[np.float32]
 
     def __len__(self) -> int:
         return len(self.request_id_B)
@@ -54,17 +53,28 @@ class _Bucket:
     history: History
     request_id_R: NDArray[np.object_]
     request_hash_R: NDArray[np.uint64]
-    user_hash_R: NDArray[np.uint64]
-    user_rate_RK: NDArray[np.float32]
-    context: pa.Table
-    timestamp_ms_R: NDArray[np.int64]
+    requests: Requests
+    """Their sequences are not cut yet."""
     watermark_R: NDArray[np.int64]
     start_R: NDArray[np.int64]
     end_R: NDArray[np.int64]
-    offset_R: NDArray[np.int64]  # R + 1 offsets into the candidates
-    candidate_hash_N: NDArray[np.uint64]
-    item_rate_NK: NDArray[np.float32]
     label_NH: NDArray[np.float32]
+
+    @staticmethod
+    def concatenate(buckets: "list[_Bucket]") -> "_Bucket":
+        if len(buckets) == 1:
+            return buckets[0]
+        first_row = offsets(np.array([len(b.history) for b in buckets]))
+        return _Bucket(
+            History.concatenate([b.history for b in buckets]),
+            np.concatenate([b.request_id_R for b in buckets]),
+            np.concatenate([b.request_hash_R for b in buckets]),
+            Requests.concatenate([b.requests for b in buckets]),
+            np.concatenate([b.watermark_R for b in buckets]),
+            np.concatenate([b.start_R + row for b, row in zip(buckets, first_row, strict=False)]),
+            np.concatenate([b.end_R + row for b, row in zip(buckets, first_row, strict=False)]),
+            np.concatenate([b.label_NH for b in buckets]),
+        )
 
 
 class WindowReader:
@@ -135,7 +145,7 @@ class WindowReader:
             if k + count <= first:
                 k += count
                 continue
-            bucket = _concatenate([self._load(*b[:2]) for b in group])
+            bucket = _Bucket.concatenate([self._load(*b[:2]) for b in group])
             order = np.random.default_rng([seed, epoch, number]).permutation(size)
             if size < world:
                 raise PublishError(
@@ -174,26 +184,29 @@ class WindowReader:
         requests = pq.read_table(directory / "requests" / file, partitioning=None)
         items = requests["item_ids"].combine_chunks()
         labels = pc.list_flatten(requests["labels"]).to_numpy()
-        offsets = items.offsets.to_numpy().astype(np.int64)
-        offsets -= offsets[0]
+        offset_R = items.offsets.to_numpy().astype(np.int64)
+        offset_R -= offset_R[0]
         user_hash_R = hash64_column(requests["user_id"])
         candidate_hash_N = hash64_column(pc.list_flatten(items))
         time_R = requests["timestamp_ms"].to_numpy()
-        user_rate_RK, item_rate_NK = self._past_rates(bucket, time_R, user_hash_R, candidate_hash_N, offsets)
+        user_rate_RK, item_rate_NK = self._past_rates(bucket, time_R, user_hash_R, candidate_hash_N, offset_R)
         return _Bucket(
             history,
             requests["request_id"].to_numpy(zero_copy_only=False),
             hash64_column(requests["request_id"]),
-            user_hash_R,
-            user_rate_RK,
-            requests.select(["timestamp_ms", *(a.name for a in self.domain.context_attributes)]),
-            time_R,
-            pc.fill_null(requests["watermark"], -1).to_numpy(),
+            Requests(
+                user_hash_R,
+                time_R,
+                requests.select(["timestamp_ms", *(a.name for a in self.domain.context_attributes)]),
+                Sequences.not_cut(requests.num_rows),
+                offset_R,
+                candidate_hash_N,
+                user_rate_RK,
+                item_rate_NK,
+            ),
+            pc.fill_null(requests["watermark"], NO_WATERMARK).to_numpy(),
             requests["start"].to_numpy(),
             requests["end"].to_numpy(),
-            offsets,
-            candidate_hash_N,
-            item_rate_NK,
             labels.reshape(-1, len(self.domain.heads)),
         )
 
@@ -222,20 +235,6 @@ class WindowReader:
             item_NK[day_N == day_ms] = self._items_of_day[day].features(candidate_hash_N[day_N == day_ms])
         return user_RK, item_NK
 
-    def _candidates(
-        self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, thinned: bool
-    ) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-        """Where in the bucket's candidates those of each request stand, `[B, C]`, and which places are real."""
-        at_BC, valid_BC = _positions(bucket.offset_R[rows], bucket.offset_R[rows + 1] - bucket.offset_R[rows])
-        if not thinned:
-            return at_BC, valid_BC
-        with np.errstate(over="ignore"):
-            key_BC = bucket.request_hash_R[rows][:, None] + bucket.candidate_hash_N[at_BC]
-        drawn_BC = _uniform(key_BC, seed, epoch, NEGATIVES) < self.negative_rate
-        keep_BC = valid_BC & (drawn_BC | bucket.label_NH[at_BC].any(axis=2))
-        order_BC = np.argsort(~keep_BC, axis=1, kind="stable")[:, : keep_BC.sum(axis=1).max(initial=1)]
-        return np.take_along_axis(at_BC, order_BC, axis=1), np.take_along_axis(keep_BC, order_BC, axis=1)
-
     def _collate(
         self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, training: bool
     ) -> RequestBatch:
@@ -246,68 +245,24 @@ class WindowReader:
             bucket.history,
             bucket.start_R[rows],
             bucket.end_R[rows],
-            timestamp_ms_R=bucket.timestamp_ms_R[rows],
+            timestamp_ms_R=bucket.requests.timestamp_ms_R[rows],
             watermark_R=bucket.watermark_R[rows],
             mask_ms_R=mask_ms,
             length=self.history_length,
             vocabulary=self.domain.vocabulary,
         )
-        at_BC, valid_BC = self._candidates(bucket, rows, seed, epoch, thinned=training and self.negative_rate < 1)
-        requests = Requests(
-            bucket.user_hash_R[rows],
-            bucket.timestamp_ms_R[rows],
-            bucket.context.take(pa.array(rows)),
-            sequences,
-            np.where(valid_BC, bucket.candidate_hash_N[at_BC], 0).astype(np.uint64),
-            bucket.user_rate_RK[rows],
-            np.where(valid_BC[:, :, None], bucket.item_rate_NK[at_BC], 0.0).astype(np.float32),
-        )
-        return RequestBatch(
-            bucket.request_id_R[rows],
-            requests,
-            np.where(valid_BC[:, :, None], bucket.label_NH[at_BC], 0.0).astype(np.float32),
-            valid_BC,
-        )
-
-
-def _positions(start_B: NDArray[np.int64], size_B: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
-    """`(start + 0, start + 1, …` padded with 0`, which are real)`."""
-    column_C = np.arange(size_B.max(initial=1))
-    valid_BC = column_C < size_B[:, None]
-    return np.where(valid_BC, start_B[:, None] + column_C, 0), valid_BC
+        requests = dataclasses.replace(bucket.requests.take(rows), sequences=sequences)
+        label_NH = bucket.label_NH[bucket.requests.places(rows)]
+        if training and self.negative_rate < 1:
+            with np.errstate(over="ignore"):
+                key_N = np.repeat(bucket.request_hash_R[rows], requests.sizes) + requests.candidate_hash_N
+            keep_N = label_NH.any(axis=1) | (_uniform(key_N, seed, epoch, NEGATIVES) < self.negative_rate)
+            requests, label_NH = requests.with_candidates(keep_N), label_NH[keep_N]
+        return RequestBatch(bucket.request_id_R[rows], requests, label_NH)
 
 
 def _flat_history(table: pa.Table) -> dict[str, pa.Array]:
     return {name: pc.list_flatten(table[name]).combine_chunks() for name in HISTORY_COLUMNS}
-
-
-def _concatenate(buckets: list[_Bucket]) -> _Bucket:
-    if len(buckets) == 1:
-        return buckets[0]
-    history_base = np.cumsum([0, *(len(b.history) for b in buckets)])
-    candidate_base = np.cumsum([0, *(len(b.candidate_hash_N) for b in buckets)])
-
-    def join(name: str) -> NDArray[Any]:
-        return np.concatenate([getattr(b, name) for b in buckets])
-
-    return _Bucket(
-        History.concatenate([b.history for b in buckets]),
-        join("request_id_R"),
-        join("request_hash_R"),
-        join("user_hash_R"),
-        join("user_rate_RK"),
-        pa.concat_tables([b.context for b in buckets]).combine_chunks(),
-        join("timestamp_ms_R"),
-        join("watermark_R"),
-        np.concatenate([b.start_R + base for b, base in zip(buckets, history_base, strict=False)]),
-        np.concatenate([b.end_R + base for b, base in zip(buckets, history_base, strict=False)]),
-        np.concatenate(
-            [*(b.offset_R[:-1] + base for b, base in zip(buckets, candidate_base, strict=False)), candidate_base[-1:]]
-        ),
-        join("candidate_hash_N"),
-        join("item_rate_NK"),
-        join("label_NH"),
-    )
 
 
 def _uniform(request_hash: NDArray[np.uint64], seed: int, epoch: int, purpose: int) -> NDArray[np.float64]:

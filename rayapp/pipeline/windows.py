@@ -15,11 +15,11 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain, day_name
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import attribute_fields, fingerprint, request_schema
+from rayapp.features.sequence import Ints
 from rayapp.pipeline.histories import (
     HISTORY_SCHEMA,
     Bucket,
@@ -30,7 +30,7 @@ from rayapp.pipeline.histories import (
     same_millisecond,
     write_histories,
 )
-from rayapp.pipeline.labels import label_items
+from rayapp.pipeline.labels import between, label_requests
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
@@ -38,8 +38,6 @@ from rayapp.root.facts import read_root
 from rayapp.root.logs import sort_log
 from rayapp.root.places import WINDOWS
 from rayapp.root.publish import Manifest, PublishError, publish_directory
-
-Ints = NDArray[np.int64]
 
 
 def window_request_schema(domain: Domain) -> pa.Schema:
@@ -96,7 +94,7 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
     def write(directory: Path) -> Manifest:
         def task(bucket: int) -> dict[str, Any]:
             shown = view.requests(bucket, request_schema(domain.context_attributes))
-            if not _between(shown, window.since_ms, window.until_ms).any():
+            if not between(shown, window.since_ms, window.until_ms).any():
                 return {"bucket": bucket, "users": 0, "events": 0, "requests": 0}
             pair = build_bucket(view.events(bucket), shown, window, domain)
             return _write_pair(directory, bucket, *pair)
@@ -130,33 +128,20 @@ def _write_pair(directory: Path, bucket: int, histories: pa.Table, cut: pa.Table
     return {"bucket": bucket, "users": histories.num_rows, "events": num_events, "requests": cut.num_rows}
 
 
-def _between(table: pa.Table, since_ms: int, until_ms: int) -> NDArray[np.bool_]:
-    time = table["timestamp_ms"].to_numpy()
-    return np.asarray((time >= since_ms) & (time < until_ms))
-
-
 def build_bucket(bucket: Bucket, requests: pa.Table, window: Window, domain: Domain) -> tuple[pa.Table, pa.Table]:
     """The pair of one bucket. Pure: tables in, tables out. `requests` may reach beyond the window."""
-    # Lists behind the window compete for the actions that name no request.
-    requests = requests.filter(pa.array(_between(requests, window.since_ms, window.until_ms + domain.attribution_ms)))
-    requests = sort_log(requests)
-    time_E = bucket.events["timestamp_ms"].to_numpy()
-    answers = bucket.events.filter(
-        pa.array((time_E >= window.since_ms) & (time_E < window.until_ms + domain.attribution_ms))
-    )
-    labels = label_items(requests, answers, domain)
-    inside = _between(requests, window.since_ms, window.until_ms)
-    size_R = np.diff(labels.offsets)
-    label_MH = labels.matrix()[np.repeat(inside, size_R)]
-    ends = np.r_[0, np.cumsum(size_R[inside])] * len(domain.heads)
-    requests = requests.filter(pa.array(inside))
+    span_ms = window.since_ms, window.until_ms
+    labelled = label_requests(sort_log(requests), bucket.events, domain, span_ms)
+    requests, time_E = labelled.requests, bucket.events["timestamp_ms"].to_numpy()
     asked = np.isin(hash64_column(bucket.events["user_id"]), hash64_column(pc.unique(requests["user_id"])))
     history = in_sequence(bucket.filter((time_E < window.until_ms) & asked), domain)
     history = _keep_recent(history, requests, window, domain.time_mask_ms)
     start_R, end_R = _ranges(history, requests, window.history_length, domain.time_mask_ms)
     schema = window_request_schema(domain)
     made = {
-        "labels": pa.LargeListArray.from_arrays(pa.array(ends.astype(np.int64)), pa.array(label_MH.ravel())),
+        "labels": pa.LargeListArray.from_arrays(
+            pa.array(labelled.offset_R * len(domain.heads)), pa.array(labelled.matrix().ravel())
+        ),
         "start": pa.array(start_R),
         "end": pa.array(end_R),
     }

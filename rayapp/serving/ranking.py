@@ -1,6 +1,6 @@
 """Ranking calls, as every replica answers them: cut the sequence, look up the rates, score; alone or several at once.
 
-Shapes: C candidates.
+Shapes: C candidates, K rate features.
 """
 
 from collections.abc import Callable, Sequence
@@ -64,26 +64,20 @@ def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankC
         vocabulary=domain.vocabulary,
     )
     candidate_hash_C = np.fromiter((hash64(i) for i in call.item_ids), np.uint64, len(call.item_ids))
-    user_rate_R, item_rate_CR, day = rates.features(call.user_id, candidate_hash_C)
-    request = Requests(
-        np.array([hash64(call.user_id)], np.uint64),
-        np.array([call.timestamp_ms]),
-        context_row(domain.context_attributes, call.timestamp_ms, call.context),
-        sequences,
-        candidate_hash_C[None],
-        user_rate_R[None],
-        item_rate_CR[None],
+    user_rate_K, item_rate_CK, day = rates.features(call.user_id, candidate_hash_C)
+    context = context_row(domain.context_attributes, call.timestamp_ms, call.context)
+    request = Requests.of_one(
+        hash64(call.user_id), call.timestamp_ms, context, sequences, candidate_hash_C, user_rate_K, item_rate_CK
     )
     return request, day
 
 
 def _ranking(model: LoadedModel, request: Requests, day: str | None, scores: Scores) -> Ranking:
-    probability_CH, known_C = scores
     return Ranking(
         model.version,
-        probability_CH,
-        known_C,
-        model.table.vectors_NE[model.table.rows_of(request.candidate_hash_BC[0])].astype(np.float16),
+        scores.probability_CH,
+        scores.known,
+        model.table.vectors_NE[scores.row_C].astype(np.float16),
         int(request.sequences.length_R[0]),
         request.sequences.hash_of(0),
         model.table.name,

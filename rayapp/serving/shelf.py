@@ -11,9 +11,7 @@ import pyarrow as pa
 import torch
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.schema import FIRST_ACTION_ID
-from rayapp.features.requests import Requests, context_row
-from rayapp.features.sequence import Sequences
+from rayapp.features.requests import Requests, full_request
 from rayapp.model.inputs import UserTable
 from rayapp.model.item_table import ItemTable
 from rayapp.registry.aliases import CHAMPION, read_aliases
@@ -145,7 +143,8 @@ class ModelShelf:
     def _load(self, version: str, held: dict[str, LoadedModel]) -> LoadedModel:
         model = load_model(self._root, version, self._domain)
         # A first call costs half a second of set-up inside PyTorch; nobody's request should pay it.
-        request = _full_request(model.config.history_length, self._domain)
+        unknown = [np.zeros(size, np.uint64) for size in (model.config.history_length, WARM_UP_CANDIDATES)]
+        request = full_request(self._domain.context_attributes, len(self._domain.heads) + 1, *unknown)
         model.scorer.score(request)
         if self._device is not None:
             model = _on(self._device, model, request)
@@ -182,23 +181,3 @@ def _on(device: torch.device, model: LoadedModel, request: Requests) -> LoadedMo
     except torch.OutOfMemoryError as error:
         raise PublishError(f"model {model.version} does not fit the GPU beside those it holds ({error})") from None
     return dataclasses.replace(model, scorer=scorer)
-
-
-def _full_request(length: int, domain: Domain) -> Requests:
-    """A request with as many actions as the model reads, for the first call."""
-    sequences = Sequences(
-        np.full((1, length), FIRST_ACTION_ID, np.uint8),
-        np.zeros((1, length), np.uint64),
-        np.zeros((1, length), np.int64),
-        np.array([length]),
-    )
-    width, zero = len(domain.heads) + 1, np.zeros(1, np.uint64)
-    return Requests(
-        zero,
-        np.zeros(1, np.int64),
-        context_row(domain.context_attributes, 0, {}),
-        sequences,
-        np.zeros((1, WARM_UP_CANDIDATES), np.uint64),
-        np.zeros((1, width), np.float32),
-        np.zeros((1, WARM_UP_CANDIDATES, width), np.float32),
-    )

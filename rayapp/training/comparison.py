@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.features.segments import SEGMENTS
-from rayapp.training.evaluate import METRICS, Window, measures
+from rayapp.training.evaluate import METRICS, EvaluationSet, measures
 
 DRAWS: Final = 200
 LEVEL: Final = 0.95
@@ -66,7 +66,7 @@ class Row:
 
 
 def compare(
-    window: Window,
+    window: EvaluationSet,
     logits: Mapping[str, Sequence[Logits]],
     domain: Domain,
     *,

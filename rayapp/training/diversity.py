@@ -14,7 +14,7 @@ from rayapp.features.attributes import ABSENT, AttributeEncoder
 from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.pipeline.window_loader import WindowReader
-from rayapp.training.evaluate import BATCH_REQUESTS, Window, feed_score, padded
+from rayapp.training.evaluate import EvaluationSet, feed_score, of_candidates
 
 TOP = 3
 
@@ -25,11 +25,11 @@ def candidate_categories(table: ItemTable, domain: Domain, root: Path, name: str
     category_NW, _ = AttributeEncoder.fit(rows, domain.attributes).encode(rows)
     category_NW = np.pad(category_NW, [(1, 0), (0, 0)])
     reader = WindowReader(root, [name], domain, 1, rates=False)
-    return padded([category_NW[table.rows_of(b.requests.candidate_hash_BC)] for b in reader.in_order(BATCH_REQUESTS)])
+    return of_candidates(reader, lambda requests: category_NW[table.rows_of(requests.candidate_hash_N)])
 
 
 def categories_in_top(
-    window: Window, logit_RCH: NDArray[np.float32], category_RCW: NDArray[np.int32], domain: Domain
+    window: EvaluationSet, logit_RCH: NDArray[np.float32], category_RCW: NDArray[np.int32], domain: Domain
 ) -> float:
     """Mean number of different categories among the TOP items by feed score, over requests of more items than that."""
     score_RC = feed_score(torch.sigmoid(torch.from_numpy(logit_RCH)).numpy(), domain)

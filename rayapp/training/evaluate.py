@@ -1,7 +1,7 @@
 """Scores a window and reports what the paper reports: HIT@3 per head per request; beside it AUC, AUC within requests,
 normalised entropy and calibration, for everyone and by how active the user was.
 
-Shapes: R requests, C candidates (padded), H heads, K weightings of users.
+Shapes: R requests, C candidates (padded), N candidates of some requests, H heads, K weightings of users.
 """
 
 from collections.abc import Callable
@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
+from rayapp.features.requests import Requests, pad, valid_places
 from rayapp.features.segments import CORE_ACTIONS, SEGMENTS
 from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
@@ -28,8 +29,9 @@ Report = dict[str, dict[str, float]]
 
 
 @dataclass(frozen=True, slots=True)
-class Window:
-    """What is scored: the same for every model that is compared. Padded candidates are False in `valid_RC`."""
+class EvaluationSet:
+    """A window's requests as they are judged: the same for every model that is compared. Padded candidates are False in
+    `valid_RC`."""
 
     label_RCH: NDArray[np.float32]
     valid_RC: NDArray[np.bool_]
@@ -44,13 +46,14 @@ class Window:
         return np.asarray((self.activity_R >= low) & (self.activity_R < high))
 
 
-def read_window(root: Path, name: str, domain: Domain) -> Window:
+def read_window(root: Path, name: str, domain: Domain) -> EvaluationSet:
     """Labels, users and activity of a window's requests, in the reader's order."""
     batches = list(WindowReader(root, [name], domain, CORE_ACTIONS, rates=False).in_order(BATCH_REQUESTS))
-    return Window(
-        padded([b.label_BCH for b in batches]),
-        padded([b.valid_BC for b in batches]),
-        np.concatenate([b.requests.user_hash_B for b in batches]),
+    size_R = np.concatenate([b.requests.sizes for b in batches])
+    return EvaluationSet(
+        pad(np.concatenate([b.label_NH for b in batches]), size_R),
+        valid_places(size_R),
+        np.concatenate([b.requests.user_hash_R for b in batches]),
         np.concatenate([b.requests.sequences.length_R for b in batches]),
         np.concatenate([b.request_id_B for b in batches]),
     )
@@ -58,36 +61,34 @@ def read_window(root: Path, name: str, domain: Domain) -> Window:
 
 def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
     """Calibrated logits `[R, C, H]` of every candidate of every request."""
-    length = scorer.history_length
-    return padded(
-        [
-            scorer.logits(batch.requests).float().cpu().numpy()
-            for batch in WindowReader(root, [name], domain, length).in_order(BATCH_REQUESTS)
-        ]
-    )
+    reader = WindowReader(root, [name], domain, scorer.history_length)
+    return of_candidates(reader, lambda requests: scorer.logits(requests).float().cpu().numpy())
 
 
 def score_popularity(table: ItemTable, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
     """The comparison without any model: `popularity_logits` of the likes before the test window."""
     most = int(table.likes_N.max())
     reader = WindowReader(root, [name], domain, 1, rates=False)
-    batches = (table.likes_N[table.rows_of(b.requests.candidate_hash_BC)] for b in reader.in_order(BATCH_REQUESTS))
-    return padded([popularity_logits(likes_BC, most, domain) for likes_BC in batches])
+
+    def logits(requests: Requests) -> NDArray[np.float32]:
+        return popularity_logits(table.likes_N[table.rows_of(requests.candidate_hash_N)], most, domain)
+
+    return of_candidates(reader, logits)
 
 
-def popularity_logits(likes_BC: NDArray[np.int64], most: int, domain: Domain) -> NDArray[np.float32]:
-    """`[B, C, H]`: a head's log-odds are those of the item's share of `most` likes; a negative head's are their
+def popularity_logits(likes_N: NDArray[np.int64], most: int, domain: Domain) -> NDArray[np.float32]:
+    """`[N, H]`: a head's log-odds are those of the item's share of `most` likes; a negative head's are their
     opposite, so that the feed score puts the liked first whatever the utilities are."""
-    share_BC = (likes_BC + 0.5) / (max(most, 1) + 1.5)
-    log_odds_BC = np.log(share_BC / (1 - share_BC)).astype(np.float32)
+    share_N = (likes_N + 0.5) / (max(most, 1) + 1.5)
+    log_odds_N = np.log(share_N / (1 - share_N)).astype(np.float32)
     sign_H = np.where(np.array(domain.utilities) < 0, -1, 1).astype(np.float32)
-    return np.asarray(log_odds_BC[:, :, None] * sign_H, np.float32)
+    return np.asarray(log_odds_N[:, None] * sign_H, np.float32)
 
 
-def padded(parts: list[NDArray[Any]]) -> NDArray[Any]:
-    """Concatenates batches of `[B, C, ...]` with different C."""
-    width = max(part.shape[1] for part in parts)
-    return np.concatenate([np.pad(p, [(0, 0), (0, width - p.shape[1])] + [(0, 0)] * (p.ndim - 2)) for p in parts])
+def of_candidates(reader: WindowReader, values: Callable[[Requests], NDArray[Any]]) -> NDArray[Any]:
+    """`values` `[N, ...]` of some requests, for all requests that the reader has, padded: `[R, C, ...]`."""
+    parts = [(batch.requests.sizes, values(batch.requests)) for batch in reader.in_order(BATCH_REQUESTS)]
+    return pad(np.concatenate([value_N for _, value_N in parts]), np.concatenate([size_B for size_B, _ in parts]))
 
 
 def feed_score(probability_RCH: NDArray[np.float32], domain: Domain) -> NDArray[np.float32]:
@@ -96,7 +97,7 @@ def feed_score(probability_RCH: NDArray[np.float32], domain: Domain) -> NDArray[
     return score
 
 
-def report(window: Window, logit_RCH: NDArray[np.float32], domain: Domain) -> Report:
+def report(window: EvaluationSet, logit_RCH: NDArray[np.float32], domain: Domain) -> Report:
     """Head -> metric -> value, over all requests. NaN where a metric is not defined."""
     rows = {}
     for h, head in enumerate(domain.head_names):
@@ -109,7 +110,7 @@ Measure = Callable[[NDArray[np.float64] | None], NDArray[np.float64]]
 
 
 def measures(
-    window: Window, logit_RCH: NDArray[np.float32], domain: Domain, h: int, segment: str = "all"
+    window: EvaluationSet, logit_RCH: NDArray[np.float32], domain: Domain, h: int, segment: str = "all"
 ) -> dict[str, Measure]:
     """Metric -> a function from weights of requests `[K, R of the segment]` to values `[K]`.
 

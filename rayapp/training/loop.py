@@ -140,8 +140,8 @@ class Loop:
                 world=self._world,
             )
             self._model.train()
-            for requests in batches:
-                now = self.step(requests)
+            for batch in batches:
+                now = self.step(batch)
                 sums += now[:2]
                 position.step, position.batch = position.step + 1, position.batch + 1
                 position.examples += int(now[1])
@@ -165,19 +165,19 @@ class Loop:
         checkpoint()
         self._saved = time.monotonic()
 
-    def step(self, requests: RequestBatch) -> Tensor:
+    def step(self, batch: RequestBatch) -> Tensor:
         """One optimizer step; `(sum of the loss, examples, whether rank 0 wants a checkpoint)` over all workers."""
         position, settings = self.position, self._settings
         torch.manual_seed(hash((settings.seed, position.step, self._rank)) & 0x7FFF_FFFF)  # ints: no process salts them
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate(position.step, self.num_steps, settings.learning_rate, settings.warmup_steps)
-        loss, examples = self.loss(requests, self._model)
+        loss, examples = self.loss(batch, self._model)
         due = self._rank == 0 and time.monotonic() - self._saved > CHECKPOINT_EVERY_S
         sums = self._total(torch.stack([loss.detach(), *loss.new_tensor([examples, due])]))
         if not math.isfinite(float(sums[0])):
             where = f"step {position.step} (epoch {position.epoch}, batch {position.batch}, seed {settings.seed})"
             raise TrainingError(
-                f"the loss is {float(sums[0])} at {where}; its first request is {requests.request_id_B[0]!r}"
+                f"the loss is {float(sums[0])} at {where}; its first request is {batch.request_id_B[0]!r}"
             )
         self._optimizer.zero_grad(set_to_none=True)
         # DDP averages the workers' gradients; the mean over the examples of all of them is wanted.
@@ -186,16 +186,17 @@ class Loop:
         self._optimizer.step()
         return sums.cpu()
 
-    def loss(self, requests: RequestBatch, model: nn.Module) -> tuple[Tensor, int]:
+    def loss(self, batch: RequestBatch, model: nn.Module) -> tuple[Tensor, int]:
         """`(weighted sum over the examples, examples)` of this worker's share of a batch."""
-        valid_BC = torch.from_numpy(requests.valid_BC).to(self._device)
-        label_BCH = torch.from_numpy(requests.label_BCH).to(self._device)
-        user_B = self.inputs.users.rows_of(requests.requests.user_hash_B, requests.requests.timestamp_ms_B)
+        requests = batch.requests
+        valid_BC = torch.from_numpy(requests.valid()).to(self._device)
+        label_BCH = torch.from_numpy(requests.pad(batch.label_NH)).to(self._device)
+        user_B = self.inputs.users.rows_of(requests.user_hash_R, requests.timestamp_ms_R)
         weight_B = torch.from_numpy(self._weight_U[user_B]).to(self._device)
         with torch.autocast("cuda", torch.bfloat16, enabled=self._device.type == "cuda"):
-            logits_BCH = model(self.inputs.batch(requests.requests))
+            logits_BCH = model(self.inputs.batch(requests))
         loss = ranking_loss(logits_BCH.float(), label_BCH, valid_BC, self._weight_HA, weight_B)
-        return loss, int(requests.valid_BC.sum())
+        return loss, len(batch.label_NH)
 
     def _total(self, values: Tensor) -> Tensor:
         if self._world > 1:
@@ -209,9 +210,9 @@ class Loop:
         if self._validation is not None:
             self.ranker.eval()
             with torch.inference_mode():
-                for number, requests in enumerate(self._validation.in_order(BATCH_REQUESTS)):
+                for number, batch in enumerate(self._validation.in_order(BATCH_REQUESTS)):
                     if number % self._world == self._rank:
-                        loss, examples = self.loss(requests, self.ranker)  # not DDP: ranks differ in batches
+                        loss, examples = self.loss(batch, self.ranker)  # not DDP: ranks differ in batches
                         sums += torch.stack([loss, loss.new_tensor(examples)])
         sums = self._total(sums)
         mean = float(sums[0] / sums[1]) if sums[1] else position.loss

@@ -1,4 +1,4 @@
-"""Rows of a file, or of the request log -> requests, as the ranker is asked them: one user, one moment, some items.
+"""Rows of a file, or of the request log, grouped into the requests that are scored: one user, one moment, some items.
 
 Shapes: N rows, R requests.
 """
@@ -15,17 +15,17 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import attribute_fields
-from rayapp.features.sequence import NO_WATERMARK
+from rayapp.features.requests import offsets
+from rayapp.features.sequence import NO_WATERMARK, Ints
 from rayapp.root.logs import codes
 
-Ints = NDArray[np.int64]
 BY_TIME = "by time"
 """In the place of a rate snapshot's day: the newest that a request of that time could see."""
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """Requests of one part. `rows` are in their order: row n belongs to request r for offset_R[r] <= n < offset_R[r+1].
+class GroupedRows:
+    """Requests of one part. `rows` are in their order: row n is of request r for offset_R[r] <= n < offset_R[r + 1].
 
     Where candidates are still to be fetched there is one row a request, without an item.
     """
@@ -50,11 +50,15 @@ class Asked:
     def has_items(self) -> bool:
         return "item_id" in self.rows.column_names
 
-    def part(self, piece: slice) -> "Asked":
+    def request_of_row(self) -> Ints:
+        """`[N]`."""
+        return np.repeat(np.arange(len(self)), np.diff(self.offset_R))
+
+    def cut(self, piece: slice) -> "GroupedRows":
         """Some neighbouring requests."""
         offset_R = self.offset_R[piece.start : piece.stop + 1]
         size = piece.stop - piece.start
-        return Asked(
+        return GroupedRows(
             self.rows.slice(offset_R[0], offset_R[-1] - offset_R[0]),
             offset_R - offset_R[0],
             self.user_hash_R[piece],
@@ -65,7 +69,7 @@ class Asked:
             None if self.logged is None else self.logged.slice(piece.start, size),
         )
 
-    def with_items(self, item_ids: list[str], sources: list[str], offset_R: Ints) -> "Asked":
+    def with_items(self, item_ids: list[str], sources: list[str], offset_R: Ints) -> "GroupedRows":
         """The same requests, each with the items that were fetched for it."""
         rows = self.rows.take(pa.array(np.repeat(np.arange(len(self)), np.diff(offset_R))))
         rows = rows.append_column("item_id", pa.array(item_ids, pa.string()))
@@ -73,7 +77,7 @@ class Asked:
         return dataclasses.replace(self, rows=rows, offset_R=offset_R)
 
 
-def asked_of(rows: pa.Table, domain: Domain, as_of_ms: int | None) -> Asked:
+def group_rows(rows: pa.Table, domain: Domain, as_of_ms: int | None) -> GroupedRows:
     """Rows of one user, moment, watermark, request and context are one request; an item asked twice in one counts
     once, the first row stays. Ordered by user and time."""
     names = set(rows.column_names)
@@ -89,14 +93,14 @@ def asked_of(rows: pa.Table, domain: Domain, as_of_ms: int | None) -> Asked:
     group_N = frame.groupby(list(frame), sort=True).ngroup().to_numpy(np.int64)
     file_N, row_N = (rows[name].to_numpy() for name in ("source_file", "source_row"))
     order = np.lexsort((row_N, file_N, group_N))
-    asked_twice = {"request": group_N[order]}
+    repeated = {"request": group_N[order]}
     if "item_id" in names:
-        asked_twice["item"] = hash64_column(rows["item_id"])[order].view(np.int64)
-    kept = order[~pd.DataFrame(asked_twice).duplicated().to_numpy()]
+        repeated["item"] = hash64_column(rows["item_id"])[order].view(np.int64)
+    kept = order[~pd.DataFrame(repeated).duplicated().to_numpy()]
     group_K = group_N[kept]
     starts = np.flatnonzero(np.r_[True, np.diff(group_K) != 0])
     first_R = kept[starts]
-    return Asked(
+    return GroupedRows(
         rows.take(pa.array(kept)).drop_columns(["source_file", "source_row"]),
         np.r_[starts, len(kept)],
         hash64_column(rows["user_id"].take(pa.array(first_R))),
@@ -108,17 +112,17 @@ def asked_of(rows: pa.Table, domain: Domain, as_of_ms: int | None) -> Asked:
     )
 
 
-def asked_in(requests: pa.Table, domain: Domain) -> Asked:
+def group_logged(requests: pa.Table, domain: Domain) -> GroupedRows:
     """The requests of the log as they were served, an item a row with what was logged of it."""
     lists = requests["item_ids"].combine_chunks()
     size_R = pc.list_value_length(lists).to_numpy(zero_copy_only=False).astype(np.int64)
     request_N = np.repeat(np.arange(requests.num_rows), size_R)
-    offset_R = np.r_[0, np.cumsum(size_R)]
+    offset_R = offsets(size_R)
     rows = requests.select(["request_id", "user_id", "timestamp_ms"]).take(pa.array(request_N))
     rows = rows.append_column("item_id", pc.list_flatten(lists))
     rows = rows.append_column("position", pa.array((np.arange(len(request_N)) - offset_R[request_N]).astype(np.int32)))
     time_R = requests["timestamp_ms"].to_numpy()
-    return Asked(
+    return GroupedRows(
         rows,
         offset_R,
         hash64_column(requests["user_id"]),
