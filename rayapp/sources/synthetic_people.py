@@ -95,8 +95,8 @@ def make_visits(world: World, people: People, rng: np.random.Generator) -> Visit
     return Visits(user_R, number_R, session_R, time_R, device_V[session_R])
 
 
-class State:
-    """What a user wants now, and what this session has done to it."""
+class Minds:
+    """What users want now, and what this session has done to it."""
 
     def __init__(self, world: World, people: People, rng: np.random.Generator) -> None:
         self.world, self.people, self.rng, self.fashion = world, people, rng, Fashion(world)
