@@ -14,7 +14,6 @@ from rayapp.pipeline.tasks import run_tasks
 from rayapp.root.logs import read_log
 from rayapp.sources import Size, SourceError
 from rayapp.sources.data_sets import DATA_SETS, DataSet, data_set
-from rayapp.sources.synthetic import World
 
 TOML = """
 name = "tiny"
@@ -115,7 +114,3 @@ def test_every_data_set_has_its_module_its_domain_file_and_its_row_in_the_docume
 def test_a_name_that_nothing_has_is_told_with_those_that_there_are() -> None:
     with pytest.raises(SourceError, match=r"no data set 'movies'; there are movielens, synthetic"):
         data_set("movies")
-
-
-def test_the_made_up_world_is_as_large_as_a_data_set_is_asked_to_be() -> None:
-    assert dataclasses.asdict(World()).items() >= dataclasses.asdict(Size()).items()

@@ -28,13 +28,14 @@ QUARANTINED_EXIT = 3
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same files.")
 def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, seed: int) -> None:
     """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
-    from rayapp.cli.progress import progress
-    from rayapp.launch.runtime import local_ray
-    from rayapp.pipeline.tasks import run_tasks
     from rayapp.sources import Size
     from rayapp.sources.data_sets import data_set
 
     def in_ray(count: int, part: Callable[[int], dict[str, Any]]) -> None:
+        from rayapp.cli.progress import progress
+        from rayapp.launch.runtime import local_ray
+        from rayapp.pipeline.tasks import run_tasks
+
         with local_ray(spare_cpus=0):
             run_tasks(count, part, progress("users, lists and actions"))
 

@@ -25,7 +25,7 @@ from rayapp.root.places import EVENTS, ITEM_TABLES, MODELS, REQUESTS, WINDOWS
 from rayapp.root.publish import PublishError, log_manifest, read_manifest
 from rayapp.sources import Files
 from rayapp.sources.synthetic import World, write_world
-from rayapp.store import SequenceStore
+from rayapp.store import Store
 from rayapp.store.opening import open_store
 from rayapp.training.build_table import build_item_table
 from rayapp.training.run import TrainingRun, train_and_publish
@@ -185,7 +185,7 @@ def restore_store(root: Path, url: str | None = None) -> int:
         store.close()
 
 
-def _restore(root: Path, store: SequenceStore) -> int:
+def _restore(root: Path, store: Store) -> int:
     number, manifest = log_manifest(root / EVENTS)
     written = store.rebuild(_logged_events(root))
     for bucket, commit_seq in exported(manifest).items():

@@ -21,7 +21,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from rayapp.sources import Files, RunParts, Size
-from rayapp.sources.synthetic_people import Minds, People, Visits, make_visits
+from rayapp.sources.synthetic_people import People, SessionState, Visits, make_visits
 from rayapp.sources.synthetic_world import (
     ACTIONS,
     COUNTRIES,
@@ -106,11 +106,11 @@ def make_chunk(world: World, items: Items, chunk: int) -> dict[str, pa.Table]:
     first_user = chunk * USERS_PER_CHUNK
     people = People(world, min(USERS_PER_CHUNK, world.num_users - first_user), chunk, rng)
     visits = make_visits(world, people, rng)
-    minds = Minds(world, people, rng)
+    state = SessionState(world, people, rng)
     shown: list[dict[str, Any]] = []
     for n in range(int(visits.number_R.max(initial=-1)) + 1):
         rows = np.flatnonzero(visits.number_R == n)
-        shown.append({"row": rows, **minds.show(items, visits, rows)})
+        shown.append({"row": rows, **state.show(items, visits, rows)})
     return _tables(items, people, visits, shown, first_user, rng, world)
 
 

@@ -95,7 +95,7 @@ def make_visits(world: World, people: People, rng: np.random.Generator) -> Visit
     return Visits(user_R, number_R, session_R, time_R, device_V[session_R])
 
 
-class Minds:
+class SessionState:
     """What users want now, and what this session has done to it."""
 
     def __init__(self, world: World, people: People, rng: np.random.Generator) -> None:
