@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,6 @@ from rayapp.pipeline.export import Exported, export
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.erasure import erase_user
-from rayapp.root.facts import make_root
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS
 from rayapp.root.publish import PublishError, commit_log
@@ -30,19 +28,6 @@ from rayapp.store.opening import open_store
 from tests.conftest import T0, make_event
 
 NOW = T0 + 10_000
-
-
-@pytest.fixture
-def root(tmp_path: Path, domain: Domain) -> Path:
-    make_root(tmp_path / "root", domain, 4)
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    opened = open_store(root)
-    yield opened
-    opened.close()
 
 
 def logged(root: Path) -> list[str]:

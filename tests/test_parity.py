@@ -3,7 +3,7 @@ found."""
 
 import dataclasses
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,6 @@ from rayapp.pipeline import parity as module
 from rayapp.pipeline.export import export
 from rayapp.pipeline.parity import Parity, parity
 from rayapp.root.erasure import erase_user
-from rayapp.root.facts import make_root
 from rayapp.root.logs import read_log
 from rayapp.root.places import REQUESTS
 from rayapp.root.publish import write_json
@@ -42,9 +41,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest)
 
 
 @pytest.fixture
-def root(tmp_path: Path, domain: Domain) -> Path:
-    root = tmp_path / "root"
-    make_root(root, domain, 4)
+def root(root: Path) -> Path:
     write_model(root, VERSION, LENGTH)
     return root
 
@@ -53,13 +50,6 @@ def write_model(root: Path, version: str, length: int) -> None:
     (root / "models" / version).mkdir(parents=True)
     config = dataclasses.replace(nano().model, history_length=length)
     write_json(root / "models" / version / "config.json", dataclasses.asdict(config))
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[Store]:
-    opened = open_store(root)
-    yield opened
-    opened.close()
 
 
 class Server:
