@@ -15,7 +15,7 @@ from rayapp.contracts.schema import Event
 from rayapp.importing.domains import load_domain
 from rayapp.record import Bars, tell
 from rayapp.root.facts import DEFAULT_NUM_BUCKETS
-from rayapp.store import SequenceStore
+from rayapp.store import Store
 from rayapp.store.environment import DATA
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.redis import RedisStore
@@ -38,7 +38,7 @@ def run_memory(users: int, as_json: bool, write: Path | None) -> None:
     tell(result, _table(result), f"A user with {ACTIONS} actions", bars, as_json=as_json, write=write)
 
 
-def fill(store: SequenceStore, users: int) -> None:
+def fill(store: Store, users: int) -> None:
     """`ACTIONS` actions for each user, ids of 12 bytes, and an empty outbox."""
     group: list[Event] = []
     cursors, appended = [0] * DEFAULT_NUM_BUCKETS, 0
@@ -69,7 +69,7 @@ def fill(store: SequenceStore, users: int) -> None:
     click.echo(f"\r  {ACTIONS} of {ACTIONS} actions a user", err=True)
 
 
-def _drain(store: SequenceStore, cursors: list[int]) -> None:
+def _drain(store: Store, cursors: list[int]) -> None:
     for bucket, cursor in enumerate(cursors):
         rows = store.drain(bucket, cursor, 2 * GROUP * EXPORTED)
         cursors[bucket] = rows[-1].commit_seq if rows else cursor

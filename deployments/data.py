@@ -15,7 +15,7 @@ from deployments.service import Service
 from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, id_problem
 from rayapp.serving.attribute_checks import BadAttribute, check_changes, check_item, check_user
 from rayapp.serving.events import BadBody, EventBody, check_events, parse_body
-from rayapp.store import OutboxFull, Outcome
+from rayapp.store import AppendStatus, OutboxFull
 
 log = logging.getLogger(__name__)
 MAX_SEQUENCE = 512
@@ -50,12 +50,12 @@ def _event_routes(router: APIRouter, service: Service) -> None:
         erased = [
             {"index": index, "code": "erased", "field": "user_id", "message": "the user was erased after this"}
             for (index, _), outcome in zip(good, outcomes, strict=True)
-            if outcome is Outcome.ERASED
+            if outcome is AppendStatus.ERASED
         ]
         return JSONResponse(
             {
-                "accepted": outcomes.count(Outcome.ACCEPTED),
-                "duplicates": outcomes.count(Outcome.DUPLICATE),
+                "accepted": outcomes.count(AppendStatus.ACCEPTED),
+                "duplicates": outcomes.count(AppendStatus.DUPLICATE),
                 "rejected": sorted([*(asdict(r) for r in rejected), *erased], key=lambda r: int(r["index"])),
             }
         )
@@ -121,7 +121,7 @@ def _user_routes(router: APIRouter, service: Service) -> None:
         if user_id == body.anonymous_id:
             raise invalid("anonymous_id", "anonymous_id must be another id than the user's")
         outcomes = await stored(sequences.merge.remote(body.anonymous_id, user_id, now_ms()))
-        return JSONResponse({"user_id": user_id, "merged": outcomes.count(Outcome.ACCEPTED)})
+        return JSONResponse({"user_id": user_id, "merged": outcomes.count(AppendStatus.ACCEPTED)})
 
     @router.delete("/v1/users/{user_id}", dependencies=[Depends(service.admin_only)], status_code=204)
     async def erase(user_id: PathId) -> Response:

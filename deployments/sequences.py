@@ -17,7 +17,7 @@ from rayapp.root.catalogue import read_item
 from rayapp.root.erasure import erase_user
 from rayapp.root.facts import read_root
 from rayapp.serving.trends import Trends
-from rayapp.store import Kind, Outcome, SequenceStore, StoreError, UserSequence
+from rayapp.store import AppendStatus, Outbox, OutboxKind, StoreError, UserSequence
 from rayapp.store.opening import open_for_graph
 
 log = logging.getLogger(__name__)
@@ -50,7 +50,7 @@ class Sequences:
         self._store = open_for_graph(self._root, store)
         self._names = domain.vocabulary.names
         self._positive = {a.name for a in domain.vocabulary.actions if a.kind is ActionKind.POSITIVE}
-        self._pending: list[tuple[list[Event], asyncio.Future[list[Outcome]]]] = []
+        self._pending: list[tuple[list[Event], asyncio.Future[list[AppendStatus]]]] = []
         self._pending_events = 0
         self._rows: list[tuple[Sequence[dict[str, Any]], asyncio.Future[None]]] = []
         self._writer: asyncio.Task[None] | None = None
@@ -64,7 +64,7 @@ class Sequences:
 
     # ---- events and requests ---------------------------------------------------------------------------------------
 
-    async def append(self, events: list[Event]) -> list[Outcome]:
+    async def append(self, events: list[Event]) -> list[AppendStatus]:
         """Answers when the events are durable. Requests that arrive during a commit share the next one.
 
         Raises:
@@ -73,7 +73,7 @@ class Sequences:
         """
         if self._pending_events + len(events) > MAX_PENDING_EVENTS:
             raise Busy(f"{self._pending_events} events wait to be made durable; send these again in a second")
-        future: asyncio.Future[list[Outcome]] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[list[AppendStatus]] = asyncio.get_running_loop().create_future()
         self._pending.append((events, future))
         self._pending_events += len(events)
         self._wake()
@@ -116,7 +116,7 @@ class Sequences:
         # Behind the answers: nobody waits for this, and what goes wrong in it leaves nobody waiting.
         now_ms = time.time_ns() // 1_000_000
         every = (event for events, _ in groups for event in events)
-        accepted = [event for event, outcome in zip(every, outcomes, strict=True) if outcome is Outcome.ACCEPTED]
+        accepted = [event for event, outcome in zip(every, outcomes, strict=True) if outcome is AppendStatus.ACCEPTED]
         for event in accepted:
             if event.action in self._positive:
                 self._trends.add([event.item_id], min(event.timestamp_ms, now_ms))
@@ -200,7 +200,7 @@ class Sequences:
     async def user(self, user_id: str) -> dict[str, Any] | None:
         return await asyncio.to_thread(self._store.user, user_id)
 
-    async def merge(self, anonymous_id: str, user_id: str, now_ms: int) -> list[Outcome]:
+    async def merge(self, anonymous_id: str, user_id: str, now_ms: int) -> list[AppendStatus]:
         """Copies what is stored of an anonymous user to a known one, as actions that arrive now: no answer given
         before knew that they were this user's. A repeated merge adds nothing."""
         found = await asyncio.to_thread(self._store.lookup, anonymous_id)
@@ -242,11 +242,11 @@ def _answer(future: "asyncio.Future[Any]", value: Any) -> None:
         future.set_result(value)
 
 
-def _recent(store: SequenceStore, num_buckets: int, positive: set[str]) -> Trends:
+def _recent(store: Outbox, num_buckets: int, positive: set[str]) -> Trends:
     """What the outbox holds of the last hours, so that a new replica does not start without any trend."""
     trends = Trends()
     for bucket in range(num_buckets):
         for row in store.drain(bucket, 0, WARM_UP_ROWS // num_buckets):
-            if row.kind is Kind.EVENT and row.value["action"] in positive:
+            if row.kind is OutboxKind.EVENT and row.value["action"] in positive:
                 trends.add([row.value["item_id"]], row.value["timestamp_ms"])
     return trends

@@ -32,6 +32,10 @@ from rayapp.loop.workflow import (
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.root.facts import make_root
 from rayapp.sources.synthetic import World
+from rayapp.store import Store
+from rayapp.store.lmdb import LmdbStore
+from rayapp.store.opening import open_store
+from tests.tiny_models import publish_models
 
 # How long an example takes says more of the machine than of the code.
 hypothesis.settings.register_profile("no-deadline", deadline=None)
@@ -72,8 +76,26 @@ def domain() -> Domain:
 @pytest.fixture
 def root(tmp_path: Path, domain: Domain) -> Path:
     """An empty root of four buckets."""
-    make_root(tmp_path, domain, num_buckets=4)
-    return tmp_path
+    path = tmp_path / "root"
+    make_root(path, domain, num_buckets=4)
+    return path
+
+
+@pytest.fixture
+def store(root: Path) -> Iterator[Store]:
+    """The store of that root."""
+    opened = open_store(root)
+    yield opened
+    opened.close()
+
+
+@pytest.fixture
+def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
+    """That root with two models in it, and its store."""
+    publish_models(root, domain)
+    store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
+    yield root, store
+    store.close()
 
 
 @pytest.fixture
@@ -94,6 +116,15 @@ def until(condition: Callable[[], bool], seconds: float) -> None:
     while not condition():
         assert time.monotonic() < deadline, "it did not become true in time"
         time.sleep(0.01)
+
+
+def forever(append: Callable[[int], None]) -> None:
+    for number in range(1_000):
+        append(number)
+
+
+def drained(store: Store) -> list[str]:
+    return [row.value["event_id"] for bucket in range(4) for row in store.drain(bucket, 0, 1_000_000)]
 
 
 @pytest.fixture(scope="session")

@@ -5,107 +5,32 @@ import dataclasses
 import signal
 import time
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-import httpx
 import pyarrow as pa
 import pytest
 
-from deployments.ingress import build_api
-from deployments.metrics import Metrics
-from deployments.sequences import Sequences
-from deployments.service import Handles, Service
-from deployments.stages import Candidates, Ranker
 from rayapp.contracts.config import Domain
 from rayapp.contracts.schema import item_schema
-from rayapp.experiments.assignment import ExperimentBook
 from rayapp.pipeline.export import export
 from rayapp.registry.aliases import CHAMPION, SHADOW, promote, read_aliases
 from rayapp.root.catalogue import read_catalogue
 from rayapp.root.catalogue_writer import merge
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS
-from rayapp.serving.feed import Feed
-from rayapp.serving.keys import Keys, Role, add_key
-from rayapp.serving.stages import Live
+from rayapp.serving.keys import Role, add_key
 from rayapp.store.opening import open_store
+from tests.api_in_process import RANKER_CALLS, Running, running
 from tests.redis_server import free_port, start, stop
-from tests.test_serving import models  # noqa: F401  # a root with two models
-
-RANKER_CALLS = 2
-
-
-class Remote:
-    """An object whose methods are called as a deployment's are."""
-
-    def __init__(self, target: Any) -> None:
-        self._target = target
-
-    def __getattr__(self, name: str) -> Any:
-        class Method:
-            remote = getattr(self._target, name)
-
-        return Method
-
-
-class Running:
-    """A service, a client of its API, and what stands behind."""
-
-    def __init__(self, service: Service, client: httpx.AsyncClient) -> None:
-        self.service, self.client = service, client
-
-    async def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
-        return await self.client.post(path, json=body, **more)
-
-    async def act(self, user_id: str, item_id: str, action: str = "save", **changes: Any) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        body = {"user_id": user_id, "item_id": item_id, "action": action, "timestamp_ms": now_ms, **changes}
-        answer = await self.post("/v1/events", {"event_id": str(uuid.uuid4()), **body})
-        assert answer.json()["accepted"] == 1, answer.text
-        await asyncio.sleep(0.002)  # the sequence ends before the request's millisecond
-
-    async def feed(self, user_id: str, **more: Any) -> dict[str, Any]:
-        answer = await self.post("/v1/recommendations", {"user_id": user_id, **more})
-        assert answer.status_code == 200, answer.text
-        body: dict[str, Any] = answer.json()
-        return body
-
-
-@asynccontextmanager
-async def running(
-    root: Path, domain: Domain, *, keys: bool = False, key: str = "", store: str | None = None
-) -> AsyncIterator[Running]:
-    """The API over the very classes that Serve runs."""
-    sequences = Remote(Sequences.func_or_class(str(root), store))
-    candidates, ranker = object.__new__(Candidates.func_or_class), object.__new__(Ranker.func_or_class)
-    await candidates.__init__(str(root), store, sequences)
-    await ranker.__init__(str(root), store)
-    aliases = read_aliases(root)
-    live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
-    handles = Handles(sequences, Remote(candidates), Remote(ranker), asyncio.Semaphore(RANKER_CALLS))
-    feed = Feed(domain, handles, live, ExperimentBook(root, domain))
-    service = Service(root, domain, handles, live, feed, Keys.load(root), keys_needed=keys, metrics=Metrics(domain))
-    transport = httpx.ASGITransport(app=build_api(service), raise_app_exceptions=False)
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    try:
-        async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
-            yield Running(service, client)
-    finally:
-        for task in (*candidates._tasks, *ranker._tasks):
-            task.cancel()
-        for stage in (sequences._target, candidates._shelf, ranker._shelf):
-            stage._store.close()
-
 
 Test = Callable[[Running], Coroutine[Any, Any, None]]
 
 
 @pytest.fixture
-def api(models: tuple[Path, Any], domain: Domain) -> Callable[..., None]:  # noqa: F811
+def api(models: tuple[Path, Any], domain: Domain) -> Callable[..., None]:
     """Runs a test against the API of a root with two models."""
     root, store = models
     store.close()
@@ -138,7 +63,7 @@ def test_a_feed_sees_what_was_just_done_and_is_logged_as_it_was_shown(api: Any, 
     api(test)
 
 
-def test_a_shadow_scores_what_is_shown_and_is_never_shown(api: Any, models: Any, domain: Domain) -> None:  # noqa: F811
+def test_a_shadow_scores_what_is_shown_and_is_never_shown(api: Any, models: Any, domain: Domain) -> None:
     promote(models[0], SHADOW, "b")
 
     async def test(graph: Running) -> None:
@@ -248,7 +173,7 @@ def test_every_id_that_is_taken_can_be_read_and_erased(api: Any, odd: str) -> No
     api(test)
 
 
-def test_keys_open_what_their_role_allows(api: Any, models: Any) -> None:  # noqa: F811
+def test_keys_open_what_their_role_allows(api: Any, models: Any) -> None:
     client, admin = add_key(models[0], "shop", Role.CLIENT), add_key(models[0], "ops", Role.ADMIN)
 
     async def test(graph: Running) -> None:
@@ -371,7 +296,7 @@ def test_utilities_of_a_request_turn_the_list(api: Any) -> None:
 
 
 def test_freshness_is_measured_where_an_action_is_taken_and_not_when_its_user_comes_back(
-    models: Any,  # noqa: F811
+    models: Any,
     domain: Domain,
 ) -> None:
     """With two ingresses: what one has taken counts, though its user is only ever read through the other."""
@@ -397,7 +322,7 @@ def test_freshness_is_measured_where_an_action_is_taken_and_not_when_its_user_co
     asyncio.run(test())
 
 
-def test_live_events_are_held_to_the_domain_s_earliest_day(models: Any, domain: Domain) -> None:  # noqa: F811
+def test_live_events_are_held_to_the_domain_s_earliest_day(models: Any, domain: Domain) -> None:
     root, own = models
     own.close()
     day_1995, day_2010 = 788_918_400_000, 1_262_304_000_000
@@ -428,7 +353,7 @@ def test_readiness_is_red_when_no_feed_can_be_answered(api: Any) -> None:
 
 
 def test_readiness_does_not_hang_with_a_store_that_hangs(
-    models: Any,  # noqa: F811
+    models: Any,
     domain: Domain,
     tmp_path: Path,
 ) -> None:
@@ -456,7 +381,7 @@ def test_readiness_does_not_hang_with_a_store_that_hangs(
         stop(server)
 
 
-def test_operators_move_models_over_http(api: Any, models: Any) -> None:  # noqa: F811
+def test_operators_move_models_over_http(api: Any, models: Any) -> None:
     async def test(graph: Running) -> None:
         answer = await graph.post("/v1/models/b:promote", None)
         assert answer.json() == {"alias": CHAMPION, "version": "b", "previous": "a"}
@@ -504,7 +429,7 @@ def test_an_error_names_the_request(api: Any) -> None:
     api(test)
 
 
-def test_an_open_store_is_the_one_that_the_url_names(models: Any) -> None:  # noqa: F811
+def test_an_open_store_is_the_one_that_the_url_names(models: Any) -> None:
     store = open_store(models[0], f"lmdb://{models[0] / 'elsewhere'}")
     store.close()
     assert (models[0] / "elsewhere" / "data.mdb").exists()

@@ -25,7 +25,7 @@ from rayapp.features.sequence import NO_WATERMARK
 from rayapp.root.publish import PublishError, read_json, write_json
 from rayapp.training import metrics
 from tests.conftest import T0
-from tests.test_serving import item_table, models  # noqa: F401  (a fixture)
+from tests.tiny_models import item_table
 
 NOW = T0 + 10 * 86_400_000
 

@@ -31,7 +31,7 @@ from rayapp.serving.ranking import rank
 from rayapp.serving.stages import RankCall
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event
-from tests.test_serving import item_table, models  # noqa: F401  (a fixture)
+from tests.tiny_models import item_table
 
 NOW = T0 + 10 * 86_400_000
 
@@ -95,7 +95,7 @@ def serve(root: Path, store: LmdbStore, domain: Domain, num_requests: int) -> Pa
 
 
 @pytest.fixture
-def served(models: tuple[Path, LmdbStore], domain: Domain) -> Path:  # noqa: F811
+def served(models: tuple[Path, LmdbStore], domain: Domain) -> Path:
     return serve(*models, domain, 100)
 
 
@@ -110,7 +110,7 @@ def score_all(root: Path, out: Path, given: Job) -> tuple[list[dict], pa.Table]:
 
 
 def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(
-    models: tuple[Path, LmdbStore],  # noqa: F811
+    models: tuple[Path, LmdbStore],
     domain: Domain,
     tmp_path: Path,
 ) -> None:

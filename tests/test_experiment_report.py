@@ -23,7 +23,6 @@ from rayapp.experiments.text import render
 from rayapp.pipeline.histories import LABEL_COLUMNS
 from rayapp.pipeline.labels import label_requests
 from rayapp.registry.retrainings import read_retrainings, record_retraining
-from rayapp.root.facts import make_root
 from rayapp.root.logs import log_schema, sort_log, without_copies, write_file
 from rayapp.root.places import EVENTS, REQUESTS, RETRAINING_LOG
 from rayapp.root.publish import PublishError, commit_log
@@ -52,10 +51,9 @@ Row = dict[str, Any]
 
 
 @pytest.fixture
-def root(tmp_path: Path, domain: Domain) -> Path:
-    make_root(tmp_path, domain, NUM_BUCKETS)
-    (tmp_path / "experiments.toml").write_text(TEXT)
-    return tmp_path
+def root(root: Path) -> Path:
+    (root / "experiments.toml").write_text(TEXT)
+    return root
 
 
 @pytest.fixture

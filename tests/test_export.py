@@ -2,7 +2,6 @@
 
 import shutil
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,11 +19,10 @@ from rayapp.pipeline.export import Exported, export
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.erasure import erase_user
-from rayapp.root.facts import make_root
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS
 from rayapp.root.publish import PublishError, commit_log
-from rayapp.store import Kind, SequenceStore
+from rayapp.store import OutboxKind, Store
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
 from tests.conftest import T0, make_event
@@ -32,35 +30,22 @@ from tests.conftest import T0, make_event
 NOW = T0 + 10_000
 
 
-@pytest.fixture
-def root(tmp_path: Path, domain: Domain) -> Path:
-    make_root(tmp_path / "root", domain, 4)
-    return tmp_path / "root"
-
-
-@pytest.fixture
-def store(root: Path) -> Iterator[SequenceStore]:
-    opened = open_store(root)
-    yield opened
-    opened.close()
-
-
 def logged(root: Path) -> list[str]:
     return sorted(read_log(root, EVENTS, ["event_id"])["event_id"].to_pylist())
 
 
-def fill(store: SequenceStore, first: int, number: int) -> list[str]:
+def fill(store: Store, first: int, number: int) -> list[str]:
     events = [make_event(n, user=f"u{n % 9}", at=T0 + n) for n in range(first, first + number)]
     store.append(events)
     return [e.event_id for e in events]
 
 
-def export_all(root: Path, store: SequenceStore) -> Exported:
+def export_all(root: Path, store: Store) -> Exported:
     return exporting.export_all(root, store, NOW)
 
 
 def test_an_export_ends_beside_clients_that_never_rest(
-    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """And it frees what it has exported, also where a bucket holds more than a round takes."""
     monkeypatch.setattr(exporting, "CHUNK_ROWS", 3)
@@ -84,7 +69,7 @@ def request(number: int, user: str) -> dict[str, object]:
     return {"request_id": f"r{number}", "user_id": user, "timestamp_ms": T0 + number, "item_ids": ["a", "b"]}
 
 
-def test_every_row_is_exported_once(root: Path, store: SequenceStore) -> None:
+def test_every_row_is_exported_once(root: Path, store: Store) -> None:
     ids = fill(store, 0, 50)
     store.log_requests([request(n, f"u{n % 9}") for n in range(20)])
     store.put_item({"item_id": "new", "created_at_ms": T0})
@@ -101,7 +86,7 @@ def test_every_row_is_exported_once(root: Path, store: SequenceStore) -> None:
 
 
 def test_whether_an_item_is_available_goes_into_the_catalogue_and_into_tables(
-    root: Path, store: SequenceStore, domain: Domain
+    root: Path, store: Store, domain: Domain
 ) -> None:
     before = pa.schema([field for field in item_schema(domain.attributes) if field.name != "available"])
     old = pa.Table.from_pylist([{"item_id": "old", "created_at_ms": T0}], schema=before)
@@ -122,7 +107,7 @@ def test_whether_an_item_is_available_goes_into_the_catalogue_and_into_tables(
 
 @pytest.mark.parametrize("commits", [0, 1, 2])
 def test_an_export_killed_between_its_commits_repeats_nothing(
-    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch, commits: int
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch, commits: int
 ) -> None:
     """Killed in front of the first commit, between the two, and in front of what comes behind them."""
     ids = fill(store, 0, 30)
@@ -149,7 +134,7 @@ def test_an_export_killed_between_its_commits_repeats_nothing(
 
 
 def test_rows_come_in_rounds_where_a_bucket_holds_many(
-    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(exporting, "CHUNK_ROWS", 3)
     ids = fill(store, 0, 40)
@@ -160,7 +145,7 @@ def test_rows_come_in_rounds_where_a_bucket_holds_many(
 
 
 def test_a_log_that_somebody_else_changed_is_told_and_the_next_export_goes_on(
-    root: Path, store: SequenceStore, monkeypatch: pytest.MonkeyPatch
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     ids = fill(store, 0, 5)
     real = exporting.log_manifest
@@ -178,7 +163,7 @@ def test_a_log_that_somebody_else_changed_is_told_and_the_next_export_goes_on(
     assert logged(root) == sorted(ids)
 
 
-def test_a_lost_store_comes_back_from_the_log(root: Path, store: SequenceStore) -> None:
+def test_a_lost_store_comes_back_from_the_log(root: Path, store: Store) -> None:
     fill(store, 0, 40)
     while export(root, store, NOW):
         pass
@@ -194,7 +179,7 @@ def test_a_lost_store_comes_back_from_the_log(root: Path, store: SequenceStore) 
     again.close()
 
 
-def test_what_a_new_store_takes_after_a_loss_is_exported(root: Path, store: SequenceStore) -> None:
+def test_what_a_new_store_takes_after_a_loss_is_exported(root: Path, store: Store) -> None:
     """It counts from 1 again, or behind the log when it was rebuilt first: neither may look exported already."""
     first = fill(store, 0, 40)
     export_all(root, store)
@@ -212,7 +197,7 @@ def test_what_a_new_store_takes_after_a_loss_is_exported(root: Path, store: Sequ
     again.close()
 
 
-def test_what_an_old_copy_of_a_store_takes_is_exported(root: Path, store: SequenceStore) -> None:
+def test_what_an_old_copy_of_a_store_takes_is_exported(root: Path, store: Store) -> None:
     """A backup brought back has numbers that the log has seen already under the same identity."""
     fill(store, 0, 20)
     store.close()
@@ -230,7 +215,7 @@ def test_what_an_old_copy_of_a_store_takes_is_exported(root: Path, store: Sequen
     assert {f"e{n}" for n in (*range(40), 100, 101, 102)} == set(logged(root))
 
 
-def test_two_stores_of_one_root_have_cursors_of_their_own(root: Path, store: SequenceStore, domain: Domain) -> None:
+def test_two_stores_of_one_root_have_cursors_of_their_own(root: Path, store: Store, domain: Domain) -> None:
     other = LmdbStore(root / "other", domain.vocabulary, 4)
     for n in range(3):
         fill(store, 100 * n, 10)
@@ -241,7 +226,7 @@ def test_two_stores_of_one_root_have_cursors_of_their_own(root: Path, store: Seq
     other.close()
 
 
-def test_exporting_from_a_store_that_is_whole_leaves_it_whole(root: Path, store: SequenceStore) -> None:
+def test_exporting_from_a_store_that_is_whole_leaves_it_whole(root: Path, store: Store) -> None:
     """The next start need not restore what came from the store itself."""
     store.set_restored_to(0)
     fill(store, 0, 5)
@@ -249,10 +234,10 @@ def test_exporting_from_a_store_that_is_whole_leaves_it_whole(root: Path, store:
     assert store.restored_to() == 1
 
 
-def test_users_land_in_the_table_of_users(root: Path, store: SequenceStore, domain: Domain) -> None:
+def test_users_land_in_the_table_of_users(root: Path, store: Store, domain: Domain) -> None:
     store.put_user({"user_id": "u1", "effective_at_ms": T0})
     store.put_user({"user_id": "u1", "effective_at_ms": T0 + 5})
     assert export(root, store, NOW).users == 2
     assert read_users(root, domain)["effective_at_ms"].to_pylist() == [T0, T0 + 5]
     assert not export(root, store, int(time.time() * 1000))
-    assert Kind.USER not in {row.kind for b in range(4) for row in store.drain(b, 0, 10)}
+    assert OutboxKind.USER not in {row.kind for b in range(4) for row in store.drain(b, 0, 10)}

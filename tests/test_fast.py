@@ -2,7 +2,6 @@
 
 import copy
 import dataclasses
-import functools
 from concurrent.futures import ThreadPoolExecutor
 from unittest import mock
 
@@ -13,42 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rayapp.contracts.config import ModelConfig
 from rayapp.contracts.presets import VARIANTS, nano, variant
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
 from rayapp.features.requests import Requests
 from rayapp.model import fast_encoder
 from rayapp.model.fast_encoder import plain_blocks
 from rayapp.model.scorer import Scorer
-from tests.test_model import CONFIG, VOCABULARY_SIZE, hashes, make_scorer, request
+from tests.scorers import CONFIG, LENGTH, hashes, request, scorer_of, some_request
 
-LENGTH = CONFIG.history_length
 BLOCK = 4
 """Candidates of a block in these tests, at full length."""
-
-
-@functools.cache
-def scorer_of(config: ModelConfig, scale: float = 1.0, layers: str = "") -> Scorer:
-    """Weights far from their initial values, as training leaves them; queries and keys `scale` times as large, of all
-    layers or of those whose names hold `layers`."""
-    scorer = make_scorer(config=config)
-    torch.manual_seed(1)
-    with torch.no_grad():
-        for parameter in scorer.ranker.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.1)
-        if scorer.ranker.encoder is not None:
-            for name, parameter in scorer.ranker.encoder.named_parameters():
-                if "in_proj" in name and layers in name:
-                    parameter[: 2 * len(parameter) // 3] *= scale
-    return Scorer(scorer.ranker, scorer.inputs, scorer.calibration)
-
-
-def some_request(real: int, candidates: int, seed: int = 0) -> Requests:
-    rng = np.random.default_rng((real, candidates, seed))
-    action = np.full(LENGTH, PAD, np.uint8)
-    action[:real] = rng.integers(FIRST_ACTION_ID, VOCABULARY_SIZE, real)
-    items = [f"i{n}" for n in rng.integers(0, 45, LENGTH + candidates)]  # some the table does not hold
-    return request(action, hashes(*items[:LENGTH]), hashes(*items[LENGTH:]))
 
 
 def both(scorer: Scorer, asked: Requests) -> tuple[Tensor, Tensor]:

@@ -25,8 +25,8 @@ from schemathesis.core.result import Ok
 from deployments.ingress import build_api
 from rayapp.contracts.config import Domain
 from rayapp.launch.ports import free_port
-from tests.test_api import running
-from tests.test_serving import publish_models
+from tests.api_in_process import running
+from tests.tiny_models import publish_models
 
 EXAMPLES = int(os.environ.get("RAYAPP_FUZZ_EXAMPLES", "25"))
 FUZZ = settings(

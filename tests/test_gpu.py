@@ -43,9 +43,8 @@ from rayapp.serving.stages import RankCall, Ranking
 from rayapp.store import UserSequence
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0
-from tests.test_fast import LENGTH, scorer_of, some_request
-from tests.test_model import CONFIG, hashes, request
-from tests.test_serving import publish_models
+from tests.scorers import CONFIG, LENGTH, hashes, request, scorer_of, some_request
+from tests.tiny_models import publish_models
 
 CPU = torch.device("cpu")
 MODELS = sorted(set(VARIANTS) - {"double-length", "no-time-mask", "day-time-mask"})

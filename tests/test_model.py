@@ -10,26 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from rayapp.contracts.config import ModelConfig
-from rayapp.contracts.hashing import hash64
-from rayapp.contracts.presets import nano
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
-from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
-from rayapp.features.requests import Requests
+from rayapp.features.attributes import ABSENT, AttributeEncoder
 from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.inputs import Inputs
 from rayapp.model.item_table import ItemTable
-from rayapp.model.ranker import CrossNetwork, Ranker, ranking_loss
-from rayapp.model.scorer import Scorer
+from rayapp.model.ranker import CrossNetwork, ranking_loss
 from rayapp.model.tower import LinearTower, fit_linear_tower
 from rayapp.root.rates import Snapshot
-from tests.conftest import make_request
-
-CONFIG = nano().model
-VOCABULARY_SIZE = 6
-USER_ATTRIBUTES = (Attribute("country", AttributeKind.CATEGORIES),)
-CONTEXT_ATTRIBUTES = (Attribute("hour", AttributeKind.NUMBER),)
-ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
+from tests.scorers import ATTRIBUTES, CONFIG, hashes, make_scorer, request
 
 
 def test_cross_network_is_dcn_v2() -> None:
@@ -66,45 +55,6 @@ def test_padded_candidates_cost_nothing() -> None:
     loss = ranking_loss(logits, label, valid, weights, torch.ones(2))
     logits[~valid] = 1e3
     torch.testing.assert_close(ranking_loss(logits, label, valid, weights, torch.ones(2)), loss)
-
-
-def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
-    rng = np.random.default_rng(0)
-    items = [
-        {"item_id": f"i{n}", "created_at_ms": n, "title": f"film {n}", "genres": [f"g{n % 3}"]}
-        for n in range(num_items)
-    ]
-    tower = LinearTower(rng.normal(size=(64, config.item_dim)).astype(np.float32), ATTRIBUTES)
-    table = ItemTable.make("t", tower, items, np.arange(num_items), tower.embed(items), 0)
-    users = pa.table(
-        {
-            "user_id": ["u1", "u1", *(f"x{n}" for n in range(10))],
-            "effective_at_ms": [0, 100, *[0] * 10],
-            "country": pa.array([["nl"], ["de"], *[["nl"], ["de"]] * 5], pa.large_list(pa.string())),
-        }
-    )
-    context = pa.table({"timestamp_ms": [1, 2, 3], "hour": [1.0, 2.0, 3.0]})
-    encoders = Encoders(
-        AttributeEncoder.fit(items_as_table(table), ATTRIBUTES),
-        AttributeEncoder.fit(users, USER_ATTRIBUTES),
-        AttributeEncoder.fit(context, CONTEXT_ATTRIBUTES),
-    )
-    inputs = Inputs.of(table, UserTable.of(users, encoders.user), encoders, VOCABULARY_SIZE)
-    torch.manual_seed(0)
-    ranker = Ranker(config, encoders, vocabulary_size=VOCABULARY_SIZE, num_heads=2)
-    return Scorer(ranker.eval(), inputs, Calibration.none(2))
-
-
-def request(
-    action: np.ndarray, history: np.ndarray, candidates: np.ndarray, *, at: int = 50, hour: float = 2.0
-) -> Requests:
-    return make_request(
-        action, history, candidates, num_heads=2, attributes=CONTEXT_ATTRIBUTES, timestamp_ms=at, hour=hour
-    )
-
-
-def hashes(*ids: str) -> np.ndarray:
-    return np.array([hash64(i) for i in ids], np.uint64)
 
 
 @settings(deadline=None, max_examples=25)

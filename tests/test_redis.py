@@ -9,9 +9,8 @@ import pytest
 from rayapp.contracts.config import Domain
 from rayapp.store import StoreError
 from rayapp.store.redis import RedisStore
-from tests.conftest import T0, make_event
+from tests.conftest import T0, drained, forever, make_event
 from tests.redis_server import free_port, start, stop
-from tests.test_store_faults import drained, forever
 
 
 def test_redis_is_warned_about_in_words_where_it_may_lose_events(

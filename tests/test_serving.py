@@ -1,87 +1,27 @@
 """Models published, loaded, and held while aliases move and items arrive. No Ray, no HTTP."""
 
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayapp.contracts.config import Domain, Encoder
+from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.presets import nano
 from rayapp.contracts.schema import Action, ActionKind, Vocabulary, user_schema
-from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import History
-from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import items_as_table
-from rayapp.model.item_table import ItemTable
-from rayapp.model.ranker import Ranker
-from rayapp.model.tower import LinearTower
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
-from rayapp.registry.models import list_models, load_model, publish_model
+from rayapp.registry.models import list_models, load_model
 from rayapp.root.catalogue_writer import merge
-from rayapp.root.facts import make_root
 from rayapp.root.places import USERS
 from rayapp.root.publish import PublishError, write_json
 from rayapp.serving.candidates import Query
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_request
-
-
-def item_table(domain: Domain, num_items: int = 30, width: int = 8) -> ItemTable:
-    """Items of three genres; item n has n likes, was made at n, and its vector is its genre's."""
-    items = [
-        {
-            "item_id": f"i{n}",
-            "created_at_ms": n,
-            "available": True,
-            "title": f"film {n}",
-            "genres": [f"g{n % 3}"],
-            "year": 1990.0 + n,
-        }
-        for n in range(num_items)
-    ]
-    tower = LinearTower(np.random.default_rng(0).normal(size=(64, width)).astype(np.float32), domain.attributes)
-    vectors = np.eye(width, dtype=np.float32)[np.arange(num_items) % 3]
-    return ItemTable.make("table", tower, items, np.arange(num_items), vectors, 0)
-
-
-def publish_models(root: Path, domain: Domain) -> None:
-    """A root with the models `a` (champion) and `b` over one item table, both untrained."""
-    make_root(root, domain, 4)
-    table = item_table(domain)
-    publish_table(root, table, {})
-    nothing = AttributeEncoder({}, {}, {}, {})
-    encoders = Encoders(AttributeEncoder.fit(items_as_table(table), domain.attributes), nothing, nothing)
-    versions: dict[str, Encoder] = {"a": "transact", "b": "none"}
-    for version, encoder in versions.items():
-        config = dataclasses.replace(nano().model, encoder=encoder)
-        publish_model(
-            root,
-            version,
-            ranker=Ranker(config, encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads)),
-            config=config,
-            domain=domain,
-            encoders=encoders,
-            calibration=Calibration.none(len(domain.heads)),
-            item_table="table",
-            metrics={},
-            lineage={"created_at_ms": 1},
-        )
-    promote(root, CHAMPION, "a")
-
-
-@pytest.fixture
-def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
-    """That root, and its store."""
-    publish_models(root, domain)
-    store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
-    yield root, store
-    store.close()
+from tests.tiny_models import item_table
 
 
 def test_an_item_table_round_trips(root: Path, domain: Domain) -> None:

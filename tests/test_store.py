@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Action, ActionKind, Event, Vocabulary, bucket_of
-from rayapp.store import Kind, OutboxFull, Outcome, SequenceStore, StoreError
+from rayapp.store import AppendStatus, OutboxFull, OutboxKind, Store, StoreError
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.packed import EMPTY, head, insert
 from rayapp.store.redis import RedisStore
@@ -22,7 +22,7 @@ from tests.conftest import T0, make_event
 from tests.redis_server import free_port, redis_cluster, start, stop
 
 MAP = 1 << 26
-MakeStore = Callable[..., SequenceStore]
+MakeStore = Callable[..., Store]
 
 
 def flush_all(url: str, *, cluster: bool) -> None:
@@ -51,10 +51,10 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 @pytest.fixture(params=["lmdb", "redis", "redis cluster"])
 def make_store(request: pytest.FixtureRequest, tmp_path: Path, domain: Domain) -> Iterator[MakeStore]:
     """Opens the one store of the test, as often as it is called."""
-    opened: list[SequenceStore] = []
+    opened: list[Store] = []
     if request.param == "lmdb":
 
-        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> SequenceStore:
+        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> Store:
             opened.append(LmdbStore(tmp_path / "store", vocabulary, num_buckets, map_bytes=MAP, **settings))
             return opened[-1]
     else:
@@ -62,7 +62,7 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path, domain: Domain) -
         url = request.getfixturevalue("cluster_url" if cluster else "redis_url")
         flush_all(url, cluster=cluster)
 
-        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> SequenceStore:
+        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> Store:
             opened.append(RedisStore(url, vocabulary, num_buckets, cluster=cluster, **settings))
             return opened[-1]
 
@@ -72,49 +72,49 @@ def make_store(request: pytest.FixtureRequest, tmp_path: Path, domain: Domain) -
 
 
 @pytest.fixture
-def store(make_store: MakeStore) -> SequenceStore:
+def store(make_store: MakeStore) -> Store:
     return make_store(cap=5)
 
 
-def ids(store: SequenceStore, user: str = "u1") -> list[str]:
+def ids(store: Store, user: str = "u1") -> list[str]:
     return list(store.lookup(user).item_ids)
 
 
-def test_unknown_users_are_empty(store: SequenceStore) -> None:
+def test_unknown_users_are_empty(store: Store) -> None:
     found = store.lookup("nobody")
     assert len(found.history) == 0
     assert found.watermark == 0
 
 
-def test_late_events_are_put_in_order_and_the_cap_drops_the_oldest(store: SequenceStore) -> None:
+def test_late_events_are_put_in_order_and_the_cap_drops_the_oldest(store: Store) -> None:
     store.append([make_event(n, item=f"i{n}", at=T0 + n) for n in (1, 3, 5, 7)])
     store.append([make_event(4, item="i4", at=T0 + 4), make_event(2, item="i2", at=T0 + 2)])
     assert ids(store) == ["i7", "i5", "i4", "i3", "i2"]
-    assert store.append([make_event(0, item="i0", at=T0)]) == [Outcome.ACCEPTED]  # logged, but too old to keep
+    assert store.append([make_event(0, item="i0", at=T0)]) == [AppendStatus.ACCEPTED]  # logged, but too old to keep
     assert ids(store) == ["i7", "i5", "i4", "i3", "i2"]
 
 
-def test_impressions_never_push_actions_out(store: SequenceStore) -> None:
+def test_impressions_never_push_actions_out(store: Store) -> None:
     store.append([make_event(0, item="liked", action="save", at=T0)])
     store.append([make_event(n, item="shown", action="impression", at=T0 + n) for n in range(1, 20)])
     assert "liked" in ids(store)
 
 
-def test_the_same_event_id_counts_once(store: SequenceStore) -> None:
+def test_the_same_event_id_counts_once(store: Store) -> None:
     event = make_event(1)
-    assert store.append([event, event]) == [Outcome.ACCEPTED, Outcome.DUPLICATE]
-    assert store.append([event]) == [Outcome.DUPLICATE]
+    assert store.append([event, event]) == [AppendStatus.ACCEPTED, AppendStatus.DUPLICATE]
+    assert store.append([event]) == [AppendStatus.DUPLICATE]
     assert len(ids(store)) == 1
     assert len(store.drain(bucket_of("u1", 4), 0, 10)) == 1
 
 
-def test_lookup_can_be_cut_by_time_and_number(store: SequenceStore) -> None:
+def test_lookup_can_be_cut_by_time_and_number(store: Store) -> None:
     store.append([make_event(n, item=f"i{n}", at=T0 + n) for n in range(4)])
     assert list(store.lookup("u1", before_ms=T0 + 2).item_ids) == ["i1", "i0"]
     assert list(store.lookup("u1", limit=1).item_ids) == ["i3"]
 
 
-def test_commit_seq_grows_per_bucket_and_drain_acknowledges(store: SequenceStore) -> None:
+def test_commit_seq_grows_per_bucket_and_drain_acknowledges(store: Store) -> None:
     users = [f"user{n}" for n in range(20)]
     store.append([make_event(n, user=u) for n, u in enumerate(users)])
     store.append([make_event(100 + n, user=u) for n, u in enumerate(users)])
@@ -146,15 +146,15 @@ def test_a_full_outbox_takes_nothing(make_store: MakeStore) -> None:
     assert store.stats().outbox_rows == 2
 
 
-def test_rebuild_writes_no_outbox_and_is_idempotent(store: SequenceStore) -> None:
+def test_rebuild_writes_no_outbox_and_is_idempotent(store: Store) -> None:
     events = [make_event(n, at=T0 + n) for n in range(3)]
     assert store.rebuild(iter(events)) == 3
     assert store.rebuild(iter(events)) == 0
     assert store.drain(bucket_of("u1", 4), 0, 10) == []
-    assert store.append([events[0]]) == [Outcome.DUPLICATE]
+    assert store.append([events[0]]) == [AppendStatus.DUPLICATE]
 
 
-def test_items_are_listed_once_in_their_newest_form(store: SequenceStore) -> None:
+def test_items_are_listed_once_in_their_newest_form(store: Store) -> None:
     store.put_item({"item_id": "a", "year": 1})
     store.put_item({"item_id": "b", "year": 1})
     last = store.put_item({"item_id": "a", "year": 2})
@@ -162,7 +162,7 @@ def test_items_are_listed_once_in_their_newest_form(store: SequenceStore) -> Non
     assert store.items_since(last) == (last, [])
 
 
-def test_an_item_changes_whole_whoever_else_changes_it(store: SequenceStore) -> None:
+def test_an_item_changes_whole_whoever_else_changes_it(store: Store) -> None:
     assert store.item("a") is None
     assert store.change_item("a", lambda stored: stored) is None, "nothing is recorded of nothing"
     assert store.items_since(0) == (0, [])
@@ -188,7 +188,7 @@ def test_another_vocabulary_or_bucket_count_is_refused_in_words(make_store: Make
         make_store(grown, 8)
 
 
-def test_an_erased_user_is_gone_and_stays_gone(store: SequenceStore) -> None:
+def test_an_erased_user_is_gone_and_stays_gone(store: Store) -> None:
     before, after = make_event(1, at=T0), make_event(2, at=T0 + 2)
     store.append([before])
     store.put_user({"user_id": "u1", "effective_at_ms": T0, "country": "ch"})
@@ -196,20 +196,20 @@ def test_an_erased_user_is_gone_and_stays_gone(store: SequenceStore) -> None:
     assert len(store.lookup("u1").history) == 0
     assert store.user("u1") is None
     assert store.append([make_event(1, at=T0), make_event(3, at=T0 + 1), after]) == [
-        Outcome.ERASED,
-        Outcome.ERASED,
-        Outcome.ACCEPTED,
+        AppendStatus.ERASED,
+        AppendStatus.ERASED,
+        AppendStatus.ACCEPTED,
     ]
     assert len(store.lookup("u1").history) == 1
 
 
-def test_an_earlier_erasure_does_not_take_a_later_one_back(store: SequenceStore) -> None:
+def test_an_earlier_erasure_does_not_take_a_later_one_back(store: Store) -> None:
     store.erase("u1", T0 + 10)
     store.erase("u1", T0)
-    assert store.append([make_event(1, at=T0 + 5)]) == [Outcome.ERASED]
+    assert store.append([make_event(1, at=T0 + 5)]) == [AppendStatus.ERASED]
 
 
-def test_numbers_go_on_behind_those_that_a_log_has_seen(store: SequenceStore) -> None:
+def test_numbers_go_on_behind_those_that_a_log_has_seen(store: Store) -> None:
     """Of a store that is new or an older copy; what stands in its outbox is numbered anew and stays in order."""
     bucket = bucket_of("u1", 4)
     store.append([make_event(n) for n in range(3)])
@@ -232,7 +232,7 @@ def test_a_store_keeps_its_identity_and_no_two_share_one(make_store: MakeStore, 
     other.close()
 
 
-def test_a_clock_that_goes_backwards_loses_nothing(store: SequenceStore) -> None:
+def test_a_clock_that_goes_backwards_loses_nothing(store: Store) -> None:
     """Order is by the events' times, what was seen is told by numbers; neither asks the server's clock."""
     arrivals = [(T0 + 50, T0 + 50), (T0 + 20, T0 + 20), (T0 + 40, T0 + 21), (T0 + 10, T0 + 10)]
     for n, (at, received) in enumerate(arrivals):
@@ -243,7 +243,7 @@ def test_a_clock_that_goes_backwards_loses_nothing(store: SequenceStore) -> None
     assert [row.commit_seq for row in store.drain(bucket_of("u1", 4), 0, 10)] == [1, 2, 3, 4]
 
 
-def test_requests_and_users_share_the_outbox_with_events(store: SequenceStore) -> None:
+def test_requests_and_users_share_the_outbox_with_events(store: Store) -> None:
     """One count a bucket numbers them all, so a reader needs one cursor."""
     request = {"user_id": "u1", "request_id": "r", "timestamp_ms": T0, "item_ids": ["a"], "surface": None}
     store.append([make_event(1)])
@@ -252,10 +252,10 @@ def test_requests_and_users_share_the_outbox_with_events(store: SequenceStore) -
     store.put_user({"user_id": "u1", "effective_at_ms": T0 - 1, "country": "de"})  # late: logged, not current
     rows = store.drain(bucket_of("u1", 4), 0, 10)
     assert [(row.commit_seq, row.kind) for row in rows] == [
-        (1, Kind.EVENT),
-        (2, Kind.REQUEST),
-        (3, Kind.USER),
-        (4, Kind.USER),
+        (1, OutboxKind.EVENT),
+        (2, OutboxKind.REQUEST),
+        (3, OutboxKind.USER),
+        (4, OutboxKind.USER),
     ]
     assert rows[1].value == {k: v for k, v in request.items() if v is not None}
     assert store.user("u1") == {"user_id": "u1", "effective_at_ms": T0, "country": "ch"}
@@ -280,7 +280,7 @@ def test_order_and_cap_do_not_depend_on_how_events_arrive(
     kept = [e for e in newest if e.action == "save"][:6] + [e for e in newest if e.action == "impression"][:6]
     expected = [e for e in newest if e in kept]
     for at in range(0, len(events), chunk):
-        assert set(store.append(events[at : at + chunk])) == {Outcome.ACCEPTED}
+        assert set(store.append(events[at : at + chunk])) == {AppendStatus.ACCEPTED}
     found = store.lookup(user)
     store.close()
     assert list(found.item_ids) == [e.item_id for e in expected]
@@ -306,7 +306,7 @@ def test_the_script_in_redis_writes_the_bytes_that_python_writes(
             row = head(event, hash64(event.event_id)) + (commit_seq + 1).to_bytes(6, "big")
             row += bytes((domain.vocabulary.id_of(event.action), len(item_id)))
             after = insert(here, row, item_id, takes_slot, cap)
-            assert (after is None) == (outcome is Outcome.DUPLICATE)
+            assert (after is None) == (outcome is AppendStatus.DUPLICATE)
             here, commit_seq = (here, commit_seq) if after is None else (after, commit_seq + 1)
     with redis.Redis.from_url(redis_url) as client:
         stored = client.get(f"{{rayapp:{bucket_of(user, 4)}}}:seq:{user}")
@@ -314,7 +314,7 @@ def test_the_script_in_redis_writes_the_bytes_that_python_writes(
     assert (stored or EMPTY) == here
 
 
-def test_events_keep_every_field_in_the_outbox(store: SequenceStore) -> None:
+def test_events_keep_every_field_in_the_outbox(store: Store) -> None:
     event = Event(
         event_id="ü",
         user_id="u✓",

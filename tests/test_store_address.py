@@ -10,9 +10,7 @@ from click.testing import CliRunner, Result
 
 from deployments.sequences import Sequences
 from rayapp.cli.main import cli
-from rayapp.contracts.config import Domain
 from rayapp.loop.steps import open_store as open_for_retraining
-from rayapp.root.facts import make_root
 from rayapp.root.logs import read_log
 from rayapp.store import StoreError
 from rayapp.store.address import address_of, in_use, resolve
@@ -27,12 +25,6 @@ SECRET = "s3cret"
 def _no_store_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in ("RAYAPP_STORE", "RAYAPP_STORE_FILE"):
         monkeypatch.delenv(name, raising=False)
-
-
-@pytest.fixture
-def root(tmp_path: Path, domain: Domain) -> Path:
-    make_root(tmp_path / "root", domain, 4)
-    return tmp_path / "root"
 
 
 @pytest.fixture

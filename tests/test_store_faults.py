@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import lmdb
@@ -19,8 +19,7 @@ from rayapp.contracts.schema import bucket_of
 from rayapp.store import StoreError
 from rayapp.store.environment import DATA
 from rayapp.store.lmdb import LmdbStore
-from rayapp.store.redis import RedisStore
-from tests.conftest import T0, make_event
+from tests.conftest import T0, drained, forever, make_event
 
 MAP = 1 << 26
 
@@ -147,15 +146,6 @@ def here(tmp_path: Path, domain: Domain) -> Iterator[LmdbStore]:
     opened = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
     yield opened
     opened.close()
-
-
-def forever(append: Callable[[int], None]) -> None:
-    for number in range(1_000):
-        append(number)
-
-
-def drained(store: LmdbStore | RedisStore) -> list[str]:
-    return [row.value["event_id"] for bucket in range(4) for row in store.drain(bucket, 0, 1_000_000)]
 
 
 def test_a_full_disk_is_told_and_nothing_acknowledged_is_lost(tmp_path: Path, domain: Domain, here: LmdbStore) -> None:

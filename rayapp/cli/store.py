@@ -13,7 +13,7 @@ from rayapp.root.places import SERVING
 
 if TYPE_CHECKING:
     from rayapp.pipeline.parity import Parity
-    from rayapp.store import SequenceStore
+    from rayapp.store import Store
 
 FOLLOW_S = 300.0
 
@@ -58,7 +58,7 @@ def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> N
         store.close()
 
 
-def _export_all(root: Path, store: "SequenceStore") -> None:
+def _export_all(root: Path, store: "Store") -> None:
     from rayapp.pipeline.export import export_all
     from rayapp.root.places import EXPORTS
     from rayapp.root.publish import exclusive

@@ -24,8 +24,8 @@ from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS, ITEM_TABLES, MODELS, REQUESTS, WINDOWS
 from rayapp.root.publish import PublishError, log_manifest, read_manifest
 from rayapp.sources import Files
-from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
-from rayapp.store import SequenceStore
+from rayapp.sources.synthetic import World, write_world
+from rayapp.store import Store
 from rayapp.store.opening import open_store
 from rayapp.training.build_table import build_item_table
 from rayapp.training.run import TrainingRun, train_and_publish
@@ -76,9 +76,7 @@ def import_once(root: Path, domain_file: DomainFile, fetch: Callable[[], Files])
 
 def make_world(world: World, directory: Path, told: Told = quiet) -> Files:
     """Writes the synthetic world's files, its chunks of users in parallel."""
-    write_items(world, directory)
-    run_tasks(world.num_chunks, lambda chunk: write_chunk(world, directory, chunk), told)
-    return files_in(directory)
+    return write_world(world, directory, lambda count, part: run_tasks(count, part, told))
 
 
 def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None, until_ms: int | None = None) -> Split:
@@ -187,7 +185,7 @@ def restore_store(root: Path, url: str | None = None) -> int:
         store.close()
 
 
-def _restore(root: Path, store: SequenceStore) -> int:
+def _restore(root: Path, store: Store) -> int:
     number, manifest = log_manifest(root / EVENTS)
     written = store.rebuild(_logged_events(root))
     for bucket, commit_seq in exported(manifest).items():

@@ -9,7 +9,7 @@ took a lost one's place has another identity and so no cursors yet; an older cop
 import uuid
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -22,12 +22,16 @@ from rayapp.root.facts import read_root
 from rayapp.root.logs import log_schema, sort_log, write_file
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, USERS
 from rayapp.root.publish import Manifest, commit_log, log_manifest
-from rayapp.store import Committed, Kind, SequenceStore
+from rayapp.store import Committed, ItemStore, Outbox, OutboxKind
 
 CURSORS: Final = "cursors"
 """In a log's manifest: identity of a store -> bucket, or "items" -> last number of it that the log holds."""
 CHUNK_ROWS: Final = 100_000
-LOG_OF: Final = {Kind.EVENT: EVENTS, Kind.REQUEST: REQUESTS}
+LOG_OF: Final = {OutboxKind.EVENT: EVENTS, OutboxKind.REQUEST: REQUESTS}
+
+
+class ExportedStore(Outbox, ItemStore, Protocol):
+    """What an export reads of a store."""
 
 
 @dataclass(slots=True)
@@ -68,7 +72,7 @@ class _Log:
         self.manifest.setdefault(CURSORS, {}).setdefault(self.store, {})[str(place)] = number
 
 
-def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
+def export(root: Path, store: ExportedStore, now_ms: int) -> Exported:
     """One round: up to CHUNK_ROWS rows of each bucket go into new files of the logs, and the items put since the last
     round into the catalogue. A round that brings nothing has freed the outbox.
 
@@ -90,7 +94,7 @@ def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
         if not rows:
             continue
         done.more |= len(rows) == CHUNK_ROWS
-        users += [row.value for row in rows if row.kind is Kind.USER]
+        users += [row.value for row in rows if row.kind is OutboxKind.USER]
         for kind, name in LOG_OF.items():
             log = logs[name]
             fresh = [row for row in rows if row.kind is kind and row.commit_seq > log.cursor(bucket)]
@@ -112,7 +116,7 @@ def export(root: Path, store: SequenceStore, now_ms: int) -> Exported:
     return done
 
 
-def export_all(root: Path, store: SequenceStore, now_ms: int) -> Exported:
+def export_all(root: Path, store: ExportedStore, now_ms: int) -> Exported:
     """Rounds until all that stood in the outbox at the start is in the logs, and freed.
 
     What comes meanwhile waits for the next time: beside clients that never rest it would not end otherwise.
@@ -139,7 +143,7 @@ def _table(rows: list[Committed], kind: str, domain: Domain) -> pa.Table:
     return sort_log(table.add_column(place, schema.field("event_hash"), hashes))
 
 
-def _export_items(root: Path, store: SequenceStore, log: _Log, domain: Domain) -> int:
+def _export_items(root: Path, store: ItemStore, log: _Log, domain: Domain) -> int:
     last, items = store.items_since(log.cursor(ITEMS))
     if items:
         merge(root, ITEMS, pa.Table.from_pylist(items, schema=item_schema(domain.attributes)), domain)

@@ -20,7 +20,7 @@ from rayapp.root.catalogue import read_users
 from rayapp.root.places import USERS
 from rayapp.root.publish import PublishError, log_manifest
 from rayapp.serving.candidates import CandidateIndex
-from rayapp.store import SequenceStore
+from rayapp.store import ItemStore
 
 log = logging.getLogger(__name__)
 RETRY_S = 30.0
@@ -32,7 +32,7 @@ WARM_UP_CANDIDATES = 200
 class ModelShelf:
     """Keeps loaded models in step with the alias files and with the item log. Readers never wait for a load."""
 
-    def __init__(self, root: Path, domain: Domain, store: SequenceStore, device: torch.device | None = None) -> None:
+    def __init__(self, root: Path, domain: Domain, store: ItemStore, device: torch.device | None = None) -> None:
         """Loads what the aliases name; with a `device`, a GPU, for `score_many` on it.
 
         Raises:

@@ -1,14 +1,29 @@
-"""Public and made-up data sets, written as files that a domain file reads. One module each.
+"""Public and made-up data sets, written as files that a domain file reads: one module each, listed in `data_sets.py`.
 
 A source knows nothing of models or of where its rows will be stored.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
+
+RunParts = Callable[[int, Callable[[int], dict[str, Any]]], Any]
+"""Called with a number of parts and what makes the n-th: makes them all, side by side where it can."""
 
 
 class SourceError(RuntimeError):
     """The data can't be had; the message says why and what to do instead."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Size:
+    """What a data set is asked for. A public one takes the seed alone; its size is what it is."""
+
+    seed: int = 0
+    num_users: int = 600
+    num_items: int = 1_200
+    num_days: int = 20
 
 
 @dataclass(frozen=True, slots=True)

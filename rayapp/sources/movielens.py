@@ -20,7 +20,7 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from rayapp.sources import Files, SourceError
+from rayapp.sources import Files, RunParts, Size, SourceError
 
 WHEEL: Final = "recbole==1.2.1"
 WHEEL_NAME: Final = "recbole-1.2.1-py3-none-any.whl"
@@ -67,9 +67,14 @@ def fetch(cache: Path) -> Path:
     return wheel
 
 
-def write_files(cache: Path, directory: Path, seed: int = 0) -> Files:
-    """The data set as files that `domains/movielens.toml` reads. `seed` draws the four other items of each list."""
-    with zipfile.ZipFile(fetch(cache)) as wheel:
+def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
+    """The data set as files that `domains/movielens.toml` reads, beside the wheel that they come from. The seed draws
+    the four other items of each list.
+
+    Raises:
+        SourceError: as for `fetch`.
+    """
+    with zipfile.ZipFile(fetch(directory)) as wheel:
         with wheel.open(MEMBER + "inter") as file:
             ratings = pd.read_csv(
                 file,
@@ -85,13 +90,12 @@ def write_files(cache: Path, directory: Path, seed: int = 0) -> Files:
     ratings["event_id"] = ratings["request_id"] + "-rating"
     catalogue = films["item_id"].to_numpy()
     lists = ratings[["request_id", "user_id", "timestamp"]].assign(
-        item_ids=catalogue[_lists(ratings, catalogue, seed)].tolist()
+        item_ids=catalogue[_lists(ratings, catalogue, size.seed)].tolist()
     )
     films["year"] = pd.to_numeric(films["year"], errors="coerce")
     films["released"] = [None if np.isnan(y) else f"{int(y)}-01-01" for y in films["year"]]
     films["genres"] = [g.split() if isinstance(g, str) else [] for g in films["genres"]]
     files = Files(directory / "ratings.parquet", directory / "lists.parquet", directory / "films.parquet")
-    directory.mkdir(parents=True, exist_ok=True)
     for path, frame in ((files.events, ratings), (files.requests, lists), (files.items, films)):
         frame.to_parquet(path, index=False)
     return files

@@ -12,6 +12,7 @@ Shapes: U users of a chunk, T topics, S styles, N items, R requests of a chunk, 
 C places of a list.
 """
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from rayapp.sources import Files
-from rayapp.sources.synthetic_people import People, State, Visits, make_visits
+from rayapp.sources import Files, RunParts, Size
+from rayapp.sources.synthetic_people import People, SessionState, Visits, make_visits
 from rayapp.sources.synthetic_world import (
     ACTIONS,
     COUNTRIES,
@@ -34,7 +35,30 @@ from rayapp.sources.synthetic_world import (
     make_items,
 )
 
-__all__ = ["ACTIONS", "World", "drifting", "files_in", "make_chunk", "make_items", "write_chunk", "write_items"]
+__all__ = [
+    "ACTIONS",
+    "World",
+    "drifting",
+    "files_in",
+    "make_chunk",
+    "make_items",
+    "write_chunk",
+    "write_files",
+    "write_items",
+    "write_world",
+]
+
+
+def write_files(directory: Path, size: Size, run_parts: RunParts) -> Files:
+    """The world of that size as files that `domains/synthetic.toml` reads."""
+    return write_world(World(**asdict(size)), directory, run_parts)
+
+
+def write_world(world: World, directory: Path, run_parts: RunParts) -> Files:
+    """The files of any world, its chunks of users being the parts."""
+    write_items(world, directory)
+    run_parts(world.num_chunks, lambda chunk: write_chunk(world, directory, chunk))
+    return files_in(directory)
 
 
 def write_items(world: World, directory: Path) -> Path:
@@ -82,7 +106,7 @@ def make_chunk(world: World, items: Items, chunk: int) -> dict[str, pa.Table]:
     first_user = chunk * USERS_PER_CHUNK
     people = People(world, min(USERS_PER_CHUNK, world.num_users - first_user), chunk, rng)
     visits = make_visits(world, people, rng)
-    state = State(world, people, rng)
+    state = SessionState(world, people, rng)
     shown: list[dict[str, Any]] = []
     for n in range(int(visits.number_R.max(initial=-1)) + 1):
         rows = np.flatnonzero(visits.number_R == n)

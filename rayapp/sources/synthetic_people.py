@@ -150,8 +150,8 @@ class Purchases:
         return np.asarray(change_AC)
 
 
-class State:
-    """What a user wants now, and what this session has done to it."""
+class SessionState:
+    """What users want now, and what this session has done to it."""
 
     def __init__(self, world: World, people: People, rng: np.random.Generator) -> None:
         self.world, self.people, self.rng, self.fashion = world, people, rng, Fashion(world)

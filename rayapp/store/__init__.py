@@ -1,7 +1,11 @@
 """The sequence store: what each user did last, durable before it is acknowledged, and the outbox towards the log.
 
-Knows nothing of HTTP or models. Two back ends keep one contract: `lmdb.py`, embedded, for one node, and `redis.py`, for
-clusters; `opening.py` chooses by URL.
+Knows nothing of HTTP or models. What it keeps are four small contracts, and whoever uses a store asks for those that
+it needs: `SequenceStore`, `Outbox`, `UserStore`, `ItemStore`. Two back ends keep them all: `lmdb.py`, embedded, for one
+node, and `redis.py`, for clusters; `opening.py` chooses by URL.
+
+To add a back end: a module here with a class that keeps `Store`, its URLs in `opening.py`, and a branch in `make_store`
+of `tests/test_store.py`, whose tests are what a store must do.
 """
 
 import enum
@@ -24,7 +28,7 @@ class OutboxFull(StoreError):
     """Appending would overflow the outbox: drain it (export), or let clients retry later. Nothing was written."""
 
 
-class Outcome(enum.StrEnum):
+class AppendStatus(enum.StrEnum):
     """What became of one appended event."""
 
     ACCEPTED = "accepted"
@@ -47,7 +51,7 @@ class UserSequence:
         return UserSequence(History.empty(), (), watermark)
 
 
-class Kind(enum.StrEnum):
+class OutboxKind(enum.StrEnum):
     """What a row of the outbox is."""
 
     EVENT = "event"
@@ -60,7 +64,7 @@ class Committed:
     """A row of the outbox with the number its bucket gave it."""
 
     commit_seq: int
-    kind: Kind
+    kind: OutboxKind
     value: dict[str, Any]
     """An event, a request or a user's attributes, fields that are None left out."""
 
@@ -81,13 +85,9 @@ ItemChange = Callable[[dict[str, Any] | None], dict[str, Any] | None]
 
 
 class SequenceStore(Protocol):
-    """The contract both back ends keep."""
+    """What users did last."""
 
-    @property
-    def identity(self) -> str:
-        """Made with the store and unlike any other's: a store that takes a lost one's place counts from anew."""
-
-    def append(self, events: Sequence[Event]) -> list[Outcome]:
+    def append(self, events: Sequence[Event]) -> list[AppendStatus]:
         """Adds all events to their users' sequences and to the outbox in one durable transaction.
 
         Idempotent by `event_id` over a user's stored events. Late events are inserted in order; beyond the cap the
@@ -99,12 +99,47 @@ class SequenceStore(Protocol):
             StoreError: they can't be made durable now; the same holds.
         """
 
+    def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
+        """The user's stored events, newest first, with `timestamp_ms < before_ms`; empty for an unknown user."""
+
+    def rebuild(self, events: Iterable[Event]) -> int:
+        """Puts events of the log back into the sequences, without the outbox; returns how many were new."""
+
+
+class Outbox(Protocol):
+    """What the store took in and the logs have not seen, numbered within each bucket; and how far the two are apart."""
+
+    @property
+    def identity(self) -> str:
+        """Made with the store and unlike any other's: a store that takes a lost one's place counts from anew."""
+
     def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
         """Puts rows of the request log into the outbox.
 
         Raises:
             OutboxFull: as for `append`.
         """
+
+    def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
+        """The next rows of the bucket's outbox after `cursor`, which at the same time acknowledges that all up to
+        `cursor` are safe elsewhere: they are removed."""
+
+    def advance(self, bucket: int, commit_seq: int) -> None:
+        """Makes the bucket count on behind `commit_seq`, which a log has seen already.
+
+        For a store that took a lost one's place or that is an older copy. Rows of its outbox get new numbers, so they
+        are exported, perhaps once more; copies in the log are dropped where it is read.
+        """
+
+    def restored_to(self) -> int | None:
+        """The number of the event log's manifest whose events are all in the store; None for a new store."""
+
+    def set_restored_to(self, manifest: int) -> None:
+        """Records it."""
+
+
+class UserStore(Protocol):
+    """Users' attributes, and their erasure."""
 
     def put_user(self, user: dict[str, Any]) -> None:
         """Records a user's attributes (`user_id`, `effective_at_ms`, attributes) and puts them into the outbox."""
@@ -118,28 +153,9 @@ class SequenceStore(Protocol):
         What stands in the outbox stays there.
         """
 
-    def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
-        """The user's stored events, newest first, with `timestamp_ms < before_ms`; empty for an unknown user."""
 
-    def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
-        """The next rows of the bucket's outbox after `cursor`, which at the same time acknowledges that all up to
-        `cursor` are safe elsewhere: they are removed."""
-
-    def advance(self, bucket: int, commit_seq: int) -> None:
-        """Makes the bucket count on behind `commit_seq`, which a log has seen already.
-
-        For a store that took a lost one's place or that is an older copy. Rows of its outbox get new numbers, so they
-        are exported, perhaps once more; copies in the log are dropped where it is read.
-        """
-
-    def rebuild(self, events: Iterable[Event]) -> int:
-        """Puts events of the log back into the sequences, without the outbox; returns how many were new."""
-
-    def restored_to(self) -> int | None:
-        """The number of the event log's manifest whose events are all in the store; None for a new store."""
-
-    def set_restored_to(self, manifest: int) -> None:
-        """Records it."""
+class ItemStore(Protocol):
+    """Items as they were put, in the order of their changes."""
 
     def put_item(self, item: dict[str, Any]) -> int:
         """Records an item durably in the item log and returns its sequence number."""
@@ -156,6 +172,10 @@ class SequenceStore(Protocol):
 
     def items_since(self, sequence: int) -> tuple[int, list[dict[str, Any]]]:
         """`(last sequence number, items put after it)`, each item once, in its newest form."""
+
+
+class Store(SequenceStore, Outbox, UserStore, ItemStore, Protocol):
+    """All that a back end keeps."""
 
     def stats(self) -> StoreStats:
         """How full it is."""

@@ -25,11 +25,11 @@ from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary,
 from rayapp.root.publish import sync_file
 from rayapp.store import (
     DEFAULT_CAP,
+    AppendStatus,
     Committed,
     ItemChange,
-    Kind,
     OutboxFull,
-    Outcome,
+    OutboxKind,
     StoreError,
     StoreStats,
     UserSequence,
@@ -54,7 +54,7 @@ T = TypeVar("T")
 
 
 class LmdbStore:
-    """`SequenceStore` in one directory."""
+    """`Store` in one directory."""
 
     def __init__(
         self,
@@ -173,7 +173,7 @@ class LmdbStore:
 
     # ---- events ----------------------------------------------------------------------------------------------------
 
-    def append(self, events: Sequence[Event]) -> list[Outcome]:
+    def append(self, events: Sequence[Event]) -> list[AppendStatus]:
         return self._writing(lambda txn: self._append(txn, events, outbox=True))
 
     def rebuild(self, events: Iterable[Event]) -> int:
@@ -186,12 +186,12 @@ class LmdbStore:
         return new + self._rebuild(chunk)
 
     def _rebuild(self, events: list[Event]) -> int:
-        return self._writing(lambda txn: self._append(txn, events, outbox=False)).count(Outcome.ACCEPTED)
+        return self._writing(lambda txn: self._append(txn, events, outbox=False)).count(AppendStatus.ACCEPTED)
 
-    def _append(self, txn: lmdb.Transaction, events: Sequence[Event], *, outbox: bool) -> list[Outcome]:
+    def _append(self, txn: lmdb.Transaction, events: Sequence[Event], *, outbox: bool) -> list[AppendStatus]:
         if outbox:
             self._refuse_overflow(txn, len(events))
-        outcomes = [Outcome.ACCEPTED] * len(events)
+        outcomes = [AppendStatus.ACCEPTED] * len(events)
         before: dict[str, bytes] = {}
         after: dict[str, bytes] = {}
         erased: dict[str, bytes | None] = {}
@@ -206,7 +206,7 @@ class LmdbStore:
                 last[bucket] = self._last(txn, bucket)
             front = head(event, hash64(event.event_id))
             if (until := erased[user_id]) is not None and front[:6] <= until:
-                outcomes[i] = Outcome.ERASED
+                outcomes[i] = AppendStatus.ERASED
                 continue
             item_id = event.item_id.encode()
             behind = bytes((self._ids.get(event.action, UNKNOWN), len(item_id)))
@@ -214,12 +214,12 @@ class LmdbStore:
             row = front + commit_seq.to_bytes(6, "big") + behind
             stored = insert(after[user_id], row, item_id, self._takes_slot, self.cap)
             if stored is None:
-                outcomes[i] = Outcome.DUPLICATE
+                outcomes[i] = AppendStatus.DUPLICATE
                 continue
             after[user_id] = stored
             if outbox:
                 last[bucket] = commit_seq
-                self._put_outbox(txn, bucket, commit_seq, Kind.EVENT, event_value(event))
+                self._put_outbox(txn, bucket, commit_seq, OutboxKind.EVENT, event_value(event))
         for user_id, stored in after.items():
             if stored is not before[user_id]:
                 key = user_id.encode()
@@ -230,9 +230,9 @@ class LmdbStore:
         return outcomes
 
     def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
-        self._writing(lambda txn: self._commit(txn, Kind.REQUEST, requests))
+        self._writing(lambda txn: self._commit(txn, OutboxKind.REQUEST, requests))
 
-    def _commit(self, txn: lmdb.Transaction, kind: Kind, values: Sequence[dict[str, Any]]) -> None:
+    def _commit(self, txn: lmdb.Transaction, kind: OutboxKind, values: Sequence[dict[str, Any]]) -> None:
         self._refuse_overflow(txn, len(values))
         last: dict[int, int] = {}
         for value in values:
@@ -254,7 +254,7 @@ class LmdbStore:
             txn.put(_NUMBER.pack(bucket), _NUMBER.pack(commit_seq), db=self._db["counters"])
 
     def _put_outbox(
-        self, txn: lmdb.Transaction, bucket: int, commit_seq: int, kind: Kind, value: dict[str, Any]
+        self, txn: lmdb.Transaction, bucket: int, commit_seq: int, kind: OutboxKind, value: dict[str, Any]
     ) -> None:
         body = f'["{kind}",{encoded(value)}]'.encode()
         txn.put(_OUTBOX_KEY.pack(bucket, commit_seq), body, db=self._db["outbox"])
@@ -270,7 +270,7 @@ class LmdbStore:
             pass
         with self._reading() as txn:
             rows = [(seq, body) for seq, body in _outbox(txn.cursor(db=self._db["outbox"]), bucket, cursor, limit)]
-        return [Committed(seq, Kind(kind), value) for seq, body in rows for kind, value in [json.loads(body)]]
+        return [Committed(seq, OutboxKind(kind), value) for seq, body in rows for kind, value in [json.loads(body)]]
 
     def _acknowledge(self, txn: lmdb.Transaction, bucket: int, cursor: int) -> bool:
         """Removes rows up to `cursor`; whether some are left. A transaction that changes nothing costs no sync."""
@@ -315,7 +315,7 @@ class LmdbStore:
             stored = self._get(txn, "users", key)
             if stored is None or json.loads(stored)["effective_at_ms"] <= user["effective_at_ms"]:
                 txn.put(key, json.dumps(user, ensure_ascii=False).encode(), db=self._db["users"])
-            self._commit(txn, Kind.USER, [user])
+            self._commit(txn, OutboxKind.USER, [user])
 
         self._writing(write)
 

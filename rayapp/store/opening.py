@@ -6,13 +6,13 @@ from urllib.parse import parse_qs, urlsplit
 
 from rayapp.root.facts import read_root
 from rayapp.root.places import STORE
-from rayapp.store import SequenceStore, StoreError
+from rayapp.store import Store, StoreError
 from rayapp.store.address import IN_ROOT, address_of, full_url, in_use, resolve, take_into_use
 
 log = logging.getLogger(__name__)
 
 
-def open_store(root: Path, url: str | None = None) -> SequenceStore:
+def open_store(root: Path, url: str | None = None) -> Store:
     """The store of a root: `lmdb:///path`, `redis://host:port/0` or `rediss://…`; unless told the one that is in use
     (`address.py`), or LMDB in `ROOT/store`.
 
@@ -24,7 +24,7 @@ def open_store(root: Path, url: str | None = None) -> SequenceStore:
     return open_url(root, resolve(root, url))
 
 
-def open_for_graph(root: Path, url: str | None = None) -> SequenceStore:
+def open_for_graph(root: Path, url: str | None = None) -> Store:
     """`open_store`, and from now on every command finds that store.
 
     Raises:
@@ -70,7 +70,7 @@ def _refuse_to_leave(root: Path, address: str) -> None:
         )
 
 
-def open_url(root: Path, url: str) -> SequenceStore:
+def open_url(root: Path, url: str) -> Store:
     """The store at a URL, whichever the root's events are in."""
     domain, num_buckets = read_root(root)
     parts = urlsplit(url)

@@ -28,11 +28,11 @@ from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
 from rayapp.store import (
     DEFAULT_CAP,
+    AppendStatus,
     Committed,
     ItemChange,
-    Kind,
     OutboxFull,
-    Outcome,
+    OutboxKind,
     StoreError,
     StoreStats,
     UserSequence,
@@ -52,7 +52,7 @@ SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "ma
 META: Final = "{rayapp:store}"
 ITEMS: Final = "{rayapp:items}"
 _REBUILD_EVENTS: Final = 2_000
-_OUTCOMES: Final = {1: Outcome.ACCEPTED, 0: Outcome.DUPLICATE, -1: Outcome.ERASED}
+_OUTCOMES: Final = {1: AppendStatus.ACCEPTED, 0: AppendStatus.DUPLICATE, -1: AppendStatus.ERASED}
 _COMMIT = """
 if redis.call('XLEN', KEYS[2]) + (#ARGV - 1) / 2 > tonumber(ARGV[1]) then return redis.error_reply('OUTBOXFULL') end
 for i = 2, #ARGV, 2 do
@@ -94,7 +94,7 @@ return number
 
 
 class RedisStore:
-    """`SequenceStore` in a Redis that several nodes share."""
+    """`Store` in a Redis that several nodes share."""
 
     def __init__(
         self,
@@ -203,7 +203,7 @@ class RedisStore:
 
     # ---- events ----------------------------------------------------------------------------------------------------
 
-    def append(self, events: Sequence[Event]) -> list[Outcome]:
+    def append(self, events: Sequence[Event]) -> list[AppendStatus]:
         return self._append(events, outbox=True)
 
     def rebuild(self, events: Iterable[Event]) -> int:
@@ -211,11 +211,11 @@ class RedisStore:
         for event in events:
             chunk.append(event)
             if len(chunk) == _REBUILD_EVENTS:
-                new += self._append(chunk, outbox=False).count(Outcome.ACCEPTED)
+                new += self._append(chunk, outbox=False).count(AppendStatus.ACCEPTED)
                 chunk = []
-        return new + self._append(chunk, outbox=False).count(Outcome.ACCEPTED)
+        return new + self._append(chunk, outbox=False).count(AppendStatus.ACCEPTED)
 
-    def _append(self, events: Sequence[Event], *, outbox: bool) -> list[Outcome]:
+    def _append(self, events: Sequence[Event], *, outbox: bool) -> list[AppendStatus]:
         by_bucket: dict[int, list[int]] = {}
         for i, event in enumerate(events):
             by_bucket.setdefault(bucket_of(event.user_id, self.num_buckets), []).append(i)
@@ -234,7 +234,7 @@ class RedisStore:
                 args += [place[event.user_id], head(event, hash64(event.event_id)), behind, item_id]
                 args.append(encoded(event_value(event)) if outbox else "")
             calls.append((self._append_script, keys, args))
-        outcomes = [Outcome.ACCEPTED] * len(events)
+        outcomes = [AppendStatus.ACCEPTED] * len(events)
         for indices, answer in zip(by_bucket.values(), self._eval(calls), strict=True):
             for i, code in zip(indices, answer, strict=True):
                 outcomes[i] = _OUTCOMES[code]
@@ -248,7 +248,7 @@ class RedisStore:
         by_bucket: dict[int, list[Any]] = {}
         for row in requests:
             args = by_bucket.setdefault(bucket_of(row["user_id"], self.num_buckets), [self._max_outbox_of_bucket])
-            args += [Kind.REQUEST, encoded(row)]
+            args += [OutboxKind.REQUEST, encoded(row)]
         self._eval([(_COMMIT, [_key(b, "last"), _key(b, "outbox")], args) for b, args in by_bucket.items()])
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
@@ -267,7 +267,7 @@ class RedisStore:
         rows = []
         for entry, fields in self._answered(ask):
             [(kind, value)] = fields.items()
-            rows.append(Committed(int(_text(entry).partition("-")[0]), Kind(_text(kind)), json.loads(value)))
+            rows.append(Committed(int(_text(entry).partition("-")[0]), OutboxKind(_text(kind)), json.loads(value)))
         return rows
 
     # ---- users and items -------------------------------------------------------------------------------------------
@@ -283,7 +283,7 @@ class RedisStore:
     def put_user(self, user: dict[str, Any]) -> None:
         bucket, body = bucket_of(user["user_id"], self.num_buckets), encoded(user)
         keys = [_key(bucket, "last"), _key(bucket, "outbox"), _key(bucket, "users")]
-        args = [self._max_outbox_of_bucket, Kind.USER, body, user["user_id"], user["effective_at_ms"]]
+        args = [self._max_outbox_of_bucket, OutboxKind.USER, body, user["user_id"], user["effective_at_ms"]]
         self._eval([(_PUT_USER, keys, args)])
 
     def user(self, user_id: str) -> dict[str, Any] | None:

@@ -2,13 +2,19 @@
 
 import importlib.resources
 from pathlib import Path
+from typing import Final
 
 from rayapp.importing.domains.layout import DomainFile
 from rayapp.importing.domains.parse import DomainError, parse_domain
 
 __all__ = ["BUILT_IN", "DomainError", "load_domain"]
 
-BUILT_IN = ("movielens", "kuairand", "synthetic")
+BUILT_IN: Final = {
+    file.name.removesuffix(".toml"): file
+    for file in sorted(importlib.resources.files(__name__).iterdir(), key=lambda file: file.name)
+    if file.name.endswith(".toml")
+}
+"""By name: the domain files that lie here."""
 
 
 def load_domain(name_or_path: str) -> DomainFile:
@@ -18,7 +24,7 @@ def load_domain(name_or_path: str) -> DomainFile:
         DomainError: no such file, or what is wrong in it.
     """
     if name_or_path in BUILT_IN:
-        return parse_domain(importlib.resources.files(__name__).joinpath(f"{name_or_path}.toml").read_text())
+        return parse_domain(BUILT_IN[name_or_path].read_text())
     try:
         text = Path(name_or_path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
