@@ -12,7 +12,9 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
+from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.importing.domains import BUILT_IN, DomainError, load_domain
 from rayapp.importing.domains.parse import parse_domain
 from rayapp.importing.files import NO_ROW, Rejection, plan, read_piece
@@ -343,7 +345,7 @@ def test_flags_become_the_strongest_action_and_labels() -> None:
 @pytest.mark.parametrize("name", BUILT_IN)
 def test_the_built_in_domains_load_and_round_trip(name: str) -> None:
     domain = load_domain(name).domain
-    assert type(domain).from_json(json.loads(json.dumps(domain.to_json()))) == domain
+    assert from_json(Domain, json.loads(json.dumps(to_json(domain)))) == domain
 
 
 @pytest.mark.parametrize(

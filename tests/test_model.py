@@ -12,6 +12,7 @@ from torch import nn
 
 from rayapp.contracts.config import ModelConfig
 from rayapp.contracts.hashing import hash64
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import nano
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
 from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
@@ -235,7 +236,7 @@ def test_attributes_unknown_rare_missing_and_too_many() -> None:
     tags = [["a"]] * 6 + [["b", "a"]] * 5 + [["rare"], None]
     table = pa.table({"tags": pa.array(tags, pa.large_list(pa.string())), "price": [1.0] * 6 + [3.0] * 6 + [None]})
     fitted = AttributeEncoder.fit(table, attributes)
-    encoder = AttributeEncoder.from_json(fitted.to_json())
+    encoder = from_json(AttributeEncoder, to_json(fitted))
     assert encoder == fitted
     asked = pa.table(
         {
@@ -274,7 +275,7 @@ def test_calibration_undoes_thinned_negatives_and_leaves_hopeless_heads_alone() 
     assert fitted.shift_H[0] == pytest.approx(np.log(0.1), abs=0.1)
     assert (fitted.scale_H[1], fitted.shift_H[1]) == (1.0, 0.0), "a head without positives"
     assert fitted.scale_H[2] == 1.0, "five positives move the level only"
-    assert Calibration.from_json(fitted.to_json(["a", "b", "c"]), ["a", "b", "c"]) == fitted
+    assert Calibration.of_heads(fitted.by_head(["a", "b", "c"]), ["a", "b", "c"]) == fitted
 
 
 def test_rate_features_are_log_odds_above_the_average() -> None:

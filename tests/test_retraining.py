@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 
 from rayapp.cli import retrain as command
 from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import nano
 from rayapp.loop import run_state as states
 from rayapp.loop import steps as stages
@@ -323,8 +324,8 @@ def test_the_watch_exports_prometheus_text(tmp_path: Path) -> None:
     run = states.new_run(tmp_path, {}, T0)
     run.outcome, run.finished_ms = states.REFUSED, T0
     one = day(5)
-    gates = [gate.to_json() for gate in watch_gates(one, BEFORE, LIMITS, age_days=30.0)]
-    text = exposition([{**one.to_json(), "gates": gates}], [run])
+    gates = [to_json(gate) for gate in watch_gates(one, BEFORE, LIMITS, age_days=30.0)]
+    text = exposition([{**to_json(one), "gates": gates}], [run])
     lines = dict(line.rsplit(" ", 1) for line in text.splitlines() if not line.startswith("#"))
     assert lines['rayapp_watch_within_threshold{measure="champion age"}'] == "0"
     assert lines['rayapp_watch_within_threshold{measure="parity"}'] == "1"

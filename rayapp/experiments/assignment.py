@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import DAY_MS, Domain, day_name
+from rayapp.contracts.errors import RayappError
 from rayapp.contracts.hashing import hash64, hash64_column
 from rayapp.experiments.declaration import NUM_SLOTS, Arm, Experiment, ExperimentError, read_experiments
 from rayapp.root.places import EXPERIMENTS_FILE, EXPERIMENTS_STATE
@@ -167,7 +168,7 @@ class ExperimentBook:
         try:
             self._experiments = record_steps(self._root, self._domain, now_ms)
             problem = None
-        except (ExperimentError, PublishError, OSError) as error:
+        except (RayappError, OSError) as error:
             problem = str(error)
             self._follow_stops()
         if problem and problem != self.problem:

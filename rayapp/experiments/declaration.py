@@ -33,6 +33,7 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.errors import RayappError
 from rayapp.registry.aliases import NAME
 from rayapp.root.places import EXPERIMENTS_FILE
 
@@ -42,7 +43,7 @@ SOURCES: Final = ("nearest", "interests", "trending", "newest", "explore", "popu
 Direction = Literal["rise", "fall"]
 
 
-class ExperimentError(ValueError):
+class ExperimentError(RayappError):
     """The experiments file, or what is asked of an experiment, can't be; the message names the place."""
 
 

@@ -13,6 +13,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
@@ -173,7 +174,7 @@ def _tell(
         tables += [difference_table(rows, reference, main, segment, names) for reference in references[:1]]
     text = "\n\n".join([f"Test window {window}.", *notes, EXPLAINED, *tables])
     if as_json:
-        click.echo(json.dumps({"window": window, "notes": list(notes), "rows": [row.to_json() for row in rows]}))
+        click.echo(json.dumps({"window": window, "notes": list(notes), "rows": [to_json(row) for row in rows]}))
     else:
         click.echo(text)
     if write is not None:

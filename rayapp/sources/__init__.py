@@ -6,8 +6,10 @@ A source knows nothing of models or of where its rows will be stored.
 from dataclasses import dataclass
 from pathlib import Path
 
+from rayapp.contracts.errors import RayappError
 
-class SourceError(RuntimeError):
+
+class SourceError(RayappError):
     """The data can't be had; the message says why and what to do instead."""
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any, Final, TypeVar
 
 from rayapp.contracts.config import DAY_MS, YEAR_2000_MS, Domain, Head
+from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind, Vocabulary
 from rayapp.importing.domains.layout import (
     NULL_VALUES,
@@ -25,7 +26,7 @@ UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": DAY_MS}
 REQUIRED: Final = object()
 
 
-class DomainError(ValueError):
+class DomainError(RayappError):
     """The domain file says something that can't be; the message names the place."""
 
 
