@@ -31,7 +31,7 @@ from rayapp.model.batched import (
     groups,
 )
 from rayapp.model.calibration import Calibration
-from rayapp.model.packing import ALIGNMENT, Layout, OneCopy
+from rayapp.model.packing import ALIGNMENT, OneCopy, PackedLayout
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
 from rayapp.registry.aliases import promote
@@ -151,7 +151,7 @@ def test_packed_tensors_arrive_as_they_were(shapes: list[list[int]], dtypes: lis
         assert all(a.dtype == t.dtype and torch.equal(a, t) for a, t in zip(arrived, tensors, strict=True))
         whole.append([a.data_ptr() for a in arrived if a.numel()])
     assert whole[0] == whole[1]
-    layout = Layout.of(tensors)
+    layout = PackedLayout.of(tensors)
     assert all(at % ALIGNMENT == 0 for at, *_ in layout.parts)
     ends = [at + size for at, size, *_ in layout.parts]
     assert all(end <= start for end, (start, *_) in zip(ends, layout.parts[1:], strict=False))

@@ -65,7 +65,7 @@ def slots_of(salt: str, users: pa.Array) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SlotLayout:
     """The slots of one experiment's arms, and the step of growth that gave each."""
 
     arm_S: NDArray[np.int16]
@@ -84,7 +84,7 @@ class Layout:
         return [int(arm) for arm in self.arm_S]
 
 
-def lay_out(steps: list[list[int]]) -> Layout:
+def lay_out(steps: list[list[int]]) -> SlotLayout:
     """Deals slots: `steps[k][a]` is how many slots arm `a` owns after step k.
 
     Each arm looks for free slots from its own end: the last one downward from the top, the others upward from their
@@ -106,7 +106,7 @@ def lay_out(steps: list[list[int]]) -> Layout:
                     f"arm {a + 1} can't come to {count} slots: it needs {more} of {len(free)} free ones"
                 )
             arm_S[free[:more]], step_S[free[:more]] = a, k
-    return Layout(arm_S, step_S)
+    return SlotLayout(arm_S, step_S)
 
 
 @dataclass(frozen=True)
@@ -114,7 +114,7 @@ class Running:
     """An experiment with its slots and what the state knows of it."""
 
     experiment: Experiment
-    layout: Layout
+    layout: SlotLayout
     steps: list[dict[str, Any]]
     """`{"at_ms", "arms": [{name, share, alias, utilities, mix}]}`: the declaration each time it changed."""
     stopped: dict[str, Any] | None

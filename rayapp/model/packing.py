@@ -12,7 +12,7 @@ ALIGNMENT: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
-class Layout:
+class PackedLayout:
     """Where each tensor lies in a buffer of bytes."""
 
     parts: tuple[tuple[int, int, torch.dtype, torch.Size], ...]
@@ -20,13 +20,13 @@ class Layout:
     num_bytes: int
 
     @staticmethod
-    def of(tensors: Sequence[Tensor]) -> "Layout":
+    def of(tensors: Sequence[Tensor]) -> "PackedLayout":
         parts, at = [], 0
         for tensor in tensors:
             size = tensor.numel() * tensor.element_size()
             parts.append((at, size, tensor.dtype, tensor.shape))
             at += -(-size // ALIGNMENT) * ALIGNMENT
-        return Layout(tuple(parts), at)
+        return PackedLayout(tuple(parts), at)
 
     def views(self, buffer: Tensor) -> list[Tensor]:
         """The tensors that lie in `buffer`, which is `[num_bytes]` of uint8; no copies."""
@@ -39,11 +39,11 @@ class OneCopy:
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
-        self._buffers: dict[Layout, tuple[Tensor, Tensor]] = {}
+        self._buffers: dict[PackedLayout, tuple[Tensor, Tensor]] = {}
 
     def __call__(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """The same tensors on the device. Without CUDA they are packed just the same, into ordinary memory."""
-        layout, is_cuda = Layout.of(tensors), self._device.type == "cuda"
+        layout, is_cuda = PackedLayout.of(tensors), self._device.type == "cuda"
         if layout not in self._buffers:
             host = torch.zeros(layout.num_bytes, dtype=torch.uint8, pin_memory=is_cuda)
             self._buffers[layout] = host, host.to(self._device)  # `to` copies nothing where both are one device
