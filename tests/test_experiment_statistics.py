@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from benchmarks.experiments import share, simulate
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.experiments.effects import rates
 from rayapp.experiments.moments import Moments, cumulative
 from rayapp.experiments.sample_ratio import chi_square_tail, sample_ratio
@@ -78,7 +79,7 @@ def test_moments_of_spans_are_those_of_users_summed_over_the_span(rng: np.random
     for name in ("n_P", "x_PH", "nn_PP", "xn_PPH", "xx_PPH"):
         assert getattr(grouped, name) == pytest.approx(getattr(direct, name))
         assert getattr(halves, name) == pytest.approx(getattr(Moments.of_users(n_UP, x_UPH), name))
-    again = Moments.from_json(grouped.to_json())
+    again = from_json(Moments, to_json(grouped))
     assert (again.xn_PPH == grouped.xn_PPH).all()
 
 

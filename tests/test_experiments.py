@@ -63,7 +63,7 @@ def test_a_file_says_what_an_arm_is() -> None:
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"extra": "shar = 1"}, "experiments[1] arms[2] shar is no key of this table"),
+        ({"extra": "shar = 1"}, "experiments[1] arms[2] has no key 'shar'; known: name, alias, share, utilities, mix"),
         ({"treatment": "1.5"}, "experiments[1] arms[2] share: input should be less than or equal to 1, not 1.5"),
         ({"treatment": "0.95"}, "'longer': the shares of its arms sum to 1.05"),
         ({"treatment": "0.00005"}, "arm 'treatment': share 5e-05 is no multiple of 0.0001"),

@@ -18,7 +18,7 @@ from rayapp.cli.main import cli
 from rayapp.importing.columns import RowCheck, ids
 from rayapp.importing.domains.layout import NULL_VALUES, DomainFile
 from rayapp.importing.domains.parse import parse_domain
-from rayapp.importing.files import NO_ROW, Rejection, plan
+from rayapp.importing.files import NO_ROW, RejectedRow, plan
 from rayapp.importing.rows import Clock, event_rows, list_rows
 from rayapp.importing.staging import read_checked
 from rayapp.root.logs import read_log
@@ -61,7 +61,7 @@ def frame(users: Sequence[object], items: Sequence[object]) -> pd.DataFrame:
 
 def read(
     path: Path, domain_file: DomainFile = DOMAIN, *, lists: bool = False
-) -> tuple[list[dict[str, object]], list[Rejection]]:
+) -> tuple[list[dict[str, object]], list[RejectedRow]]:
     """What an import makes of a file."""
     layouts = domain_file.requests if lists else domain_file.events
     make = list_rows if lists else event_rows

@@ -10,6 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
 from rayapp.features.attributes import ABSENT, AttributeEncoder
 from rayapp.model.calibration import Calibration
@@ -185,7 +186,7 @@ def test_attributes_unknown_rare_missing_and_too_many() -> None:
     tags = [["a"]] * 6 + [["b", "a"]] * 5 + [["rare"], None]
     table = pa.table({"tags": pa.array(tags, pa.large_list(pa.string())), "price": [1.0] * 6 + [3.0] * 6 + [None]})
     fitted = AttributeEncoder.fit(table, attributes)
-    encoder = AttributeEncoder.from_json(fitted.to_json())
+    encoder = from_json(AttributeEncoder, to_json(fitted))
     assert encoder == fitted
     asked = pa.table(
         {
@@ -224,7 +225,7 @@ def test_calibration_undoes_thinned_negatives_and_leaves_hopeless_heads_alone() 
     assert fitted.shift_H[0] == pytest.approx(np.log(0.1), abs=0.1)
     assert (fitted.scale_H[1], fitted.shift_H[1]) == (1.0, 0.0), "a head without positives"
     assert fitted.scale_H[2] == 1.0, "five positives move the level only"
-    assert Calibration.from_json(fitted.to_json(["a", "b", "c"]), ["a", "b", "c"]) == fitted
+    assert Calibration.of_heads(fitted.by_head(["a", "b", "c"]), ["a", "b", "c"]) == fitted
 
 
 def test_rate_features_are_log_odds_above_the_average() -> None:

@@ -9,7 +9,8 @@ import pytest
 from click.testing import CliRunner
 
 from rayapp.cli.main import cli
-from rayapp.contracts.config import Domain, to_json
+from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import nano
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases, read_previous, resolve, rollback
 from rayapp.registry.models import FORMAT, list_models

@@ -1,14 +1,19 @@
 """Vocabulary, ids and hashes."""
 
 import dataclasses
+import json
+import re
+from pathlib import Path
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.contracts.config import Domain
+from rayapp.contracts.config import Domain, version_values
 from rayapp.contracts.hashing import hash64, hash64_column
+from rayapp.contracts.json_values import from_json, to_json
+from rayapp.contracts.presets import PRESETS, Preset
 from rayapp.contracts.schema import (
     PAD,
     UNKNOWN,
@@ -17,8 +22,10 @@ from rayapp.contracts.schema import (
     Vocabulary,
     bucket_of,
     content_event_id,
+    fingerprint,
     id_problem,
 )
+from rayapp.importing.domains import BUILT_IN, load_domain
 
 
 def test_no_action_shares_its_id_with_padding(domain: Domain) -> None:
@@ -51,7 +58,7 @@ def test_a_vocabulary_names_each_action_once() -> None:
 
 
 def test_domain_round_trips_through_json(domain: Domain) -> None:
-    assert Domain.from_json(domain.to_json()) == domain
+    assert from_json(Domain, to_json(domain)) == domain
     with pytest.raises(ValueError, match="lacks"):
         dataclasses.replace(domain, vocabulary=Vocabulary(domain.vocabulary.actions[:1]))
 
@@ -79,3 +86,30 @@ def test_good_ids_pass_and_content_ids_tell_content_apart() -> None:
     assert id_problem("user-42 ✓") is None
     assert content_event_id("u", "i", "save", 1) == content_event_id("u", "i", "save", 1)
     assert content_event_id("u", "i", "save", 1) != content_event_id("u", "is", "ave", 1)
+
+
+def test_versions_and_files_keep_their_names() -> None:
+    """As every earlier version wrote and named them: an existing root goes on."""
+    golden = json.loads((Path(__file__).parent / "golden" / "names.json").read_text())
+    domains = [load_domain(name).domain for name in BUILT_IN]
+    named_by = {d.name: version_values(d) for d in domains} | {n: to_json(p()) for n, p in PRESETS.items()}
+    values = {d.name: to_json(d) for d in domains} | {n: to_json(p()) for n, p in PRESETS.items()}
+    texts = {name: json.dumps(value) for name, value in values.items()}
+    assert golden == {n: {"named_by": fingerprint(named_by[n]), "json": fingerprint(texts[n])} for n in golden}
+    assert set(golden) == set(texts)
+    assert all(from_json(Domain, json.loads(texts[d.name])) == d for d in domains)
+    assert all(from_json(Preset, json.loads(texts[name])) == preset() for name, preset in PRESETS.items())
+
+
+@pytest.mark.parametrize(
+    ("values", "said"),
+    [
+        ({"model": {"depth": 3}}, "Preset: model depth is unknown to this version"),
+        ({"model": {"num_layers": "two"}}, "Preset: model num_layers: input should be a valid integer"),
+        ({"model": {"readout": "mean"}}, "Preset: model: readout names ['mean']"),
+        ({"name": None}, "Preset: name: input should be a valid string, not None"),
+    ],
+)
+def test_json_of_another_version_is_refused_in_words(values: dict[str, object], said: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(said)):
+        from_json(Preset, {"name": "mine", **values})

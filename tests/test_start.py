@@ -15,7 +15,7 @@ from rayapp.launch.ports import GraphError
 from rayapp.launch.runtime import local_ray
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.root.publish import PublishError
-from rayapp.training.errors import TrainingError
+from rayapp.training import TrainingError
 from rayapp.training.run import stopped_by
 from tests.conftest import RAYAPP
 

@@ -15,6 +15,7 @@ import lmdb
 import pytest
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.schema import bucket_of
 from rayapp.store import StoreError
 from rayapp.store.environment import DATA
@@ -28,10 +29,11 @@ WRITER = """
 import sys
 from pathlib import Path
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import from_json
 from rayapp.root.publish import read_json
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_event
-store = LmdbStore(Path(sys.argv[1]), Domain.from_json(read_json(Path(sys.argv[2]))).vocabulary, 4, map_bytes=1 << 26)
+store = LmdbStore(Path(sys.argv[1]), from_json(Domain, read_json(Path(sys.argv[2]))).vocabulary, 4, map_bytes=1 << 26)
 for n in range(100_000):
     store.append([make_event(n, user=f"u{n % 7}", at=1_767_225_600_000 + n)])
     print(n, flush=True)
@@ -42,7 +44,7 @@ def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, domain: Domain) -
     """A real process is killed while it writes; every event it had acknowledged is there exactly once."""
     from rayapp.root.publish import write_json
 
-    write_json(tmp_path / "domain.json", domain.to_json())
+    write_json(tmp_path / "domain.json", to_json(domain))
     command = [sys.executable, "-c", WRITER, str(tmp_path / "s"), str(tmp_path / "domain.json")]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1])
     assert process.stdout is not None
@@ -65,12 +67,13 @@ def test_two_processes_may_hold_the_store(tmp_path: Path, domain: Domain) -> Non
     store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
     program = (
         "import sys; from pathlib import Path; from rayapp.store.lmdb import LmdbStore\n"
+        "from rayapp.contracts.json_values import from_json\n"
         "from rayapp.contracts.schema import Vocabulary; import json\n"
-        "v = Vocabulary.from_json(json.loads(sys.argv[2]))\n"
+        "v = from_json(Vocabulary, json.loads(sys.argv[2]))\n"
         f"s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes={MAP}); print('open', flush=True); sys.stdin.readline()\n"
         "print(len(s.lookup('u1').history), flush=True)\n"
     )
-    vocabulary = json.dumps(domain.vocabulary.to_json())
+    vocabulary = json.dumps(to_json(domain.vocabulary))
     with subprocess.Popen(
         [sys.executable, "-c", program, str(tmp_path / "s"), vocabulary],
         stdin=subprocess.PIPE,
@@ -111,13 +114,14 @@ def test_the_map_grows_under_readers_and_other_processes_follow(tmp_path: Path, 
     store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=1 << 18)
     program = (
         "import sys, json; from pathlib import Path; from rayapp.store.lmdb import LmdbStore\n"
+        "from rayapp.contracts.json_values import from_json\n"
         "from rayapp.contracts.schema import Vocabulary; from tests.conftest import make_event\n"
-        "v = Vocabulary.from_json(json.loads(sys.argv[2]))\n"
+        "v = from_json(Vocabulary, json.loads(sys.argv[2]))\n"
         "s = LmdbStore(Path(sys.argv[1]), v, 4, map_bytes=1 << 18); print('open', flush=True); sys.stdin.readline()\n"
         "print(len(s.lookup('u1999').history), s.append([make_event(9999, user='u1999')])[0], flush=True)\n"
     )
     with subprocess.Popen(
-        [sys.executable, "-c", program, str(tmp_path / "s"), json.dumps(domain.vocabulary.to_json())],
+        [sys.executable, "-c", program, str(tmp_path / "s"), json.dumps(to_json(domain.vocabulary))],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -237,10 +241,11 @@ def test_threads_may_write_while_the_map_grows(tmp_path: Path, domain: Domain) -
 TWO = """
 import json, os, sys
 from pathlib import Path
+from rayapp.contracts.json_values import from_json
 from rayapp.contracts.schema import Vocabulary
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_event
-store = LmdbStore(Path(sys.argv[1]), Vocabulary.from_json(json.loads(sys.argv[2])), 4, map_bytes=1 << 18)
+store = LmdbStore(Path(sys.argv[1]), from_json(Vocabulary, json.loads(sys.argv[2])), 4, map_bytes=1 << 18)
 first = int(sys.argv[3])
 for n in range(100_000):
     store.append([make_event(first + n, user=f"u{n % 50}", at=1_767_225_600_000 + n)])
@@ -250,7 +255,7 @@ for n in range(100_000):
 
 def test_two_writers_at_once_and_one_of_them_killed(tmp_path: Path, domain: Domain) -> None:
     """The one that lives goes on past a lock whose holder died; both see the map grow."""
-    command = [sys.executable, "-c", TWO, str(tmp_path / "s"), json.dumps(domain.vocabulary.to_json())]
+    command = [sys.executable, "-c", TWO, str(tmp_path / "s"), json.dumps(to_json(domain.vocabulary))]
     processes = [
         subprocess.Popen(
             [*command, str(n * 1_000_000)], stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
@@ -281,9 +286,10 @@ def test_two_writers_at_once_and_one_of_them_killed(tmp_path: Path, domain: Doma
 READER = """
 import json, os, sys
 from pathlib import Path
+from rayapp.contracts.json_values import from_json
 from rayapp.contracts.schema import Vocabulary
 from rayapp.store.lmdb import LmdbStore
-store = LmdbStore(Path(sys.argv[1]), Vocabulary.from_json(json.loads(sys.argv[2])), 4, map_bytes=1 << 26)
+store = LmdbStore(Path(sys.argv[1]), from_json(Vocabulary, json.loads(sys.argv[2])), 4, map_bytes=1 << 26)
 with store._reading() as txn:
     print("reading", flush=True)
     sys.stdin.readline()
@@ -293,7 +299,7 @@ with store._reading() as txn:
 def test_a_reader_that_was_killed_does_not_make_the_file_grow(tmp_path: Path, domain: Domain, here: LmdbStore) -> None:
     """What it had read must not keep old pages from being used again, for ever."""
     here.append([make_event(0)])
-    command = [sys.executable, "-c", READER, str(tmp_path / "s"), json.dumps(domain.vocabulary.to_json())]
+    command = [sys.executable, "-c", READER, str(tmp_path / "s"), json.dumps(to_json(domain.vocabulary))]
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]
     ) as process:

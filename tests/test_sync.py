@@ -16,6 +16,7 @@ import pytest
 import redis
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import to_json
 from rayapp.store.redis import RedisStore
 from tests.conftest import make_event
 from tests.redis_server import MISSING, free_port, wait_until_answers
@@ -26,10 +27,11 @@ OPENED = re.compile(r"openat\(.*O_DSYNC.*\) = (?P<fd>\d+)<")
 APPENDER = """
 import json, os, sys
 from pathlib import Path
+from rayapp.contracts.json_values import from_json
 from rayapp.contracts.schema import Vocabulary
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_event
-vocabulary = Vocabulary.from_json(json.loads(sys.argv[2]))
+vocabulary = from_json(Vocabulary, json.loads(sys.argv[2]))
 store = LmdbStore(Path(sys.argv[1]), vocabulary, 4, map_bytes=1 << 24, sync=sys.argv[3] == "sync")
 for n in range(5):
     store.append([make_event(10 * n + k, user=f"u{k}") for k in range(10)])
@@ -40,12 +42,13 @@ EXPORTER = """
 import json, sys
 from pathlib import Path
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import from_json
 from rayapp.pipeline.export import export
 from rayapp.root.facts import make_root
 from rayapp.store.opening import open_store
 from tests.conftest import make_event
 root = Path(sys.argv[1])
-make_root(root, Domain.from_json(json.loads(sys.argv[2])), 4)
+make_root(root, from_json(Domain, json.loads(sys.argv[2])), 4)
 store = open_store(root)
 store.append([make_event(n, user=f"u{n}") for n in range(20)])
 export(root, store, 1_767_225_600_000)
@@ -86,7 +89,7 @@ def unsynced_answers(trace: Path, data: str, answer: str) -> tuple[int, int]:
 @pytest.mark.parametrize("sync", ["sync", "no sync"])
 def test_lmdb_syncs_before_the_answer(tmp_path: Path, domain: Domain, sync: str) -> None:
     trace = tmp_path / "trace"
-    vocabulary = json.dumps(domain.vocabulary.to_json())
+    vocabulary = json.dumps(to_json(domain.vocabulary))
     command = ["strace", "-f", "-yy", "-e", f"trace={TRACED}", "-o", str(trace)]
     command += [sys.executable, "-c", APPENDER, str(tmp_path / "s"), vocabulary, sync]
     subprocess.run(command, check=True, stdout=subprocess.PIPE, cwd=Path(__file__).parents[1])
@@ -99,7 +102,7 @@ def test_an_export_syncs_its_files_before_a_manifest_names_them(tmp_path: Path, 
     """The next round frees what this one has exported."""
     trace = tmp_path / "trace"
     command = ["strace", "-f", "-y", "-e", f"trace={TRACED}", "-o", str(trace)]
-    command += [sys.executable, "-c", EXPORTER, str(tmp_path / "root"), json.dumps(domain.to_json())]
+    command += [sys.executable, "-c", EXPORTER, str(tmp_path / "root"), json.dumps(to_json(domain))]
     subprocess.run(command, check=True, cwd=Path(__file__).parents[1])
     bad, manifests = unsynced_answers(trace, "/bucket=", "/events/manifests/")
     assert (bad, manifests) == (0, 1)

@@ -21,7 +21,7 @@ from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.root.publish import PublishError
-from rayapp.training.errors import TrainingError
+from rayapp.training import TrainingError
 from rayapp.training.loop import Loop, learning_rate
 from rayapp.training.user_weights import user_weights
 from tests.small_window import publish_window

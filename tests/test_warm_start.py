@@ -9,14 +9,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rayapp.contracts.config import TrainConfig, to_json
+from rayapp.contracts.config import TrainConfig
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import Preset, nano, variant
 from rayapp.contracts.schema import Vocabulary
 from rayapp.importing.domains import load_domain
 from rayapp.loop.workflow import Prepared, training_run
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
 from rayapp.root.publish import read_manifest
-from rayapp.training.errors import TrainingError
+from rayapp.training import TrainingError
 from rayapp.training.loop import Loop
 from rayapp.training.run import TrainingRun, make_loop, train_and_publish
 from rayapp.training.start import start
@@ -140,7 +141,7 @@ def test_another_variant_gives_what_fits_and_new_actions_keep_their_own_embeddin
 
 def test_versions_and_checkpoints_of_plain_runs_keep_their_names(trained_world: World) -> None:
     assert "scope" not in to_json(preset_of())["train"]
-    assert Preset.from_json(to_json(preset_of("heads"))) == preset_of("heads")
+    assert from_json(Preset, to_json(preset_of("heads"))) == preset_of("heads")
     plain, warm = (run_of(trained_world, preset_of(), parent) for parent in (None, "some-model"))
     assert set(warm.settings) - set(plain.settings) == {"init_from"}
     assert len({plain.version, warm.version, run_of(trained_world, preset_of("heads"), "some-model").version}) == 3

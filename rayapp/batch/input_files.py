@@ -20,7 +20,7 @@ from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.schema import AttributeKind, attribute_fields
 from rayapp.importing.columns import RowCheck, ids, lists, moments, numbers, texts
 from rayapp.importing.domains.layout import TimeUnit
-from rayapp.importing.files import NO_ROW, Piece, Rejection, plan
+from rayapp.importing.files import NO_ROW, Piece, RejectedRow, plan
 from rayapp.importing.staging import QuarantineFile, Staging, group, read_staged, stage_task
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.publish import PublishError
@@ -54,7 +54,7 @@ class PlannedFiles:
 
     pieces: list[Piece]
     schema: pa.Schema
-    rejected: list[Rejection]
+    rejected: list[RejectedRow]
     num_rows: int
     """From the Parquet footers; of text files an estimate."""
 
@@ -63,14 +63,14 @@ def plan_files(paths: Sequence[Path], kind: InputKind, domain: Domain) -> Planne
     """Looks at every file's columns, and at no row."""
     fixed = _known_types(domain)
     pieces: list[Piece] = []
-    rejected: list[Rejection] = []
+    rejected: list[RejectedRow] = []
     schema = pa.schema([])
     num_rows = 0
     for path in paths:
         of_file, why = plan(path, None, "")
         if of_file:
             problem, schema = _join(schema, of_file[0], kind, fixed, set(output_names(domain)))
-            why += [Rejection(str(path), NO_ROW, "", problem)] if problem else []
+            why += [RejectedRow(str(path), NO_ROW, "", problem)] if problem else []
             of_file = [] if problem else of_file
         rejected += why
         pieces += of_file

@@ -103,14 +103,8 @@ def main() -> None:
 def run(group: click.Group) -> None:
     """Runs a command line: what a user can do something about is one sentence on stderr and exit code 1; anything else
     is a bug and keeps its traceback."""
-    from rayapp.client.session import SessionError
-    from rayapp.experiments.declaration import ExperimentError
-    from rayapp.importing.domains import DomainError
-    from rayapp.launch.ports import GraphError
-    from rayapp.root.publish import PublishError, in_words
-    from rayapp.sources import SourceError
-    from rayapp.store import StoreError
-    from rayapp.training.errors import TrainingError
+    from rayapp.contracts.errors import RayappError
+    from rayapp.root.publish import in_words
 
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
@@ -120,16 +114,7 @@ def run(group: click.Group) -> None:
     except click.ClickException as error:
         error.show()
         sys.exit(error.exit_code)
-    except (
-        DomainError,
-        ExperimentError,
-        GraphError,
-        PublishError,
-        SessionError,
-        SourceError,
-        StoreError,
-        TrainingError,
-    ) as error:
+    except RayappError as error:
         click.echo(f"rayapp: {error}", err=True)
         sys.exit(1)
     except OSError as error:

@@ -175,13 +175,12 @@ def _as_of(as_of: str | None) -> int:
 
 
 def _seconds(text: str) -> float:
-    from rayapp.importing.domains import DomainError
-    from rayapp.importing.domains.parse import duration_ms
+    from rayapp.contracts.tables import duration_ms
 
     try:
-        seconds = duration_ms("--every", text) / 1000
-    except DomainError as error:
-        raise click.UsageError(str(error)) from None
+        seconds = duration_ms(text) / 1000
+    except ValueError as error:
+        raise click.UsageError(f"--every {error}, not {text!r}") from None
     if seconds < 60:
         raise click.UsageError("--every must be a minute or more")
     return seconds
@@ -225,9 +224,11 @@ def watch(root: Path, days: int, as_json: bool, prometheus: Path | None, as_of: 
     Each day that has ended is held against the days before it; what left its threshold (ROOT/retrain.toml) is told,
     and makes the exit code 4.
     """
+    from prometheus_client import write_to_textfile
+
     from rayapp.launch.runtime import job_ray
     from rayapp.loop.daily import watch_days
-    from rayapp.loop.prometheus import exposition, write_exposition
+    from rayapp.loop.prometheus import watch_metrics
     from rayapp.loop.report import watch_table
     from rayapp.loop.run_state import read_runs
     from rayapp.root.facts import read_root
@@ -236,7 +237,7 @@ def watch(root: Path, days: int, as_json: bool, prometheus: Path | None, as_of: 
     with job_ray():
         rows: list[dict[str, Any]] = watch_days(root, domain, days, _as_of(as_of))
     if prometheus is not None:
-        write_exposition(prometheus, exposition(rows, read_runs(root)))
+        write_to_textfile(str(prometheus), watch_metrics(rows, read_runs(root)))
     click.echo(json.dumps(rows) if as_json else watch_table(rows, domain) if rows else "no day has ended yet")
     if any(not gate["passed"] for row in rows[-1:] for gate in row["gates"]):
         sys.exit(NOT_PROMOTED_EXIT)

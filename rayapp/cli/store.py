@@ -36,8 +36,7 @@ def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> N
     Events, requests, users and items. Run it from cron, or with --follow beside a running graph. It may be killed at
     any moment and goes on where it stopped.
     """
-    from rayapp.root.publish import PublishError
-    from rayapp.store import StoreError
+    from rayapp.contracts.errors import RayappError
     from rayapp.store.opening import open_store
 
     store = open_store(root, store_url)
@@ -45,7 +44,7 @@ def export(root: Path, store_url: str | None, follow: bool, every_s: float) -> N
         while True:
             try:
                 _export_all(root, store)
-            except (StoreError, PublishError) as error:
+            except RayappError as error:
                 if not follow:
                     raise
                 click.echo(f"{error}; trying again in {every_s:g} s", err=True)

@@ -12,12 +12,13 @@ from typing import Any
 import httpx
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import ActionKind, AttributeKind
 from rayapp.features.content import Item
 from rayapp.model.item_table import ItemTable
 
 
-class SessionError(RuntimeError):
+class SessionError(RayappError):
     """The server answered something else than asked; the message holds its words."""
 
 

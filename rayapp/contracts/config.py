@@ -1,13 +1,16 @@
-"""What one run is made of: the domain, the model and the training. Named sizes of these are in `presets`.
+"""Settings as frozen values: what the feed is about, the sizes of the ranker, how it is trained.
 
-Frozen values only; nothing here knows paths, Ray or the environment.
+`presets` names sets of them. Nothing here knows paths, Ray or the environment.
 """
 
-import dataclasses
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal, get_args
 
+from pydantic import model_serializer
+
+from rayapp.contracts.json_values import to_json as to_json  # noqa: PLC0414
 from rayapp.contracts.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
 
 DAY_MS: Final = 24 * 60 * 60 * 1000
@@ -19,8 +22,6 @@ RESERVED_NAMES: Final = frozenset(
     }
 )
 """Columns of our own tables; an attribute of the same name would be taken for them."""
-
-ATTRIBUTE_GROUPS: Final = ("attributes", "user_attributes", "context_attributes")
 
 
 def day_name(timestamp_ms: int) -> str:
@@ -95,27 +96,14 @@ class Domain:
         return tuple(head.utility for head in self.heads)
 
     def to_json(self) -> dict[str, Any]:
-        values = dataclasses.asdict(self)
-        values["vocabulary"] = self.vocabulary.to_json()
-        for group in ATTRIBUTE_GROUPS:
-            values[group] = [{"name": a.name, "kind": a.kind.value} for a in getattr(self, group)]
-        return values
+        return version_values(self)
 
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Domain":
-        groups = {
-            group: tuple(Attribute(a["name"], AttributeKind(a["kind"])) for a in values.get(group, ()))
-            for group in ATTRIBUTE_GROUPS
-        }
-        return Domain(
-            **{
-                **values,
-                "vocabulary": Vocabulary.from_json(values["vocabulary"]),
-                "heads": tuple(Head(**{**h, "actions": tuple(h["actions"])}) for h in values["heads"]),
-                **groups,
-                "label_weights": tuple(tuple(row) for row in values["label_weights"]),
-            }
-        )
+
+def version_values(domain: Domain) -> dict[str, Any]:
+    """The domain as versions are named by it: its JSON, with tuples where the first versions had them."""
+    values = to_json(domain)
+    heads = tuple({**head, "actions": tuple(head["actions"])} for head in values["heads"])
+    return {**values, "heads": heads, "label_weights": tuple(map(tuple, values["label_weights"]))}
 
 
 Encoder = Literal["transact", "cross", "average", "none"]
@@ -123,6 +111,8 @@ Fusion = Literal["concat", "append", "none"]
 Positions = Literal["none", "learned"]
 Scope = Literal["full", "sequence", "heads"]
 READOUT_PARTS: Final = ("latest", "random", "all", "max")
+CAME_LATER: Final = {"scope": "full", "min_steps": 0}
+"""Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -193,21 +183,6 @@ class TrainConfig:
         if self.scope not in get_args(Scope):
             raise ValueError(f"scope must be one of {get_args(Scope)}, not {self.scope!r}")
 
-
-CAME_LATER: Final = {"scope": "full", "min_steps": 0}
-"""Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
-
-
-def to_json(config: Any) -> dict[str, Any]:
-    """A config dataclass as plain JSON values."""
-    return dataclasses.asdict(
-        config, dict_factory=lambda pairs: {k: v for k, v in pairs if k not in CAME_LATER or v != CAME_LATER[k]}
-    )
-
-
-def model_config_from_json(values: dict[str, Any]) -> ModelConfig:
-    """Rebuilds a ModelConfig; a field this version does not know is an error that names it."""
-    known = {f.name for f in dataclasses.fields(ModelConfig)}
-    if unknown := set(values) - known:
-        raise ValueError(f"config.json holds fields this version does not know: {sorted(unknown)}")
-    return ModelConfig(**values)
+    @model_serializer(mode="wrap")
+    def _as_before(self, fields: Callable[["TrainConfig"], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in fields(self).items() if (name, value) not in CAME_LATER.items()}

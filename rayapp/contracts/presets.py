@@ -5,7 +5,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Final
 
-from rayapp.contracts.config import DAY_MS, ModelConfig, TrainConfig, model_config_from_json
+from rayapp.contracts.config import DAY_MS, ModelConfig, TrainConfig
+from rayapp.contracts.json_values import from_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -33,8 +34,7 @@ class Preset:
 
     @staticmethod
     def from_json(values: dict[str, Any]) -> "Preset":
-        model, train = model_config_from_json(values["model"]), TrainConfig(**values["train"])
-        return Preset(name=values["name"], variant=values["variant"], model=model, train=train)
+        return from_json(Preset, values)
 
 
 SMALL_LOGS: Final[dict[str, Any]] = {"min_steps": 300, "patience_epochs": 2}

@@ -6,7 +6,7 @@ Everything else imports this file; of ours it imports the hash alone.
 import enum
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 from numpy.typing import NDArray
+from pydantic import model_serializer, model_validator
 
 from rayapp.contracts.hashing import hash64
 
@@ -102,15 +103,15 @@ class Vocabulary:
         """Whether `older` is a prefix of this one, by name: then its ids still mean the same actions."""
         return self.names[: len(older.names)] == older.names
 
-    def to_json(self) -> list[dict[str, Any]]:
-        return [
-            {"name": a.name, "kind": a.kind.value, "in_sequence": a.in_sequence, "priority": a.priority}
-            for a in self.actions
-        ]
+    @model_serializer
+    def _to_list(self) -> list[Action]:
+        """JSON has the bare list."""
+        return list(self.actions)
 
-    @staticmethod
-    def from_json(rows: Iterable[dict[str, Any]]) -> "Vocabulary":
-        return Vocabulary(tuple(Action(**{**row, "kind": ActionKind(row["kind"])}) for row in rows))
+    @model_validator(mode="before")
+    @classmethod
+    def _of_list(cls, values: Any) -> Any:
+        return {"actions": values} if isinstance(values, list) else values
 
 
 class AttributeKind(enum.StrEnum):

@@ -26,6 +26,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import DAY_MS, Domain, day_name
+from rayapp.contracts.errors import RayappError
 from rayapp.contracts.hashing import hash64, hash64_column
 from rayapp.experiments.declaration import NUM_SLOTS, Arm, Experiment, ExperimentError, read_experiments
 from rayapp.root.places import EXPERIMENTS_FILE, EXPERIMENTS_STATE
@@ -64,7 +65,7 @@ def slots_of(salt: str, users: pa.Array) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class Layout:
+class SlotLayout:
     """The slots of one experiment's arms, and the step of growth that gave each."""
 
     arm_S: NDArray[np.int16]
@@ -83,7 +84,7 @@ class Layout:
         return [int(arm) for arm in self.arm_S]
 
 
-def lay_out(steps: list[list[int]]) -> Layout:
+def lay_out(steps: list[list[int]]) -> SlotLayout:
     """Deals slots: `steps[k][a]` is how many slots arm `a` owns after step k.
 
     Each arm looks for free slots from its own end: the last one downward from the top, the others upward from their
@@ -105,7 +106,7 @@ def lay_out(steps: list[list[int]]) -> Layout:
                     f"arm {a + 1} can't come to {count} slots: it needs {more} of {len(free)} free ones"
                 )
             arm_S[free[:more]], step_S[free[:more]] = a, k
-    return Layout(arm_S, step_S)
+    return SlotLayout(arm_S, step_S)
 
 
 @dataclass(frozen=True)
@@ -113,7 +114,7 @@ class Running:
     """An experiment with its slots and what the state knows of it."""
 
     experiment: Experiment
-    layout: Layout
+    layout: SlotLayout
     steps: list[dict[str, Any]]
     """`{"at_ms", "arms": [{name, share, alias, utilities, mix}]}`: the declaration each time it changed."""
     stopped: dict[str, Any] | None
@@ -167,7 +168,7 @@ class ExperimentBook:
         try:
             self._experiments = record_steps(self._root, self._domain, now_ms)
             problem = None
-        except (ExperimentError, PublishError, OSError) as error:
+        except (RayappError, OSError) as error:
             problem = str(error)
             self._follow_stops()
         if problem and problem != self.problem:

@@ -8,18 +8,20 @@ Shapes: R requests, U users, P periods (days, cut further where a model was retr
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator
 
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import REQUEST_SCHEMA
 from rayapp.experiments.assignment import Running, slots_of
 from rayapp.experiments.moments import Moments
@@ -30,6 +32,11 @@ from rayapp.root.facts import read_root
 from rayapp.root.places import REQUESTS
 from rayapp.root.publish import log_manifest
 
+Counts = Annotated[
+    NDArray[np.int64],
+    PlainValidator(lambda values: np.array(values, np.int64)),
+    PlainSerializer(lambda counts: counts.tolist()),
+]
 NO_ARM: Final = -1
 PART_USERS: Final = 4_096
 COLUMNS: Final = pa.schema(
@@ -57,7 +64,7 @@ class Tally:
     """Of each arm: n is shown items, x those with the label."""
     per_request: list[Moments]
     """n is requests, x those in which any item has the label."""
-    users_KA: NDArray[np.int64]
+    users_KA: Counts
     """Users by the step of growth that gave their slot, and by arm."""
     misplaced: int
     """Users seen in an arm that their slot does not give."""
@@ -78,17 +85,6 @@ class Tally:
             [dict(Counter(a) + Counter(b)) for a, b in zip(self.versions, other.versions, strict=True)],
             [a + b for a, b in zip(self.others_P, other.others_P, strict=True)],
         )
-
-    def to_json(self) -> dict[str, Any]:
-        values = {field.name: getattr(self, field.name) for field in fields(Tally)}
-        for name in ("per_item", "per_request"):
-            values[name] = [moments.to_json() for moments in values[name]]
-        return values | {"users_KA": self.users_KA.tolist()}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Tally":
-        moments = {n: [Moments.from_json(m) for m in values[n]] for n in ("per_item", "per_request")}
-        return Tally(**{**values, **moments, "users_KA": np.array(values["users_KA"], np.int64)})
 
 
 def complete_days(running: Running, newest_ms: int, domain: Domain) -> int:
@@ -113,9 +109,10 @@ def collect(root: Path, running: Running, bounds_ms: list[int]) -> Tally:
 
     def task(bucket: int) -> dict[str, Any]:
         labelled = view.labelled(bucket, COLUMNS, domain, (bounds_ms[0], bounds_ms[-1]))
-        return tally_bucket(labelled, running, bounds_ms, domain).to_json()
+        values: dict[str, Any] = to_json(tally_bucket(labelled, running, bounds_ms, domain))
+        return values
 
-    total, *rest = [Tally.from_json(values) for values in run_tasks(num_buckets, task)]
+    total, *rest = [from_json(Tally, values) for values in run_tasks(num_buckets, task)]
     for tally in rest:
         total += tally
     return total

@@ -23,16 +23,16 @@ head = "hide"
 must_not = "rise"               # or "fall"
 """
 
-import datetime
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import Field
 
 from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.errors import RayappError
+from rayapp.contracts.tables import Moment, Table, read_toml
 from rayapp.registry.aliases import NAME
 from rayapp.root.places import EXPERIMENTS_FILE
 
@@ -42,7 +42,7 @@ SOURCES: Final = ("nearest", "interests", "trending", "newest", "explore", "popu
 Direction = Literal["rise", "fall"]
 
 
-class ExperimentError(ValueError):
+class ExperimentError(RayappError):
     """The experiments file, or what is asked of an experiment, can't be; the message names the place."""
 
 
@@ -94,11 +94,9 @@ def parse_experiments(text: str, domain: Domain) -> tuple[Experiment, ...]:
         ExperimentError: not TOML, a missing or misspelt key, a name that the domain lacks, or shares above 1.
     """
     try:
-        tables = _File.model_validate(tomllib.loads(text)).experiments
-    except tomllib.TOMLDecodeError as error:
-        raise ExperimentError(f"{EXPERIMENTS_FILE}: not valid TOML: {error}") from None
-    except ValidationError as error:
-        raise ExperimentError(f"{EXPERIMENTS_FILE}: {_first_error(error)}") from None
+        tables = read_toml(_File, text).experiments
+    except ValueError as error:
+        raise ExperimentError(f"{EXPERIMENTS_FILE}: {error}") from None
     for key in ("name", "salt"):
         _distinct(f"{EXPERIMENTS_FILE}: two experiments have the {key}", [getattr(table, key) for table in tables])
     return tuple(_experiment(table, domain) for table in tables)
@@ -159,24 +157,12 @@ def _distinct(said: str, names: list[str]) -> None:
             raise ExperimentError(f"{said} {name!r}")
 
 
-def _moment(value: Any) -> int:
-    if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
-        value = datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC)
-    if not isinstance(value, datetime.datetime):
-        raise ValueError("must be a date like 2026-12-01 or a moment like 2026-12-01T09:00:00+01:00, without quotes")
-    return int((value if value.tzinfo else value.replace(tzinfo=datetime.UTC)).timestamp() * 1000)
-
-
 Name = Annotated[str, Field(pattern=f"^{NAME.pattern}$")]
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Share = Annotated[float, Field(ge=0, le=1)]
 
 
-class _Table(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-class _ArmTable(_Table):
+class _ArmTable(Table):
     name: Name
     alias: Name
     share: Share
@@ -184,32 +170,19 @@ class _ArmTable(_Table):
     mix: dict[str, Share] | None = None
 
 
-class _GuardrailTable(_Table):
+class _GuardrailTable(Table):
     head: str
     must_not: Direction
 
 
-class _ExperimentTable(_Table):
+class _ExperimentTable(Table):
     name: Name
     salt: Annotated[str, Field(min_length=1, max_length=128)]
-    starts: Annotated[int, BeforeValidator(_moment)]
+    starts: Moment
     planned_days: Annotated[int, Field(ge=1, le=MAX_DAYS)]
     arms: Annotated[list[_ArmTable], Field(min_length=2, max_length=20)]
-    guardrails: list[_GuardrailTable] = []
+    guardrails: list[_GuardrailTable] = Field(default=[])
 
 
-class _File(_Table):
-    experiments: list[_ExperimentTable] = []
-
-
-def _first_error(error: ValidationError) -> str:
-    """The first thing that is wrong, placed as a person counts: `experiments[1] arms[2] share`."""
-    first = error.errors()[0]
-    place = ""
-    for part in first["loc"]:
-        place += f"[{part + 1}]" if isinstance(part, int) else f" {part}"
-    if first["type"] == "extra_forbidden":
-        return f"{place.strip()} is no key of this table"
-    said = first["msg"].removeprefix("Value error, ")
-    given = "" if first["type"] == "missing" or isinstance(first["input"], dict | list) else f", not {first['input']!r}"
-    return f"{place.strip()}: {said[0].lower()}{said[1:]}{given}"
+class _File(Table):
+    experiments: list[_ExperimentTable] = Field(default=[])

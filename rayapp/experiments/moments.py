@@ -6,13 +6,17 @@ Shapes: U users, P periods, Q groups of periods, H heads.
 """
 
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, PlainValidator
 
-Counts = NDArray[np.int64]
-Sums = NDArray[np.float64]
+Sums = Annotated[
+    NDArray[np.float64],
+    PlainValidator(lambda values: np.array(values, np.float64)),
+    PlainSerializer(lambda sums: sums.astype(np.int64).tolist()),  # whole numbers, so that they are short
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +61,6 @@ class Moments:
 
         pairs = [both(sums) for sums in (self.nn_PP, self.xn_PPH, self.xx_PPH)]
         return Moments(member @ self.n_P, member @ self.x_PH, *pairs)
-
-    def to_json(self) -> list[Any]:
-        """Whole numbers, so that they are short."""
-        return [getattr(self, f.name).astype(np.int64).tolist() for f in fields(Moments)]
-
-    @staticmethod
-    def from_json(values: list[Any]) -> "Moments":
-        return Moments(*(np.array(value, np.float64) for value in values))
 
 
 def cumulative(num_periods: int) -> NDArray[np.bool_]:

@@ -4,7 +4,7 @@ Shapes: N rows, W category places of a row (each attribute has its own, padded),
 """
 
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -80,13 +80,6 @@ class AttributeEncoder:
             number_NM[:, m] = np.nan_to_num(standard_N)
         return category_NW, number_NM
 
-    def to_json(self) -> dict[str, Any]:
-        return {"categories": self.categories, "widths": self.widths, "mean": self.mean, "std": self.std}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "AttributeEncoder":
-        return AttributeEncoder(values["categories"], values["widths"], values["mean"], values["std"])
-
 
 @dataclass(frozen=True, slots=True)
 class Encoders:
@@ -95,10 +88,3 @@ class Encoders:
     item: AttributeEncoder
     user: AttributeEncoder
     context: AttributeEncoder
-
-    def to_json(self) -> dict[str, Any]:
-        return {name: getattr(self, name).to_json() for name in self.__slots__}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Encoders":
-        return Encoders(**{name: AttributeEncoder.from_json(values[name]) for name in Encoders.__slots__})

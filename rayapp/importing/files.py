@@ -1,7 +1,7 @@
 """Reading a team's files: Parquet, CSV and NDJSON, in pieces that Ray Data spreads, each row with its number.
 
-A file that can't be read, or a line in it, is told as a `Rejection`; what is readable beside it is read. Text files are
-read by one task each (a quoted line break may stand anywhere), Parquet by row group.
+A file that can't be read, or a line in it, is told as a `RejectedRow`; what is readable beside it is read. Text files
+are read by one task each (a quoted line break may stand anywhere), Parquet by row group.
 """
 
 import csv
@@ -19,7 +19,7 @@ import pyarrow.json
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayapp.importing.domains.layout import Layout
+from rayapp.importing.domains.layout import FileLayout
 from rayapp.root.publish import PublishError
 
 FORMATS: Final = {
@@ -39,7 +39,7 @@ NO_ROW: Final = -1
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
+class RejectedRow:
     """A row that was not taken, or a whole file (`row` NO_ROW). Rows count from 1, a header not among them."""
 
     file: str
@@ -88,7 +88,7 @@ def expand(paths: Sequence[Path]) -> list[Path]:
     return list(dict.fromkeys(found))
 
 
-def plan(path: Path, layouts: Sequence[Layout] | None, said: str) -> tuple[list[Piece], list[Rejection]]:
+def plan(path: Path, layouts: Sequence[FileLayout] | None, said: str) -> tuple[list[Piece], list[RejectedRow]]:
     """The pieces of one file, with the first layout it fits; or why it can't be read. `said` names the layouts.
 
     Without layouts all columns are read.
@@ -117,7 +117,9 @@ def plan(path: Path, layouts: Sequence[Layout] | None, said: str) -> tuple[list[
     return pieces, []
 
 
-def _choose(present: frozenset[str], layouts: Sequence[Layout] | None, said: str) -> tuple[int, tuple[str, ...]] | str:
+def _choose(
+    present: frozenset[str], layouts: Sequence[FileLayout] | None, said: str
+) -> tuple[int, tuple[str, ...]] | str:
     """`(number of the first layout that fits, the columns to read)`, or why none fits."""
     if layouts is None:
         return 0, tuple(sorted(present))
@@ -131,7 +133,7 @@ def _choose(present: frozenset[str], layouts: Sequence[Layout] | None, said: str
     return f"no layout fits: {'; '.join(lacks)}; the file has {', '.join(sorted(present))}"
 
 
-def read_piece(piece: Piece) -> Iterator[Chunk | list[Rejection]]:
+def read_piece(piece: Piece) -> Iterator[Chunk | list[RejectedRow]]:
     """Chunks of at most CHUNK_ROWS rows or some MB of text, and the lines that could not be taken."""
     path, last = Path(piece.path), piece.first_row
     reader = {"parquet": _read_parquet, "ndjson": _read_ndjson}.get(piece.kind, _read_csv)
@@ -150,8 +152,8 @@ def _format(path: Path) -> str | None:
     return FORMATS.get(suffixes[-1].lower()) if suffixes else None
 
 
-def _whole(path: Path, reason: str) -> Rejection:
-    return Rejection(str(path), NO_ROW, "", reason)
+def _whole(path: Path, reason: str) -> RejectedRow:
+    return RejectedRow(str(path), NO_ROW, "", reason)
 
 
 def _short(error: Exception) -> str:
@@ -194,14 +196,14 @@ def _delimiter(kind: str) -> str:
     return "\t" if kind == "tsv" else ","
 
 
-def _read_csv(piece: Piece, path: Path) -> Iterator[Chunk | list[Rejection]]:
+def _read_csv(piece: Piece, path: Path) -> Iterator[Chunk | list[RejectedRow]]:
     """All columns as bytes: what a value means is decided row by row, not by a guess about the first block."""
-    broken: list[Rejection] = []
+    broken: list[RejectedRow] = []
 
     def skip(row: Any) -> str:
         said = f"has {row.actual_columns} columns, the header {row.expected_columns}"
         # pyarrow counts lines with the header, from 1.
-        broken.append(Rejection(str(path), row.number - 1, "", f"the line {said}", str(row.text)[:80]))
+        broken.append(RejectedRow(str(path), row.number - 1, "", f"the line {said}", str(row.text)[:80]))
         return "skip"
 
     with _open(path) as file:
@@ -240,7 +242,7 @@ def _read_csv(piece: Piece, path: Path) -> Iterator[Chunk | list[Rejection]]:
         yield broken[told:]
 
 
-def _read_ndjson(piece: Piece, path: Path) -> Iterator[Chunk | list[Rejection]]:
+def _read_ndjson(piece: Piece, path: Path) -> Iterator[Chunk | list[RejectedRow]]:
     at, rest = 0, b""
     with _open(path) as file:
         while block := file.read(TEXT_BLOCK_BYTES):
@@ -254,7 +256,7 @@ def _read_ndjson(piece: Piece, path: Path) -> Iterator[Chunk | list[Rejection]]:
         yield from _json_block(piece, rest, at)
 
 
-def _json_block(piece: Piece, lines: bytes, at: int) -> Iterator[Chunk | list[Rejection]]:
+def _json_block(piece: Piece, lines: bytes, at: int) -> Iterator[Chunk | list[RejectedRow]]:
     """Arrow's parser for a block that it can take whole; line by line where one line spoils it."""
     try:
         lines.decode()
@@ -274,7 +276,7 @@ def _json_block(piece: Piece, lines: bytes, at: int) -> Iterator[Chunk | list[Re
                 raise TypeError("it is no object")
         except (ValueError, TypeError) as error:
             text = line[:80].decode(errors="replace")
-            broken.append(Rejection(piece.path, number, "", f"the line is not a JSON object: {_reason(error)}", text))
+            broken.append(RejectedRow(piece.path, number, "", f"the line is not a JSON object: {_reason(error)}", text))
             continue
         rows.append(row)
         numbers.append(number)

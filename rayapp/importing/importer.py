@@ -21,8 +21,8 @@ import ray
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import fingerprint
-from rayapp.importing.domains.layout import DomainFile, Layout
-from rayapp.importing.files import Piece, Rejection, expand, plan
+from rayapp.importing.domains.layout import DomainFile, FileLayout
+from rayapp.importing.files import Piece, RejectedRow, expand, plan
 from rayapp.importing.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.importing.settle import items_seen, settle_events, settle_requests, unpack_bits
 from rayapp.importing.staging import QuarantineFile, Staging, group, read_checked, read_staged, stage_task
@@ -132,10 +132,10 @@ class _Import:
         self.clock = Clock(self.domain.earliest_ms, now_ms)
         self.summary = Summary()
 
-    def plan(self, paths: Sequence[Path], layouts: Sequence[Layout], said: str) -> list[Piece]:
+    def plan(self, paths: Sequence[Path], layouts: Sequence[FileLayout], said: str) -> list[Piece]:
         """Pieces of all files; a file that can't be read goes to the quarantine and the others go on."""
         pieces: list[Piece] = []
-        rejected: list[Rejection] = []
+        rejected: list[RejectedRow] = []
         for path in paths:
             of_file, why = plan(path, layouts, said)
             pieces += of_file
@@ -143,7 +143,7 @@ class _Import:
         self.quarantine(f"plan-{fingerprint(said)}", rejected)
         return pieces
 
-    def quarantine(self, name: str, rejected: Sequence[Rejection]) -> None:
+    def quarantine(self, name: str, rejected: Sequence[RejectedRow]) -> None:
         with QuarantineFile(self.staging.directory / f"rejected-{name}.ndjson") as file:
             file.write(rejected)
         self.summary.reasons += file.reasons

@@ -4,7 +4,7 @@ Shapes: N rows of a chunk, H heads.
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -161,12 +161,12 @@ def _actions(read: _Reader, rule: ActionRule, vocabulary: Vocabulary) -> pa.Arra
     names = list(vocabulary.names)
     if rule.otherwise:
         place_N[:] = names.index(rule.otherwise)
-    for action_name, column in sorted(rule.flags, key=lambda flag: priority[flag[0]]):
+    for action_name, column in sorted(rule.flags.items(), key=lambda flag: priority[flag[0]]):
         set_N = flags(read.of(column), action_name, read.check)
         place_N = np.where(set_N, names.index(action_name), place_N)
     none_N = place_N < 0
     if rule.flags:
-        read.check.fail(none_N, "action", "no flag is set", read.of(rule.flags[0][1]))
+        read.check.fail(none_N, "action", "no flag is set", read.of(next(iter(rule.flags.values()))))
     return pa.array(names, pa.string()).take(pa.array(np.maximum(place_N, 0)))
 
 
@@ -189,10 +189,9 @@ def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock:
     """Rows of `impression_schema`, from files with a shown item a row."""
     read = _Reader(raw, clock, layout.null_values)
     if layout.only:
-        column, words = layout.only
-        word = texts(read.of(column), "only", read.check)
-        # Passed over, not rejected: they are other events.
-        read.check.good_N &= pc.is_in(word, value_set=pa.array(words, pa.string())).to_numpy(zero_copy_only=False)
+        word = texts(read.of(layout.only.column), "only", read.check)
+        wanted = pc.is_in(word, value_set=pa.array(layout.only.words, pa.string()))
+        read.check.good_N &= wanted.to_numpy(zero_copy_only=False)  # passed over, not rejected: they are other events
     user = read.ids(layout.user_id, "user_id")
     item = read.ids(layout.items, "item_id")
     timestamp_N = read.moments(layout.timestamp, "timestamp")
@@ -205,7 +204,7 @@ def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock:
         request = pa.array([UNNAMED_REQUEST + digest("\x1f".join(map(str, s)).encode()) for s in shown], pa.string())
     labels = pa.nulls(len(read), pa.list_(pa.float32(), len(domain.heads)))
     if layout.labels:
-        of_head = dict(layout.labels)
+        of_head = layout.labels
         label_NH = np.stack([flags(read.of(of_head[h]), f"labels.{h}", read.check) for h in domain.head_names], axis=1)
         labels = pa.FixedSizeListArray.from_arrays(
             pa.array(label_NH.astype(np.float32).ravel()), len(domain.head_names)
@@ -259,7 +258,7 @@ def list_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock
         **_context(read, layout.context, domain.context_attributes),
     }
     if layout.labels:
-        columns["labels"] = _list_labels(read, dict(layout.labels), domain.head_names, size_N)
+        columns["labels"] = _list_labels(read, layout.labels, domain.head_names, size_N)
     return read.finish(columns, schema), read.check
 
 
@@ -325,12 +324,10 @@ def _vectors(read: _Reader, raw: pa.ChunkedArray) -> pa.LargeListArray:
     return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(value_V.astype(np.float32)))
 
 
-def _attributes(
-    read: _Reader, columns: Sequence[tuple[str, Column]], attributes: Sequence[Attribute]
-) -> dict[str, pa.Array]:
+def _attributes(read: _Reader, columns: Mapping[str, Column], attributes: Sequence[Attribute]) -> dict[str, pa.Array]:
     kind_of = {a.name: a.kind for a in attributes}
     made: dict[str, pa.Array] = {}
-    for name, column in columns:
+    for name, column in columns.items():
         raw = read.of(column)
         if kind_of[name] is AttributeKind.TEXT:
             made[name] = texts(raw, name, read.check)
@@ -344,9 +341,7 @@ def _attributes(
     return made
 
 
-def _context(
-    read: _Reader, columns: Sequence[tuple[str, Column]], attributes: Sequence[Attribute]
-) -> dict[str, pa.Array]:
+def _context(read: _Reader, columns: Mapping[str, Column], attributes: Sequence[Attribute]) -> dict[str, pa.Array]:
     """Every attribute; null where the layout has no column for it."""
     absent = {field.name: pa.nulls(len(read), field.type) for field in attribute_fields(attributes)}
     return absent | _attributes(read, columns, attributes)

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import EVENT_SCHEMA, request_schema
-from rayapp.importing.files import Rejection
+from rayapp.importing.files import RejectedRow
 from rayapp.importing.rows import MAX_LIST_ITEMS
 from rayapp.root.erasure import Tombstones, hide
 from rayapp.root.logs import codes, log_order, read_bucket, sort_log, take, write_file
@@ -39,7 +39,7 @@ def settle_events(
     place: tuple[str, str],
     files: Sequence[str],
     erased: Tombstones,
-) -> tuple[pa.Table, dict[str, Any], list[Rejection]]:
+) -> tuple[pa.Table, dict[str, Any], list[RejectedRow]]:
     """`(new events, counts and manifest entry, conflicts)`. `place` is (partition, file name).
 
     Of the copies of one event the one that arrived first stays; one id with two contents is no copy but a mistake of
@@ -71,7 +71,7 @@ def _known_events(root: Path, manifest: Manifest, bucket: int, rows: pa.Table) -
 
 def first_of_each(
     rows: pa.Table, known: pa.Table, files: Sequence[str]
-) -> tuple[NDArray[np.bool_], int, list[Rejection]]:
+) -> tuple[NDArray[np.bool_], int, list[RejectedRow]]:
     """`(which rows have a new id, number of copies, rows whose id has another content)`.
 
     Two users may not share an event id either; that is seen where both fall into one bucket.
@@ -99,7 +99,9 @@ def first_of_each(
     new_copy = copy >= num_known
     keep[copy[new_copy] - num_known] = False
     odd = rows.select(["event_id", *SOURCE]).take(pa.array(copy[~same & new_copy] - num_known)).to_pylist()
-    conflicts = [Rejection(files[r["source_file"]], r["source_row"], "event_id", CONFLICT, r["event_id"]) for r in odd]
+    conflicts = [
+        RejectedRow(files[r["source_file"]], r["source_row"], "event_id", CONFLICT, r["event_id"]) for r in odd
+    ]
     return keep, int((same & new_copy).sum()), conflicts
 
 
@@ -113,7 +115,7 @@ def settle_requests(
     files: Sequence[str],
     domain: Domain,
     erased: Tombstones,
-) -> tuple[pa.Table, dict[str, Any], list[Rejection]]:
+) -> tuple[pa.Table, dict[str, Any], list[RejectedRow]]:
     """`(new requests, counts and manifest entry, rejections)`; impressions become lists here."""
     given = sum(t.num_rows for t in (*impressions, *lists))
     impressions, lists = ([hide(t, erased) for t in tables] for tables in (impressions, lists))
@@ -138,7 +140,7 @@ def settle_requests(
     return requests, stats | {"duplicates": int((~fresh).sum()) + copies, "erased": num_erased}, rejected
 
 
-def group_impressions(rows: pa.Table, domain: Domain, files: Sequence[str]) -> tuple[pa.Table, int, list[Rejection]]:
+def group_impressions(rows: pa.Table, domain: Domain, files: Sequence[str]) -> tuple[pa.Table, int, list[RejectedRow]]:
     """Impressions of one user and request, in order of position, as one list: `(requests, copies dropped, rejections)`.
 
     An item twice in a list counts once. The list's time is its first impression's.
@@ -160,7 +162,7 @@ def group_impressions(rows: pa.Table, domain: Domain, files: Sequence[str]) -> t
     huge = size > MAX_LIST_ITEMS
     said = f"is shared by more than {MAX_LIST_ITEMS} impressions"
     rejected = [
-        Rejection(files[f], int(r), "request_id", said)
+        RejectedRow(files[f], int(r), "request_id", said)
         for f, r in zip(frame["file"][huge], frame["row"][huge], strict=True)
     ]
     frame = frame[~huge]

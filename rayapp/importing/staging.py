@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from rayapp.contracts.hashing import hash64_column
 from rayapp.importing.columns import RowCheck
-from rayapp.importing.files import NO_ROW, Chunk, Piece, Rejection, read_piece
+from rayapp.importing.files import NO_ROW, Chunk, Piece, RejectedRow, read_piece
 from rayapp.root.logs import take
 
 TASK_BYTES: Final = 64 << 20
@@ -53,7 +53,7 @@ def group(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 def read_checked(
     pieces: Sequence[Piece], reader: Reader, notes: Counter[str]
-) -> Iterator[tuple[Piece, pa.Table | None, list[Rejection]]]:
+) -> Iterator[tuple[Piece, pa.Table | None, list[RejectedRow]]]:
     """Good rows with `source_row`, and the rejections, chunk by chunk; `notes` counts what was read otherwise than it
     is written."""
     for piece in pieces:
@@ -64,11 +64,11 @@ def read_checked(
                 yield piece, *_check(piece, got, reader, notes)
 
 
-def _check(piece: Piece, chunk: Chunk, reader: Reader, notes: Counter[str]) -> tuple[pa.Table, list[Rejection]]:
+def _check(piece: Piece, chunk: Chunk, reader: Reader, notes: Counter[str]) -> tuple[pa.Table, list[RejectedRow]]:
     raw, number_N = chunk
     rows, check = reader(raw, piece.layout)
     notes += check.notes
-    rejected = [Rejection(piece.path, int(number_N[n]), *rest) for n, *rest in check.rejected]
+    rejected = [RejectedRow(piece.path, int(number_N[n]), *rest) for n, *rest in check.rejected]
     return rows.append_column(SOURCE_FIELDS[1], pa.array(number_N[check.good_N])), rejected
 
 
@@ -142,7 +142,7 @@ class QuarantineFile:
         self._file = self._temporary.open("w", encoding="utf-8")
         return self
 
-    def write(self, rejected: Sequence[Rejection]) -> None:
+    def write(self, rejected: Sequence[RejectedRow]) -> None:
         for rejection in rejected:
             whole = rejection.row == NO_ROW
             self.reasons[rejection.reason if whole else f"{rejection.field} {rejection.reason}".strip()] += 1

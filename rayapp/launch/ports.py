@@ -12,6 +12,8 @@ import socket
 from collections.abc import Iterator
 from typing import Final
 
+from rayapp.contracts.errors import RayappError
+
 LOOPBACK: Final = "127.0.0.1"
 EVERY_INTERFACE: Final = "0.0.0.0"  # noqa: S104
 FREE: Final = range(20_000, 30_000)
@@ -20,7 +22,7 @@ BLOCKS: Final = range(30_000, 32_000, 100)
 """First ports of the blocks, one a graph."""
 
 
-class GraphError(RuntimeError):
+class GraphError(RayappError):
     """The graph could not be started; the message says why."""
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
+from rayapp.contracts.json_values import to_json
 from rayapp.features.requests import Requests, full_request
 from rayapp.features.segments import SEGMENTS
 from rayapp.loop import gates
@@ -38,7 +39,8 @@ class Challenge:
     tables: str
 
     def to_json(self) -> dict[str, Any]:
-        return {"gates": [gate.to_json() for gate in self.gates], "tables": self.tables}
+        values: dict[str, Any] = to_json(self)
+        return values
 
 
 def challenge(

@@ -12,6 +12,7 @@ import pyarrow.dataset as ds
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
@@ -171,7 +172,7 @@ def _tell(
         tables.append(table(rows, main, segment, names))
         tables += [difference_table(rows, reference, main, segment, names) for reference in references[:1]]
     text = "\n\n".join([f"Test window {window}.", *notes, EXPLAINED, *tables])
-    result = {"window": window, "notes": list(notes), "rows": [row.to_json() for row in rows]}
+    result = {"window": window, "notes": list(notes), "rows": [to_json(row) for row in rows]}
     tell(result, text, title, _bars(rows, heads), as_json=as_json, write=write)
 
 

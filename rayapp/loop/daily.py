@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.json_values import to_json
 from rayapp.loop.day_counts import count_days
 from rayapp.loop.limits import GateLimits, read_limits
 from rayapp.loop.plan import day_window
@@ -64,7 +65,7 @@ def watch_rows(
     facts = [*facts[:-1], *(_with_parity(root, one) for one in facts[-1:])]
     for one in facts[-num_days:]:
         gates = watch_gates(one, usual_days(one, facts, refused), limits, age_days if one is facts[-1] else None)
-        rows.append({**one.to_json(), "gates": [gate.to_json() for gate in gates]})
+        rows.append({"day": one.day, **to_json(one), "gates": [to_json(gate) for gate in gates]})
     return rows
 
 

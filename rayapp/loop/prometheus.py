@@ -1,26 +1,27 @@
-"""The watch as a file for node_exporter's textfile collector. Pure but for the one atomic write."""
+"""The watch as metrics for node_exporter's textfile collector. Pure: whoever calls writes the file."""
 
-import uuid
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
+
+from prometheus_client import CollectorRegistry, Gauge
 
 from rayapp.loop.run_state import RunState
 
 SCALARS = ("requests", "users", "shown", "events")
 
 
-def exposition(rows: Sequence[Mapping[str, Any]], runs: Sequence[RunState]) -> str:
-    """Prometheus' text format: the newest day's measures, whether each is within its threshold, the last retraining.
+def watch_metrics(rows: Sequence[Mapping[str, Any]], runs: Sequence[RunState]) -> CollectorRegistry:
+    """The newest day's measures, whether each is within its threshold, the last retraining.
 
     `rows`: days as the watch gives them, oldest first.
     """
-    lines: list[str] = []
+    registry = CollectorRegistry()
 
     def metric(name: str, words: str, values: Sequence[tuple[Mapping[str, str], float]]) -> None:
         if values:
-            lines.extend([f"# HELP rayapp_{name} {words}", f"# TYPE rayapp_{name} gauge"])
-            lines.extend(f"rayapp_{name}{_labels(labels)} {value:g}" for labels, value in values)
+            gauge = Gauge(f"rayapp_{name}", words, list(values[0][0]), registry=registry)
+            for labels, value in values:
+                (gauge.labels(**labels) if labels else gauge).set(value)
 
     if rows:
         day = rows[-1]
@@ -53,25 +54,4 @@ def exposition(rows: Sequence[Mapping[str, Any]], runs: Sequence[RunState]) -> s
         metric(
             "retraining_outcome", "1 for the outcome of the last retraining.", [({"outcome": str(last.outcome)}, 1.0)]
         )
-    return "\n".join(lines) + "\n"
-
-
-def _labels(labels: Mapping[str, str]) -> str:
-    escaped = (
-        f'{k}="{v.replace(chr(92), chr(92) * 2).replace(chr(34), chr(92) + chr(34))}"' for k, v in labels.items()
-    )
-    return "{" + ",".join(escaped) + "}" if labels else ""
-
-
-def write_exposition(path: Path, text: str) -> None:
-    """Replaces the file whole: the collector never reads half of it.
-
-    Raises:
-        OSError: it can't be written.
-    """
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}")
-    try:
-        temporary.write_text(text)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    return registry

@@ -5,16 +5,14 @@ import traceback
 from pathlib import Path
 
 from rayapp.contracts.config import Domain
-from rayapp.experiments.declaration import ExperimentError
+from rayapp.contracts.errors import RayappError
 from rayapp.loop import run_state as states
 from rayapp.loop.limits import read_limits
 from rayapp.loop.report import write_report
 from rayapp.loop.run_state import RunState, new_run, read_runs
 from rayapp.loop.steps import Ended, Options, Say, Stages
 from rayapp.root.facts import read_root
-from rayapp.root.publish import PublishError, exclusive
-from rayapp.store import StoreError
-from rayapp.training.errors import TrainingError
+from rayapp.root.publish import exclusive
 
 
 def retrain(
@@ -38,7 +36,7 @@ def retrain(
             outcome, why = stages.go()
         except Ended as end:
             outcome, why = end.outcome, end.why
-        except (ExperimentError, PublishError, StoreError, TrainingError, OSError) as error:
+        except (RayappError, OSError) as error:
             outcome, why = states.FAILED, str(error)
         except Exception:  # a bug, or a fault nobody thought of: the loop goes on and the report tells it whole
             outcome, why = states.FAILED, traceback.format_exc()

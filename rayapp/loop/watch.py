@@ -8,8 +8,8 @@ thresholds count.
 import math
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from dataclasses import dataclass, field
+from typing import Final
 
 from rayapp.contracts.config import day_name
 from rayapp.loop.gates import Gate, not_judged, within
@@ -55,9 +55,6 @@ class DayFacts:
     @property
     def day(self) -> str:
         return day_name(self.day_ms)
-
-    def to_json(self) -> dict[str, Any]:
-        return {"day": self.day, **asdict(self)}
 
 
 def usual_days(facts: DayFacts, days: Sequence[DayFacts], refused: Collection[int] = ()) -> list[DayFacts]:

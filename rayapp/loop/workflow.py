@@ -9,7 +9,8 @@ from typing import Final
 
 import pyarrow.compute as pc
 
-from rayapp.contracts.config import DAY_MS, Domain, day_name, to_json
+from rayapp.contracts.config import DAY_MS, Domain, day_name, version_values
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import Preset
 from rayapp.contracts.schema import EVENT_SCHEMA, Event, fingerprint
 from rayapp.importing.domains.layout import DomainFile
@@ -142,7 +143,7 @@ def training_run(
     preset = preset.replace(item_dim=width)
     windows = (prepared.train_window, prepared.validation_window, prepared.test_window)
     warm = () if init_from is None else (init_from,)
-    decides = (to_json(preset), prepared.domain.to_json(), windows, table, num_workers, *warm)
+    decides = (to_json(preset), version_values(prepared.domain), windows, table, num_workers, *warm)
     return TrainingRun(
         root=root,
         version=f"{preset.name}-{preset.variant}-{fingerprint(decides)[:8]}",

@@ -40,12 +40,12 @@ class Calibration:
         lines = [_line(logit_NH[:, h].astype(np.float64), label_NH[:, h] > 0) for h in range(logit_NH.shape[1])]
         return Calibration(tuple(scale for scale, _ in lines), tuple(shift for _, shift in lines))
 
-    def to_json(self, head_names: Sequence[str]) -> dict[str, dict[str, float]]:
+    def by_head(self, head_names: Sequence[str]) -> dict[str, dict[str, float]]:
         lines = zip(head_names, self.scale_H, self.shift_H, strict=True)
         return {name: {"scale": scale, "shift": shift} for name, scale, shift in lines}
 
     @staticmethod
-    def from_json(values: dict[str, dict[str, float]], head_names: Sequence[str]) -> "Calibration":
+    def of_heads(values: dict[str, dict[str, float]], head_names: Sequence[str]) -> "Calibration":
         rows = [values[name] for name in head_names]
         return Calibration(tuple(row["scale"] for row in rows), tuple(row["shift"] for row in rows))
 

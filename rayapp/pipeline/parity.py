@@ -9,7 +9,7 @@ Shapes: E events and R requests of a bucket.
 import dataclasses
 import json
 from collections import Counter
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,8 +17,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from rayapp.contracts.config import Domain, model_config_from_json
+from rayapp.contracts.config import Domain, ModelConfig
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import REQUEST_SCHEMA
 from rayapp.features.sequence import History, Sequences, at_request, point_in_time
 from rayapp.pipeline.export import exported
@@ -101,7 +102,7 @@ def _history_lengths(root: Path) -> dict[str, int]:
     lengths = {}
     for path in (root / MODELS).glob("[!.]*/config.json"):
         try:
-            lengths[path.parent.name] = model_config_from_json(read_json(path)).history_length
+            lengths[path.parent.name] = from_json(ModelConfig, read_json(path)).history_length
         except (PublishError, TypeError, ValueError):
             continue
     return lengths
@@ -144,7 +145,7 @@ def _compare(
         "compared": requests.num_rows,
         "equal": equal,
         "left_out": {reason: number for reason, number in left_out.items() if number},
-        "mismatches": [asdict(m) for m in mismatches[:SHOWN]],
+        "mismatches": [to_json(m) for m in mismatches[:SHOWN]],
     }
 
 
@@ -216,4 +217,4 @@ def _explain(history: History, timestamp_ms: int, watermark: int, length: int, d
 
 def as_json(found: Parity) -> str:
     """One line, for a job that watches it."""
-    return json.dumps({"share": found.share, **asdict(found)})
+    return json.dumps({"share": found.share, **to_json(found)})

@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 
 from rayapp.contracts.config import Domain, day_name
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.schema import attribute_fields, fingerprint, request_schema
 from rayapp.features.sequence import Ints
 from rayapp.pipeline.histories import (
@@ -108,7 +109,7 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
             "since_ms": window.since_ms,
             "until_ms": window.until_ms,
             "history_length": window.history_length,
-            "vocabulary": domain.vocabulary.to_json(),
+            "vocabulary": to_json(domain.vocabulary),
             "heads": list(domain.head_names),
             "schema": fingerprint((HISTORY_SCHEMA, window_request_schema(domain))),
             "logs": dict(view.numbers),

@@ -12,7 +12,8 @@ from typing import Any
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from rayapp.contracts.config import Domain, ModelConfig, model_config_from_json, to_json
+from rayapp.contracts.config import Domain, ModelConfig
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import Vocabulary
 from rayapp.features.attributes import Encoders
 from rayapp.model.calibration import Calibration
@@ -62,12 +63,12 @@ def publish_model(
         write_json(
             directory / "schema.json",
             {
-                "vocabulary": domain.vocabulary.to_json(),
+                "vocabulary": to_json(domain.vocabulary),
                 "heads": list(domain.head_names),
-                "encoders": encoders.to_json(),
+                "encoders": to_json(encoders),
             },
         )
-        write_json(directory / "calibration.json", calibration.to_json(domain.head_names))
+        write_json(directory / "calibration.json", calibration.by_head(domain.head_names))
         write_json(directory / "metrics.json", metrics)
         if more is not None:
             more(directory)
@@ -94,7 +95,7 @@ def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
 def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     directory, manifest = published(root, version)
     schema = read_json(directory / "schema.json")
-    vocabulary = Vocabulary.from_json(schema["vocabulary"])
+    vocabulary = from_json(Vocabulary, schema["vocabulary"])
     if not domain.vocabulary.extends(vocabulary):
         raise PublishError(
             f"model {version} was trained with the actions {list(vocabulary.names)}, the domain has "
@@ -105,9 +106,9 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
             f"model {version} has the heads {schema['heads']}, the domain {list(domain.head_names)}; "
             f"train it again: `rayapp train --root {root}`"
         )
-    config = model_config_from_json(read_json(directory / "config.json"))
-    encoders = Encoders.from_json(schema["encoders"])
-    calibration = Calibration.from_json(read_json(directory / "calibration.json"), domain.head_names)
+    config = from_json(ModelConfig, read_json(directory / "config.json"))
+    encoders = from_json(Encoders, schema["encoders"])
+    calibration = Calibration.of_heads(read_json(directory / "calibration.json"), domain.head_names)
     ranker = Ranker(config, encoders, vocabulary_size=vocabulary.size, num_heads=len(domain.heads))
     weights = directory / "weights.safetensors"
     try:

@@ -6,9 +6,10 @@ One JSON line each: `{"at_ms": …, "aliases": {"champion": {"from": "…", "to"
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.root.places import RETRAINING_LOG
 from rayapp.root.publish import PublishError
 
@@ -28,7 +29,7 @@ class Retraining:
 def record_retraining(root: Path, at_ms: int, aliases: Mapping[str, tuple[str | None, str]], window: str) -> None:
     """Appends one retraining; durable when this returns. `aliases`: alias -> (version before, version now)."""
     moved = {alias: {"from": before, "to": now} for alias, (before, now) in aliases.items()}
-    line = json.dumps(asdict(Retraining(at_ms, moved, window))) + "\n"
+    line = json.dumps(to_json(Retraining(at_ms, moved, window))) + "\n"
     descriptor = os.open(root / RETRAINING_LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
     try:
         size = os.fstat(descriptor).st_size
@@ -57,7 +58,7 @@ def read_retrainings(root: Path) -> list[Retraining]:
         except ValueError:
             continue
         try:
-            found.append(Retraining(int(values["at_ms"]), dict(values["aliases"]), str(values["window"])))
-        except (KeyError, TypeError, ValueError) as error:
-            raise PublishError(f"{path} line {number} is no retraining ({error!r}); mend it or take it out") from None
+            found.append(from_json(Retraining, values))
+        except ValueError as error:
+            raise PublishError(f"{path} line {number} is no retraining ({error}); mend it or take it out") from None
     return sorted(found, key=lambda retraining: retraining.at_ms)

@@ -4,6 +4,7 @@ from pathlib import Path
 from typing import Final
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.root.places import ROOT_FILE
 from rayapp.root.publish import PublishError, read_json, write_json
 
@@ -19,7 +20,7 @@ def make_root(root: Path, domain: Domain, num_buckets: int = DEFAULT_NUM_BUCKETS
     refuse_other_domain(root, domain)
     if not (root / ROOT_FILE).exists():
         root.mkdir(parents=True, exist_ok=True)
-        write_json(root / ROOT_FILE, {"num_buckets": num_buckets, "domain": domain.to_json()})
+        write_json(root / ROOT_FILE, {"num_buckets": num_buckets, "domain": to_json(domain)})
 
 
 def refuse_other_domain(root: Path, domain: Domain) -> None:
@@ -45,4 +46,4 @@ def read_root(root: Path) -> tuple[Domain, int]:
             "(docs/data.md)"
         )
     values = read_json(root / ROOT_FILE)
-    return Domain.from_json(values["domain"]), int(values["num_buckets"])
+    return from_json(Domain, values["domain"]), int(values["num_buckets"])

@@ -16,11 +16,13 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Final
 
+from rayapp.contracts.errors import RayappError
+
 MANIFEST: Final = "manifest.json"
 Manifest = dict[str, Any]
 
 
-class PublishError(RuntimeError):
+class PublishError(RayappError):
     """A place that can't be written, or a manifest that can't be read; the message says what to do."""
 
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rayapp.contracts.errors import RayappError
+
 RunParts = Callable[[int, Callable[[int], dict[str, Any]]], Any]
 """Called with a number of parts and what makes the n-th: makes them all, side by side where it can."""
 
 
-class SourceError(RuntimeError):
+class SourceError(RayappError):
     """The data can't be had; the message says why and what to do instead."""
 
 

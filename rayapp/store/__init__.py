@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Event
 from rayapp.features.sequence import History
 
@@ -20,7 +21,7 @@ DEFAULT_CAP = 256
 """Stored events a user: more than the longest sequence, so that late events and duplicates still find their place."""
 
 
-class StoreError(RuntimeError):
+class StoreError(RayappError):
     """The store can't be opened or used; the message says why and what to do."""
 
 

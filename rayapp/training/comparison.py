@@ -8,10 +8,11 @@ Shapes: R requests, U users, K draws, S seeds.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import model_serializer
 
 from rayapp.contracts.config import Domain
 from rayapp.features.segments import SEGMENTS
@@ -38,7 +39,8 @@ class Estimate:
         low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
         return Estimate(value, float(low), float(high))
 
-    def to_json(self) -> list[float | None]:
+    @model_serializer
+    def _rounded(self) -> list[float | None]:
         return [None if np.isnan(v) else round(float(v), 6) for v in (self.value, self.low, self.high)]
 
 
@@ -53,16 +55,6 @@ class Row:
     estimate: Estimate
     differences: dict[str, Estimate]
     """To each reference model; positive is higher, which is not always better."""
-
-    def to_json(self) -> dict[str, Any]:
-        return {
-            "model": self.model,
-            "head": self.head,
-            "metric": self.metric,
-            "segment": self.segment,
-            "estimate": self.estimate.to_json(),
-            "differences": {name: difference.to_json() for name, difference in self.differences.items()},
-        }
 
 
 def compare(

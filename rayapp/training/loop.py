@@ -10,7 +10,7 @@ import json
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,10 +19,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from rayapp.contracts.config import Domain, TrainConfig
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.model.inputs import Inputs
 from rayapp.model.ranker import Ranker, ranking_loss
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
-from rayapp.training.errors import TrainingError
+from rayapp.training import TrainingError
 from rayapp.training.user_weights import user_weights
 
 LOG_EVERY_S: Final = 2.0
@@ -151,7 +152,7 @@ class Loop:
                 if position.step <= LOGGED_SINGLY or position.seconds - logged > LOG_EVERY_S or last:
                     position.loss, logged = float(sums[0] / sums[1]), position.seconds
                     sums.zero_()
-                    self._write({"num_steps": self.num_steps, **asdict(position)})
+                    self._write({"num_steps": self.num_steps, **to_json(position)})
                 if now[2] and not last:
                     self._checkpoint(checkpoint)
             position.epoch, position.batch = position.epoch + 1, 0
@@ -239,7 +240,7 @@ class Loop:
             for key, value in self._optimizer.state.get(parameter, {}).items():
                 tensors[f"adam/{key}/{name}"] = value
         save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, directory / STATE)
-        (directory / POSITION).write_text(json.dumps({"run": self._run, "position": asdict(self.position)}))
+        (directory / POSITION).write_text(json.dumps({"run": self._run, "position": to_json(self.position)}))
 
     def restore(self, directory: Path) -> None:
         """Goes on from a checkpoint of this very run.
@@ -253,7 +254,7 @@ class Loop:
                 f"the checkpoint in {directory} belongs to run {saved['run']}, this is {self._run}: other data, "
                 "settings or sizes. Remove the directory to start anew"
             )
-        self.position = Position(**saved["position"])
+        self.position = from_json(Position, saved["position"])
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
         for name, tensor in load_file(directory / STATE).items():
             part, _, rest = name.partition("/")

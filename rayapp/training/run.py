@@ -19,7 +19,8 @@ from ray.train.torch import TorchTrainer, get_device, prepare_model
 from safetensors.torch import load_file
 
 from rayapp import __version__
-from rayapp.contracts.config import Domain, to_json
+from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import Preset
 from rayapp.contracts.schema import fingerprint
 from rayapp.model.calibration import Calibration
@@ -31,7 +32,7 @@ from rayapp.revision import commit
 from rayapp.root.facts import read_root
 from rayapp.root.places import RUNS
 from rayapp.root.publish import in_words
-from rayapp.training.errors import TrainingError
+from rayapp.training import TrainingError
 from rayapp.training.evaluate import read_window, report, score_window
 from rayapp.training.loop import POSITION, STATE, Loop
 from rayapp.training.start import Start, start
@@ -201,7 +202,7 @@ def evaluate_and_publish(
 
 def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
     """The loop of a run's `settings`: what a Ray Train worker runs, and what the bench `train` runs bare."""
-    root, preset = Path(settings["root"]), Preset.from_json(settings["preset"])
+    root, preset = Path(settings["root"]), from_json(Preset, settings["preset"])
     length, rate = preset.model.history_length, preset.train.negative_rate
     init_from = settings.get("init_from")
     begun = start(root, preset, settings["item_table"], domain, init_from)

@@ -17,7 +17,7 @@ from rayapp.registry.models import load_model
 from rayapp.root.catalogue import read_users
 from rayapp.root.logs import read_log
 from rayapp.root.places import REQUESTS
-from rayapp.training.errors import TrainingError
+from rayapp.training import TrainingError
 
 PARTS: Final[dict[Scope, str]] = {"full": "", "sequence": "encoder.", "heads": "mlp."}
 """Scope -> prefix of the names of the parameters that it trains."""

@@ -14,7 +14,7 @@ Shapes: B examples, L context items, U distinct items of a batch, N items, T tok
 import tempfile
 import uuid
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -28,6 +28,7 @@ from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import Attribute, AttributeKind
 from rayapp.features.content import Item, content_tokens
 from rayapp.model.tower import LinearTower
@@ -150,7 +151,7 @@ def train_two_tower(
         _worker,
         train_loop_config={
             "data": str(directory / DATA),
-            "config": asdict(config),
+            "config": to_json(config),
             "num_tokens": content.num_tokens,
             "num_categories": content.num_categories,
         },
@@ -168,7 +169,7 @@ def train_two_tower(
 def _worker(settings: dict[str, Any]) -> None:
     """What every Ray Train worker runs; CPU, because a step is a few milliseconds of lookups."""
     context = ray.train.get_context()
-    config = TowerConfig(**settings["config"])
+    config = from_json(TowerConfig, settings["config"])
     torch.manual_seed(config.seed)
     model = TwoTower(settings["num_tokens"], settings["num_categories"], config)
     loss = fit(

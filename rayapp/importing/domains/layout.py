@@ -4,10 +4,13 @@ A file takes the first layout of its kind whose columns it has, so exports of di
 """
 
 import enum
-from dataclasses import dataclass, field
-from typing import Final
+from dataclasses import dataclass
+from typing import Annotated, Any, Final, Self
+
+from pydantic import BeforeValidator, Field, model_validator
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.tables import Duration, ListOf, Table
 
 
 class TimeUnit(enum.StrEnum):
@@ -36,13 +39,21 @@ NULL_VALUES: Final = (
 """What CSV files, where every value is text, write for an id that is missing; nobody is called so."""
 
 
-@dataclass(frozen=True, slots=True)
-class Column:
-    """A column under one of several names; the first that the file has."""
+class Column(Table):
+    """A column under one of several names, the first that the file has: `"a"`, `["a", "b"]` or `{ column = … }`."""
 
-    names: tuple[str, ...]
+    names: Annotated[ListOf[str], BeforeValidator(lambda value: [value] if isinstance(value, str) else value)] = Field(
+        alias="column"
+    )
     separator: str | None = None
     """Splits text into a list, where a list is wanted."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_names(cls, value: Any) -> Any:
+        if not isinstance(value, str | list | dict):
+            raise ValueError("must be a column's name, a list of names, or { column = … }")
+        return value if isinstance(value, dict) else {"column": value}
 
     def find(self, present: frozenset[str]) -> str | None:
         return next((name for name in self.names if name in present), None)
@@ -51,29 +62,47 @@ class Column:
         return " or ".join(repr(name) for name in self.names)
 
 
-@dataclass(frozen=True, slots=True)
-class TimeColumn:
+class TimeColumn(Table):
     """A column that holds moments."""
 
     column: Column
-    unit: TimeUnit = TimeUnit.MILLISECONDS
+    unit: Annotated[TimeUnit, Field(strict=False)] = TimeUnit.MILLISECONDS
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_column(cls, value: Any) -> Any:
+        return value if isinstance(value, dict) else {"column": value}
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class ActionRule:
+class ActionRule(Table):
     """How a row says which action it is: a column of names, 0/1 flags of which the strongest counts, or always one."""
 
     column: Column | None = None
-    names: dict[str, str] = field(default_factory=dict)
+    names: dict[str, str] = Field(default={})
     """The file's word -> the vocabulary's; empty: the words are the vocabulary's own."""
-    flags: tuple[tuple[str, Column], ...] = ()
-    """(action, its 0/1 column); of several that are set the action of highest priority counts."""
+    flags: dict[str, Column] = Field(default={})
+    """Action -> its 0/1 column; of several that are set the action of highest priority counts."""
     otherwise: str | None = None
     """The action of a row without any flag, or of every row where there is neither column nor flag."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _of_column(cls, value: Any) -> Any:
+        return {"column": value} if isinstance(value, str | list) else value
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class EventLayout:
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if (self.column is not None and self.flags) or not (self.column or self.flags or self.otherwise):
+            raise ValueError("needs `column`, or `flags`, or only `otherwise`")
+        return self
+
+    @property
+    def actions(self) -> set[str]:
+        """All that it names."""
+        return {*self.names.values(), *self.flags, *([self.otherwise] if self.otherwise else [])}
+
+
+class EventLayout(Table):
     """One shape of event files."""
 
     user_id: Column
@@ -83,18 +112,18 @@ class EventLayout:
     event_id: Column | None = None
     """None: the id is made from user, item, action and time, so one event read twice stays one."""
     received_at: TimeColumn | None = None
-    lag_ms: int = 0
+    lag_ms: Duration = Field(default=0, alias="lag")
     """Without `received_at`: how long after it happened the server had an event."""
     request_id: Column | None = None
     position: Column | None = None
     value: Column | None = None
     surface: Column | None = None
-    null_values: tuple[str, ...] = NULL_VALUES
+    null_values: ListOf[str] = NULL_VALUES
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""
         named = [self.event_id, self.request_id, self.position, self.value, self.surface, self.action.column]
-        named += [flag for _, flag in self.action.flags]
+        named += self.action.flags.values()
         times = [self.received_at.column] if self.received_at else []
         return [self.user_id, self.item_id, self.timestamp.column, *(c for c in named if c), *times]
 
@@ -103,32 +132,59 @@ class EventLayout:
         return []
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class RequestLayout:
+class Only(Table):
+    """The rows whose column holds one of some words."""
+
+    column: Column
+    words: ListOf[str] = Field(alias="is")
+
+
+class RequestLayout(Table):
     """One shape of files of shown lists: a list a row, or an impression a row."""
 
     user_id: Column
     timestamp: TimeColumn
-    items: Column
-    """`lists`: the column of item ids in the order shown. `rows`: the column of the one item."""
-    rows: bool
-    only: tuple[Column, tuple[str, ...]] | None = None
-    """`rows` only: take the rows whose column holds one of these words, as where impressions stand among the events."""
+    item_ids: Column | None = None
+    """Lists: the column of item ids in the order shown."""
+    item_id: Column | None = None
+    """Impressions: the column of the one item."""
+    only: Only | None = None
+    """Impressions: the rows to take, where they stand among the events."""
     request_id: Column | None = None
     """None: impressions of one user at one moment are one list."""
     position: Column | None = None
+    """Impressions only."""
     surface: Column | None = None
-    labels: tuple[tuple[str, Column], ...] = ()
-    """(head, its 0/1 column, of lists where the rows are lists); empty: labels are joined from the events."""
-    context: tuple[tuple[str, Column], ...] = ()
-    null_values: tuple[str, ...] = NULL_VALUES
+    labels: dict[str, Column] = Field(default={})
+    """Head -> its 0/1 column, of lists where the rows are lists; empty: labels are joined from the events."""
+    context: dict[str, Column] = Field(default={})
+    null_values: ListOf[str] = NULL_VALUES
+
+    @model_validator(mode="after")
+    def _lists_or_impressions(self) -> Self:
+        if (self.item_ids is None) == (self.item_id is None):
+            raise ValueError("needs `item_ids` where a row is a list, or `item_id` where it is one shown item")
+        if self.item_ids is not None and (self.position or self.only):
+            raise ValueError("`position` and `only` are for rows of one shown item, with `item_id`")
+        return self
+
+    @property
+    def rows(self) -> bool:
+        """Whether a row is an impression."""
+        return self.item_id is not None
+
+    @property
+    def items(self) -> Column:
+        """The column of the item, or of the list."""
+        column = self.item_id or self.item_ids
+        assert column is not None
+        return column
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""
         named = [self.request_id, self.position, self.surface]
-        pairs = [column for _, column in (*self.labels, *self.context)]
-        only = [self.only[0]] if self.only else []
-        return [self.user_id, self.timestamp.column, self.items, *(c for c in named if c), *pairs, *only]
+        more = [*self.labels.values(), *self.context.values(), *([self.only.column] if self.only else [])]
+        return [self.user_id, self.timestamp.column, self.items, *(c for c in named if c), *more]
 
     def optional(self) -> list[Column]:
         """Columns that are read where a file has them."""
@@ -142,7 +198,7 @@ class EntityLayout:
     id: Column
     at: TimeColumn | None
     """When the item became available, or from when on a user's attributes hold; None: always."""
-    attributes: tuple[tuple[str, Column], ...]
+    attributes: dict[str, Column]
     vector: Column | None = None
     """Items only: a list of numbers, the item's given vector; read where a file has it."""
     available: Column | None = None
@@ -152,14 +208,14 @@ class EntityLayout:
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""
         times = [self.at.column] if self.at else []
-        return [self.id, *times, *(column for _, column in self.attributes)]
+        return [self.id, *times, *self.attributes.values()]
 
     def optional(self) -> list[Column]:
         """Columns that are read where a file has them."""
         return [column for column in (self.vector, self.available) if column]
 
 
-Layout = EventLayout | RequestLayout | EntityLayout
+FileLayout = EventLayout | RequestLayout | EntityLayout
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
