@@ -23,7 +23,7 @@ from benchmarks.http_load import FEED, Answer, ask, session
 from benchmarks.memory import tree
 from benchmarks.replicas import replica_pids
 from rayapp.launch.ports import free_port
-from rayapp.loop.workflow import Prepared
+from rayapp.loop.artifacts import Prepared
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.serving.keys import Role, add_key
 from tests.conftest import RAYAPP

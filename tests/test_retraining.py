@@ -19,7 +19,7 @@ from rayapp.cli import retrain as command
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.presets import nano
 from rayapp.loop import run_state as states
-from rayapp.loop import steps as stages
+from rayapp.loop import steps
 from rayapp.loop.day_counts import COLUMNS, count_bucket
 from rayapp.loop.gates import (
     CHALLENGER,
@@ -37,9 +37,11 @@ from rayapp.loop.gates import (
 from rayapp.loop.limits import GateLimits, read_limits
 from rayapp.loop.plan import candidates, closed_days, day_window, make_plan
 from rayapp.loop.prometheus import exposition
+from rayapp.loop.results import EXPORT, PLAN
 from rayapp.loop.run_state import RunState
-from rayapp.loop.steps import Options
+from rayapp.loop.steps import RetrainOptions, RetrainSteps
 from rayapp.loop.watch import DayFacts, day_gates, usual_days, watch_gates
+from rayapp.pipeline.export import Exported
 from rayapp.pipeline.histories import LABEL_COLUMNS
 from rayapp.root.publish import PublishError
 from rayapp.store import Committed
@@ -302,12 +304,12 @@ def test_limits_are_read_strictly(tmp_path: Path) -> None:
 
 def test_runs_and_refusals_are_kept_whole(tmp_path: Path) -> None:
     first = states.new_run(tmp_path, {"scope": "full"}, T0)
-    first.stages["export"] = {"events": 1}
-    first.save()
+    first.keep(EXPORT, Exported(events=1), 0.5)
     second = states.new_run(tmp_path, {}, T0)
     second.save()
     assert first.id != second.id
-    assert {run.id: run.stages for run in states.read_runs(tmp_path)}[first.id] == {"export": {"events": 1}}
+    read = {run.id: run for run in states.read_runs(tmp_path)}[first.id]
+    assert (read.find(EXPORT), read.seconds, read.find(PLAN)) == (Exported(events=1), {"export": 0.5}, None)
     states.exclude(tmp_path, "w1", first.id, ["label save: flipped"])
     assert states.refused_windows(tmp_path) == {"w1"}
     with pytest.raises(PublishError, match="w2 was not refused; refused are: w1"):
@@ -383,9 +385,10 @@ def test_the_export_of_a_retraining_ends_while_events_keep_coming(
 
     store = Busy(root / "store", domain.vocabulary, 4)
     store.append([make_event(-n, user=f"u{n}", at=T0 + n) for n in range(1, 31)])
-    monkeypatch.setattr(stages, "open_store", lambda *_: store)
+    monkeypatch.setattr(steps, "open_store", lambda *_: store)
     run = RunState(root=root, id="r", as_of_ms=T0, options={}, started_ms=T0)
-    options = Options(first=nano())
-    exported = stages.Stages(root, domain, options, GateLimits(), run, None, lambda _: None).export()
-    assert exported["events"] >= 30
+    options = RetrainOptions(first=nano())
+    done = RetrainSteps(root, domain, options, GateLimits(), run, None, lambda _: None).export()
+    assert isinstance(done, Exported)
+    assert done.events >= 30
     assert next(events) < 20

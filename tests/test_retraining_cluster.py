@@ -16,13 +16,13 @@ import pytest
 from rayapp.contracts.config import day_name
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
-from rayapp.loop import steps as stages
+from rayapp.loop import artifacts
+from rayapp.loop.artifacts import Prepared
 from rayapp.loop.daily import watch_days
 from rayapp.loop.plan import day_window
 from rayapp.loop.preview import preview
 from rayapp.loop.retrain import retrain
 from rayapp.loop.run_state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
-from rayapp.loop.workflow import Prepared
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases, rollback
 from rayapp.registry.retrainings import read_retrainings
 from rayapp.registry.verdicts import read_verdict
@@ -212,7 +212,7 @@ def test_faults_end_in_words_and_the_live_model_stays(root: Path, monkeypatch: p
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "build", full)
+        patched.setattr(artifacts, "build", full)
         state = on_day(root, POISONED + 1)
     assert (state.outcome, read_aliases(root)) == (FAILED, before)
     assert "No space left" in (state.directory / "report.md").read_text()

@@ -13,7 +13,7 @@ from rayapp.contracts.config import TrainConfig, to_json
 from rayapp.contracts.presets import Preset, nano, variant
 from rayapp.contracts.schema import Vocabulary
 from rayapp.importing.domains import load_domain
-from rayapp.loop.workflow import Prepared, training_run
+from rayapp.loop.artifacts import Prepared, training_run
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
 from rayapp.root.publish import read_manifest
 from rayapp.training.errors import TrainingError

@@ -25,7 +25,7 @@ def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, s
     """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
     from rayapp.cli.progress import progress
     from rayapp.launch.runtime import local_ray
-    from rayapp.loop.workflow import make_world
+    from rayapp.loop.data_sets import make_world
     from rayapp.sources import movielens
     from rayapp.sources.synthetic import World
 
@@ -106,7 +106,7 @@ def import_command(
     from rayapp.importing.domains import load_domain
     from rayapp.importing.importer import Inputs, import_files
     from rayapp.launch.runtime import local_ray
-    from rayapp.loop.workflow import check_writable
+    from rayapp.root.facts import check_writable
     from rayapp.root.places import EXPORTS
     from rayapp.root.publish import exclusive
 

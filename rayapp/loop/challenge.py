@@ -4,9 +4,8 @@ Shapes: R requests, C candidates, H heads, N shown items.
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,7 +17,7 @@ from rayapp.features.requests import Requests, context_row
 from rayapp.features.segments import SEGMENTS
 from rayapp.features.sequence import Sequences
 from rayapp.loop import gates
-from rayapp.loop.gates import CHALLENGER, CHAMPION, Gate
+from rayapp.loop.gates import CHALLENGER, CHAMPION, Challenge, Gate
 from rayapp.loop.limits import GateLimits
 from rayapp.model.scorer import Scorer
 from rayapp.registry.models import LoadedModel, load_model
@@ -30,17 +29,6 @@ from rayapp.training.evaluate import Window, feed_score, read_window, report, sc
 LATENCY_CANDIDATES: Final = 200
 LATENCY_REPEATS: Final = 15
 TABLE_METRICS: Final = ("auc", "request_auc", "hit3", "normalised_entropy", "calibration")
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """What the gates said of one challenger, and the tables behind it (Markdown)."""
-
-    gates: list[Gate]
-    tables: str
-
-    def to_json(self) -> dict[str, Any]:
-        return {"gates": [gate.to_json() for gate in self.gates], "tables": self.tables}
 
 
 def challenge(
@@ -69,7 +57,14 @@ def challenge(
     told = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
     if champion is not None:
         told += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
-    return Challenge(asked, "\n\n".join(told))
+    return Challenge(
+        window=window_name,
+        champion=champion,
+        version=challenger,
+        gates=tuple(asked),
+        tables="\n\n".join(told),
+        why="; ".join(gates.reasons(asked)),
+    )
 
 
 def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, limits: GateLimits) -> Gate:

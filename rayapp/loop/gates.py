@@ -7,10 +7,11 @@ the same people, so a difference is a difference on the same people.
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
+from pydantic import PlainSerializer, TypeAdapter
 
 from rayapp.features.segments import SEGMENTS
 from rayapp.loop.limits import GateLimits
@@ -23,24 +24,52 @@ PSI_BINS: Final = 10
 SMALLEST_SHARE: Final = 1e-4
 
 
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(float(value), 6)
+
+
 @dataclass(frozen=True, slots=True)
 class Gate:
     """One question and its answer."""
 
     name: str
     passed: bool
-    value: float | None
+    value: Annotated[float | None, PlainSerializer(_rounded)]
     """None where there was too little to judge by; such a gate passes."""
     limit: float
     words: str
 
     def to_json(self) -> dict[str, Any]:
-        value = None if self.value is None or not math.isfinite(self.value) else round(float(self.value), 6)
-        return {"name": self.name, "passed": self.passed, "value": value, "limit": self.limit, "words": self.words}
+        values: dict[str, Any] = _GATE.dump_python(self, mode="json")
+        return values
+
+
+_GATE: Final = TypeAdapter(Gate)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Challenge:
+    """What the gates said of one challenger."""
+
+    window: str
+    """What both were tested on."""
+    champion: str | None
+    """The version that it was held against."""
+    version: str
+    gates: tuple[Gate, ...]
+    tables: str
+    """Behind the gates, in Markdown."""
+    why: str
+    """What failed, in words; empty where all passed."""
 
 
 def failed(gates: Iterable[Gate]) -> list[Gate]:
     return [gate for gate in gates if not gate.passed]
+
+
+def reasons(gates: Iterable[Gate]) -> list[str]:
+    """Those that failed, in words."""
+    return [f"{gate.name}: {gate.words}" for gate in failed(gates)]
 
 
 def not_judged(name: str, limit: float, why: str) -> Gate:

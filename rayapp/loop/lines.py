@@ -1,10 +1,8 @@
 """The model lines that a retraining renews: the champion's, and one for each arm of a running experiment."""
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import Preset
@@ -23,13 +21,6 @@ class Line:
     preset: Preset
     item_table: str | None
     """Of `version`."""
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Line":
-        return Line(**{**values, "preset": Preset.from_json(values["preset"])})
 
 
 def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | None) -> list[Line]:
