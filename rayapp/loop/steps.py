@@ -105,11 +105,8 @@ class RetrainSteps:
         plan = self._step(PLAN, self.plan, days, judged, lines[0].version)
         tables = {line: self._step(ITEM_TABLE.of(line.alias), self.item_table, line, plan) for line in lines}
         versions = {line: self._step(TRAIN.of(line.alias), self.train, line, plan, tables[line]) for line in lines}
-        challenges = [self._step(GATES.of(line.alias), self.gates, line, plan, versions[line]) for line in lines]
-        promotions = {
-            line: self._step(PROMOTE.of(line.alias), self.promote, line, judged_line)
-            for line, judged_line in zip(lines, challenges, strict=True)
-        }
+        challenges = {line: self._step(GATES.of(line.alias), self.gates, line, plan, versions[line]) for line in lines}
+        promotions = {line: self._step(PROMOTE.of(line.alias), self.promote, line, challenges[line]) for line in lines}
         moved = {line.alias: (line.version, versions[line]) for line, each in promotions.items() if each.promoted}
         self._step(RECORD, self.record, moved, plan)
         kept = [f"{line.alias} keeps its model: {each.why}" for line, each in promotions.items() if not each.promoted]
