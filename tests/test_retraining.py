@@ -24,6 +24,7 @@ from rayapp.loop.day_counts import COLUMNS, count_bucket
 from rayapp.loop.gates import (
     CHALLENGER,
     CHAMPION,
+    Challenge,
     Gate,
     absolute_gates,
     failed,
@@ -35,15 +36,20 @@ from rayapp.loop.gates import (
     stability_index,
 )
 from rayapp.loop.limits import GateLimits, read_limits
+from rayapp.loop.lines import Line
 from rayapp.loop.plan import candidates, closed_days, day_window, make_plan
 from rayapp.loop.prometheus import exposition
-from rayapp.loop.results import EXPORT, PLAN
+from rayapp.loop.report import markdown
+from rayapp.loop.results import EXPORT, GATES, LINES, PLAN, PROMOTE
 from rayapp.loop.run_state import RunState
 from rayapp.loop.steps import RetrainOptions, RetrainSteps
 from rayapp.loop.watch import DayFacts, day_gates, usual_days, watch_gates
 from rayapp.pipeline.export import Exported
 from rayapp.pipeline.histories import LABEL_COLUMNS
-from rayapp.root.publish import PublishError
+from rayapp.registry.aliases import promote, read_aliases
+from rayapp.registry.verdicts import read_verdict
+from rayapp.root.places import MODELS
+from rayapp.root.publish import PublishError, write_json
 from rayapp.store import Committed
 from rayapp.store.lmdb import LmdbStore
 from rayapp.training.comparison import compare
@@ -336,6 +342,44 @@ def test_the_watch_exports_prometheus_text(tmp_path: Path) -> None:
     helped = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
     assert len(helped) == len(set(helped)) == len({line.split("{")[0].split(" ")[0] for line in lines})
     assert exposition([], []) == "\n"
+
+
+@pytest.mark.parametrize(
+    ("live", "why", "kept"),
+    [
+        ("old", "", None),
+        ("new", "", None),
+        ("old", "latency: too slow", "latency: too slow"),
+        ("other", "", "champion was moved to other while this run trained, so it was left there"),
+    ],
+    ids=["passed", "promoted before the run was killed", "failed", "moved by hand"],
+)
+def test_an_alias_is_moved_where_all_gates_passed_and_nobody_moved_it(
+    root: Path, domain: Domain, live: str, why: str, kept: str | None
+) -> None:
+    for version in ("old", "new", "other"):
+        (root / MODELS / version).mkdir(parents=True)
+        write_json(root / MODELS / version / "manifest.json", {})
+    promote(root, CHAMPION, live)
+    options = RetrainOptions(first=nano())
+    state = states.new_run(root, options.to_json(), T0)
+    found = Challenge(window="w", champion="old", version="new", gates=(), tables="", why=why)
+    retraining = RetrainSteps(root, domain, options, LIMITS, state, None, lambda _: None)
+    promoted = retraining.promote(Line(CHAMPION, "old", nano(), None), found)
+    assert promoted is (kept is None)
+    assert read_aliases(root) == {CHAMPION: "new" if promoted else live}
+    verdict = read_verdict(root, "new")
+    assert verdict is not None
+    assert verdict["promoted"] is promoted
+    assert promoted or found.why_kept(CHAMPION, live) == kept
+    assert found.why == why, "the result of another step stays as it is"
+    lines = (Line(CHAMPION, "old", nano(), None),)
+    for step, result in ((LINES, lines), (GATES.of(CHAMPION), found), (PROMOTE.of(CHAMPION), promoted)):
+        state.keep(step, result, 0.0)  # type: ignore[arg-type]
+    state.outcome = states.PROMOTED if promoted else states.REFUSED
+    report = markdown(state, domain, read_aliases(root))
+    assert f"## champion: new {'promoted' if promoted else 'not promoted'}" in report
+    assert promoted or f"Not promoted because of: {kept}." in report
 
 
 def killed_at_first(path: Path, *_options: object) -> None:

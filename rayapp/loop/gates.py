@@ -62,6 +62,10 @@ class Challenge:
     why: str
     """What failed, in words; empty where all passed."""
 
+    def why_kept(self, alias: str, live: str | None) -> str:
+        """Why an alias has not this challenger: a gate failed, or somebody moved it to `live` before the run ended."""
+        return self.why or f"{alias} was moved to {live} while this run trained, so it was left there"
+
 
 def failed(gates: Iterable[Gate]) -> list[Gate]:
     return [gate for gate in gates if not gate.passed]

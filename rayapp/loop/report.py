@@ -2,6 +2,7 @@
 
 import datetime
 import uuid
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
@@ -9,7 +10,7 @@ from typing import Any, Final
 from rayapp.contracts.config import Domain, day_name
 from rayapp.loop import run_state as states
 from rayapp.loop.gates import Challenge
-from rayapp.loop.results import EXPORT, GATES, JUDGE, LINES, PLAN, PROMOTE, Promotion
+from rayapp.loop.results import EXPORT, GATES, JUDGE, LINES, PLAN, PROMOTE
 from rayapp.loop.run_state import RunState
 from rayapp.registry.aliases import read_aliases
 from rayapp.root.publish import write_json
@@ -47,7 +48,7 @@ def markdown(state: RunState, domain: Domain, live: dict[str, str]) -> str:
     parts += _days(state)
     for line in state.find(LINES) or ():
         if (challenge := state.find(GATES.of(line.alias))) is not None:
-            parts += _line(line.alias, challenge, state.find(PROMOTE.of(line.alias)))
+            parts += _line(line.alias, challenge, state.find(PROMOTE.of(line.alias)), live)
     parts += _watch(state, domain)
     parts.append("## Time\n\n" + _table(["stage", "seconds"], [[n, f"{s:.1f}"] for n, s in state.seconds.items()]))
     return "\n\n".join(parts) + "\n"
@@ -83,9 +84,9 @@ def _days(state: RunState) -> list[str]:
     return ["## Days that were refused", "\n".join(lines), again]
 
 
-def _line(alias: str, challenge: Challenge, promotion: Promotion | None) -> list[str]:
-    said = "not reached" if promotion is None else "promoted" if promotion.promoted else "not promoted"
-    why = challenge.why if promotion is None else promotion.why
+def _line(alias: str, challenge: Challenge, promoted: bool | None, live: Mapping[str, str]) -> list[str]:
+    said = "promoted" if promoted else "not promoted" if promoted is False else "not reached"
+    why = challenge.why_kept(alias, live.get(alias)) if promoted is False else challenge.why
     against = challenge.champion or "nothing: there was no model before"
     rows = [
         [("pass" if gate.passed else "**FAIL**"), gate.name, gate.words]

@@ -32,15 +32,6 @@ class JudgedDays:
     """The last days, as `rayapp watch` gives them."""
 
 
-@dataclass(frozen=True, slots=True)
-class Promotion:
-    """Whether a line has its new model."""
-
-    promoted: bool
-    why: str = ""
-    """Why not."""
-
-
 EXPORT: Final[Step[ExportSkipped | Exported]] = Step("export", TypeAdapter(ExportSkipped | Exported))
 LINES: Final = Step("lines", TypeAdapter(tuple[Line, ...]))
 WINDOWS: Final = Step("windows", TypeAdapter(tuple[int, ...]))
@@ -52,5 +43,6 @@ ITEM_TABLE: Final = Step("item table of", TypeAdapter(str))
 TRAIN: Final = Step("train", TypeAdapter(str))
 """The new model's version."""
 GATES: Final = Step("gates of", TypeAdapter(Challenge))
-PROMOTE: Final = Step("promote", TypeAdapter(Promotion))
+PROMOTE: Final = Step("promote", TypeAdapter(bool))
+"""Whether the line has its new model; if not, `Challenge.why_kept` says why."""
 RECORD: Final = Step("record", TypeAdapter(None))

@@ -19,9 +19,7 @@ EXCLUDED: Final = "excluded.json"
 PROMOTED, REFUSED, NO_NEW_DATA, FAILED, ABANDONED = "promoted", "refused", "no new data", "failed", "abandoned"
 JUDGED: Final = (PROMOTED, REFUSED)
 """Outcomes after which the same days are not tried again."""
-FORMAT: Final = 2
-OLD_FORMAT: Final = 1
-"""A promotion was a mere yes or no in it, and what kept a line's model stood in the result of its gates alone."""
+FORMAT: Final = 1
 T = TypeVar("T")
 
 
@@ -101,23 +99,10 @@ def read_runs(root: Path) -> list[RunState]:
     runs = []
     for path in (root / RETRAININGS).glob(f"[!.]*/{STATE}"):
         values = read_json(path)
-        found = values.pop("format", None)
-        if found not in (OLD_FORMAT, FORMAT):
+        if values.pop("format", None) != FORMAT:
             raise PublishError(f"{path} was written by another version of rayapp; install that one, or move it away")
-        if found == OLD_FORMAT:
-            values["stages"] = _from_old(values["stages"])
         runs.append(RunState(root=root, **values))
     return sorted(runs, key=lambda run: run.started_ms)
-
-
-def _from_old(stages: dict[str, Any]) -> dict[str, Any]:
-    def why(promotion: str) -> str:
-        return str(stages[promotion.replace("promote", "gates of", 1)]["why"])
-
-    return {
-        name: {"promoted": result, "why": why(name)} if isinstance(result, bool) else result
-        for name, result in stages.items()
-    }
 
 
 def read_excluded(root: Path) -> dict[str, dict[str, Any]]:

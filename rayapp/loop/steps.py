@@ -37,7 +37,6 @@ from rayapp.loop.results import (
     WINDOWS,
     ExportSkipped,
     JudgedDays,
-    Promotion,
 )
 from rayapp.loop.run_state import RunState, Step
 from rayapp.loop.watch import day_gates, usual_days
@@ -106,10 +105,11 @@ class RetrainSteps:
         tables = {line: self._step(ITEM_TABLE.of(line.alias), self.item_table, line, plan) for line in lines}
         versions = {line: self._step(TRAIN.of(line.alias), self.train, line, plan, tables[line]) for line in lines}
         challenges = {line: self._step(GATES.of(line.alias), self.gates, line, plan, versions[line]) for line in lines}
-        promotions = {line: self._step(PROMOTE.of(line.alias), self.promote, line, challenges[line]) for line in lines}
-        moved = {line.alias: (line.version, versions[line]) for line, each in promotions.items() if each.promoted}
+        promoted = {line: self._step(PROMOTE.of(line.alias), self.promote, line, challenges[line]) for line in lines}
+        moved = {line.alias: (line.version, versions[line]) for line in lines if promoted[line]}
         self._step(RECORD, self.record, moved, plan)
-        kept = [f"{line.alias} keeps its model: {each.why}" for line, each in promotions.items() if not each.promoted]
+        live, left = read_aliases(self.root), {line.alias: challenges[line] for line in lines if not promoted[line]}
+        kept = [f"{alias} keeps its model: {each.why_kept(alias, live.get(alias))}" for alias, each in left.items()]
         words = [*kept, *(f"{alias} is now {now}" for alias, (_, now) in moved.items())]
         words += [f"{window} was refused" for window in judged.refused]
         return states.REFUSED if kept else states.PROMOTED, "; ".join(words)
@@ -220,23 +220,21 @@ class RetrainSteps:
         """The challenger against the model that was live when the run began, on the newest day."""
         return challenge(self.root, self.domain, day_window(plan.test), line.version, version, self.limits)
 
-    def promote(self, line: Line, judged: Challenge) -> Promotion:
-        """Moves the alias if all gates passed and nobody moved it meanwhile."""
-        now, why = read_aliases(self.root).get(line.alias), judged.why
-        if not why and now not in (line.version, judged.version):
-            why = f"{line.alias} was moved to {now} while this run trained, so it was left there"
+    def promote(self, line: Line, judged: Challenge) -> bool:
+        """Moves the alias if all gates passed and nobody moved it meanwhile; whether the line has its new model."""
+        promoted = not judged.why and read_aliases(self.root).get(line.alias) in (line.version, judged.version)
         verdict = {
             "retraining": self.state.id,
             "alias": line.alias,
-            "promoted": not why,
+            "promoted": promoted,
             "champion": judged.champion,
             "window": judged.window,
             "gates": [gate.to_json() for gate in judged.gates],
         }
         record_verdict(self.root, judged.version, verdict)
-        if not why:
+        if promoted:
             promote(self.root, line.alias, judged.version)
-        return Promotion(not why, why)
+        return promoted
 
     def record(self, moved: Mapping[str, tuple[str | None, str]], plan: TrainingPlan) -> None:
         """Experiments compare before and after a retraining, so they are told of it."""
