@@ -149,7 +149,7 @@ def trained_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -
     for alias, preset in ((CHAMPION, nano()), (BASELINE, variant(nano(), "no-sequence"))):
         run = training_run(root, prepared, preset, table)
         assert train_model(run, domain)
-        assert not train_model(run, domain), "a finished stage is reused"
+        assert not train_model(run, domain), "a finished step is reused"
         promote(root, alias, run.version)
     assert seed_store(root)[0] > 0
     assert seed_store(root) == (0, False)

@@ -138,20 +138,20 @@ def on_day(root: Path, day: int) -> RunState:
     return retrain(root, OPTIONS, as_of_ms=day_ms(day + 2))
 
 
-def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_end(
+def test_a_run_that_is_killed_in_any_step_goes_on_and_nothing_moves_before_its_end(
     trained_world: tuple[Path, Prepared], on_our_ray: dict[str, str], tmp_path: Path
 ) -> None:
-    """SIGKILL in one stage after another of one run."""
+    """SIGKILL in one step after another of one run."""
     root = copy_of(trained_world[0], tmp_path)
     before = read_aliases(root)
     import_day(root, NEXT)
     command = [RAYAPP, "retrain", "--root", str(root)]
     command += ["--train-window-days", "3", "--as-of", day_name(day_ms(NEXT + 2))]
     killed_in = ["export", "windows", "judge", "item table of champion", "train champion", "gates of champion"]
-    for stage in killed_in:
+    for step in killed_in:
         with subprocess.Popen(command, env=on_our_ray, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            assert any(line.startswith(f"{stage} …") for line in process.stdout)
+            assert any(line.startswith(f"{step} …") for line in process.stdout)
             os.kill(process.pid, signal.SIGKILL)
         assert read_aliases(root) == before
     done = subprocess.run(command, env=on_our_ray, capture_output=True, text=True, check=False)

@@ -50,7 +50,7 @@ def markdown(state: RunState, domain: Domain, live: dict[str, str]) -> str:
         if (challenge := state.find(GATES.of(line.alias))) is not None:
             parts += _line(line.alias, challenge, state.find(PROMOTE.of(line.alias)), live)
     parts += _watch(state, domain)
-    parts.append("## Time\n\n" + _table(["stage", "seconds"], [[n, f"{s:.1f}"] for n, s in state.seconds.items()]))
+    parts.append("## Time\n\n" + _table(["step", "seconds"], [[n, f"{s:.1f}"] for n, s in state.seconds.items()]))
     return "\n\n".join(parts) + "\n"
 
 
