@@ -27,7 +27,7 @@ from rayapp.contracts.schema import attribute_fields
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import import_once, make_world
+from rayapp.loop.first_import import import_once, make_world
 from rayapp.model.calibration import Calibration
 from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable

@@ -22,21 +22,20 @@ import numpy as np
 import torch
 
 from benchmarks.decay_report import Ages, Cost, Day, Measure, costs_told, tell
-from rayapp.contracts.config import DAY_MS, Domain, Scope, day_name, version_values
+from rayapp.contracts.config import DAY_MS, Domain, Scope
 from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import PRESETS, Preset, variant
-from rayapp.contracts.schema import fingerprint
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import HISTORY_LENGTH, import_once, make_world, split_of
-from rayapp.pipeline import windows as windowing
-from rayapp.pipeline.rate_snapshots import build_rates
+from rayapp.loop.artifacts import Prepared, item_table, make_windows, train_model, training_run
+from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_training import split_of
+from rayapp.loop.plan import day_span, day_window
 from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root
-from rayapp.root.places import ITEM_TABLES, MODELS, REQUESTS, WINDOWS
-from rayapp.root.publish import PublishError, exclusive, log_manifest, read_json, read_manifest
+from rayapp.root.places import MODELS, REQUESTS
+from rayapp.root.publish import PublishError, exclusive, log_manifest, read_json
 from rayapp.sources.synthetic import World, drifting
-from rayapp.training.build_table import build_item_table
 from rayapp.training.comparison import Logits
 from rayapp.training.evaluate import EvaluationSet, read_window, score_window
 from rayapp.training.run import TrainingRun, evaluate_and_publish, make_loop
@@ -71,12 +70,11 @@ POLICIES: Final = {
 
 @dataclass(frozen=True, slots=True)
 class Study:
-    """A root cut into days: day n is `windows[n]`."""
+    """A root cut into days: day n begins at `days[n]` (ms)."""
 
     root: Path
     domain: Domain
-    item_table: str
-    windows: tuple[str, ...]
+    days: tuple[int, ...]
     window_days: int
     """Of a training from scratch, the last of them for validation."""
     lag_days: int
@@ -84,7 +82,10 @@ class Study:
 
     @property
     def scored(self) -> range:
-        return range(self.window_days + self.lag_days, len(self.windows))
+        return range(self.window_days + self.lag_days, len(self.days))
+
+    def window(self, day: int) -> str:
+        return day_window(self.days[day])
 
     def seen(self, day: int, *, warm: bool) -> range:
         """Days that the training of the model that first scores `day` sees, the last of them for validation. A warm
@@ -92,22 +93,16 @@ class Study:
         until = day - self.lag_days
         return range(until - (2 if warm else self.window_days), until)
 
+    def prepared(self, day: int, *, warm: bool) -> Prepared:
+        """What the training of the model that first scores `day` reads; that day tests it."""
+        used = (*self.seen(day, warm=warm), day)
+        return Prepared(self.domain, tuple(day_span(self.days[n]) for n in used))
+
     def run(self, preset: Preset, day: int, parent: str | None) -> TrainingRun:
-        """The training of the model that first scores `day`."""
-        width = int(read_manifest(self.root / ITEM_TABLES / self.item_table)["width"])
-        preset = preset.replace(item_dim=width)
-        used = tuple(self.windows[n] for n in self.seen(day, warm=parent is not None))
-        decides = (to_json(preset), version_values(self.domain), used, self.windows[day], self.item_table, parent)
-        return TrainingRun(
-            root=self.root,
-            version=f"decay-{preset.variant}-{fingerprint(decides)[:8]}",
-            preset=preset,
-            train_windows=used[:-1],
-            validation_window=used[-1],
-            test_window=self.windows[day],
-            item_table=self.item_table,
-            init_from=parent,
-        )
+        """The training of the model that first scores `day`; the item table is that of window 0."""
+        table, _ = item_table(self.root, self.prepared(self.scored[0], warm=False), preset)
+        prepared = self.prepared(day, warm=parent is not None)
+        return training_run(self.root, prepared, preset, table, title=f"decay-{preset.variant}", init_from=parent)
 
 
 def run_decay(
@@ -137,7 +132,7 @@ def run_decay(
     with exclusive(root, "a study"):
         torch.set_num_threads(1)
         study = prepare(root, PRESETS[preset_name](), window_days, moments)
-        windows = {day: read_window(root, study.windows[day], study.domain) for day in study.scored}
+        windows = {day: read_window(root, study.window(day), study.domain) for day in study.scored}
         measure, days, text = Measure(windows, study.domain, root / "bench" / "decay"), list[Day](), ""
         for seed in range(seeds):
             for name in variants:
@@ -164,7 +159,7 @@ def sized(preset: Preset, windows: Mapping[int, EvaluationSet]) -> Preset:
 
 
 def _scored(study: Study, windows: Mapping[int, EvaluationSet]) -> str:
-    first, scored = (study.windows[day].split("_")[0] for day in (0, study.scored[0]))
+    first, scored = (study.window(day).split("_")[0] for day in (0, study.scored[0]))
     users = len(np.unique(np.concatenate([w.user_hash_R for w in windows.values()])))
     requests, items = (
         sum(int(n) for n in each)
@@ -191,20 +186,12 @@ def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | N
             f"{len(starts)} days are too few: window 0 takes {window_days}, its labels {lag_days} more, and two are "
             "needed to see any ageing"
         )
-    names = tuple(windowing.window_name(start, start + DAY_MS) for start in starts)
-    if not all((root / WINDOWS / name).exists() for name in names):
-        with local_ray():
-            build_rates(root, starts[0], starts[-1] + DAY_MS, domain)
-            for name, start in zip(names, starts, strict=True):
-                if not (root / WINDOWS / name).exists():
-                    click.echo(f"  window {name}", err=True)
-                    windowing.build(root, name, windowing.Window(start, start + DAY_MS, HISTORY_LENGTH), domain)
-    until_ms = starts[window_days - 1]
-    table = f"{day_name(until_ms)}-{preset.model.item_dim}d"
-    if not (root / ITEM_TABLES / table).exists():
-        with local_ray():
-            build_item_table(root, table, domain, until_ms=until_ms, width=preset.model.item_dim, seed=0)
-    return Study(root, domain, table, names, window_days, lag_days)
+    study = Study(root, domain, tuple(starts), window_days, lag_days)
+    click.echo(f"  windows of {len(starts)} days, item table", err=True)
+    with local_ray():
+        make_windows(root, domain, [day_span(start) for start in starts])
+        item_table(root, study.prepared(study.scored[0], warm=False), preset)
+    return study
 
 
 def follow(study: Study, preset: Preset, name: str, measure: Measure) -> list[Day]:
@@ -217,7 +204,7 @@ def follow(study: Study, preset: Preset, name: str, measure: Measure) -> list[Da
             scope: Scope = policy.scope if parent else "full"
             scoped = dataclasses.replace(preset, train=dataclasses.replace(preset.train, scope=scope))
             run = study.run(scoped, day, parent)
-            train_here(run, study.domain)
+            train_model(run, study.domain, train_here)
             if version:  # the first model is everyone's
                 replaced = measure(version, day, partial(_score, study, version, day))
                 told = read_json(study.root / MODELS / run.version / "metrics.json")["train"]
@@ -229,9 +216,7 @@ def follow(study: Study, preset: Preset, name: str, measure: Measure) -> list[Da
 
 
 def train_here(run: TrainingRun, domain: Domain) -> None:
-    """Trains and publishes in this process unless `models/<version>` is there."""
-    if (run.root / MODELS / run.version).exists():
-        return
+    """Trains and publishes in this process."""
     directory = run.log.parent
     shutil.rmtree(directory, ignore_errors=True)  # of a study that was stopped
     directory.mkdir(parents=True)
@@ -243,4 +228,4 @@ def train_here(run: TrainingRun, domain: Domain) -> None:
 
 def _score(study: Study, version: str, day: int) -> Logits:
     scorer = load_model(study.root, version, study.domain).scorer
-    return score_window(scorer, study.root, study.windows[day], study.domain)
+    return score_window(scorer, study.root, study.window(day), study.domain)

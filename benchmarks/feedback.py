@@ -33,7 +33,9 @@ from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import NO_SEQUENCE, PRESETS, variant
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import Prepared, build_windows, import_once, item_table, split_of, training_run
+from rayapp.loop.artifacts import Prepared, build_windows, item_table, train_model, training_run
+from rayapp.loop.first_import import import_once
+from rayapp.loop.first_training import split_of
 from rayapp.record import Bars, record
 from rayapp.registry.models import load_model
 from rayapp.root.logs import read_log
@@ -86,7 +88,7 @@ def run_feedback(
                 for each in (name, NO_SEQUENCE):
                     preset = variant(base.seeded(seed), each)
                     run = training_run(roots[share], prepared, preset, table)
-                    train_here(run, domain)
+                    train_model(run, domain, train_here)
 
                     def score(root: Path = roots[share], version: str = run.version) -> NDArray[np.float32]:
                         return score_window(load_model(root, version, domain).scorer, everyone, test, domain)

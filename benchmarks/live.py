@@ -15,7 +15,9 @@ from rayapp.contracts.presets import nano
 from rayapp.importing.domains import load_domain
 from rayapp.launch.ports import GraphError, free_port
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import build_windows, import_once, item_table, make_world, split_of, train_model, training_run
+from rayapp.loop.artifacts import build_windows, item_table, train_model, training_run
+from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_training import split_of
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.root.places import MODELS

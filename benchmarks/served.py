@@ -14,8 +14,11 @@ from rayapp.contracts.presets import PRESETS
 from rayapp.contracts.schema import Event
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import build_windows, import_once, item_table, make_world, seed_store, split_of
+from rayapp.loop.artifacts import build_windows, item_table
+from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_training import split_of
 from rayapp.model.calibration import Calibration
+from rayapp.pipeline.restore import seed_store
 from rayapp.registry.aliases import CHAMPION, promote
 from rayapp.registry.models import publish_model
 from rayapp.root import places

@@ -15,7 +15,9 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import PRESETS, Preset, variant
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import Prepared, build_windows, import_once, item_table, make_world, split_of, training_run
+from rayapp.loop.artifacts import Prepared, build_windows, item_table, training_run
+from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_training import split_of
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.record import Bars, say, tell
 from rayapp.sources.synthetic import World
@@ -87,7 +89,7 @@ def _loader(
     root: Path, prepared: Prepared, domain: Domain, preset: Preset, table: str, place: Path
 ) -> dict[str, float]:
     say("loading, request-centred and expanded")
-    reader = WindowReader(root, [prepared.train_window], domain, preset.model.history_length)
+    reader = WindowReader(root, list(prepared.train_windows), domain, preset.model.history_length)
     write_expanded(reader, _file(place))
     loop = make_loop(training_run(root, prepared, preset, table).settings, domain, torch.device("cpu"))
 

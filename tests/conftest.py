@@ -18,17 +18,10 @@ from rayapp.contracts.schema import PAD, Action, ActionKind, Attribute, Attribut
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
 from rayapp.importing.domains import load_domain
-from rayapp.loop.workflow import (
-    Prepared,
-    build_windows,
-    import_once,
-    item_table,
-    make_world,
-    seed_store,
-    split_of,
-    train_model,
-    training_run,
-)
+from rayapp.loop.artifacts import Prepared, build_windows, item_table, train_model, training_run
+from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_training import split_of
+from rayapp.pipeline.restore import seed_store
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.root.facts import make_root
 from rayapp.sources.synthetic import World
@@ -187,7 +180,7 @@ def trained_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -
     for alias, preset in ((CHAMPION, nano()), (BASELINE, variant(nano(), "no-sequence"))):
         run = training_run(root, prepared, preset, table)
         assert train_model(run, domain)
-        assert not train_model(run, domain), "a finished stage is reused"
+        assert not train_model(run, domain), "a finished step is reused"
         promote(root, alias, run.version)
     assert seed_store(root)[0] > 0
     assert seed_store(root) == (0, False)

@@ -10,12 +10,12 @@ from rayapp.contracts.config import DAY_MS
 from rayapp.contracts.presets import nano
 from rayapp.importing.domains import load_domain
 from rayapp.importing.importer import Inputs, import_files
-from rayapp.loop.steps import Options
+from rayapp.loop.steps import RetrainOptions
 from tests.conftest import WORLD
 
 DOMAIN_FILE = load_domain("synthetic")
 DOMAIN = DOMAIN_FILE.domain
-OPTIONS = Options(first=nano(), train_window_days=3)
+OPTIONS = RetrainOptions(first=nano(), train_window_days=3)
 LIMITS = """
 min_requests = 40
 min_auc = 0.5

@@ -9,7 +9,7 @@ from click.testing import CliRunner, Result
 from rayapp.cli.main import cli
 from rayapp.cli.train import not_above
 from rayapp.contracts.config import Domain
-from rayapp.loop.workflow import split_of
+from rayapp.loop.first_training import split_of
 from rayapp.registry.models import list_models
 from rayapp.root.facts import read_root
 from rayapp.root.publish import PublishError

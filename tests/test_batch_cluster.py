@@ -21,7 +21,7 @@ from rayapp.contracts.schema import Event, bucket_of
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import NO_WATERMARK, at_request
 from rayapp.launch.ports import free_port
-from rayapp.loop.workflow import Prepared
+from rayapp.loop.artifacts import Prepared
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root

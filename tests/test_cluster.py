@@ -20,7 +20,8 @@ from rayapp.contracts.schema import EVENT_SCHEMA, bucket_of
 from rayapp.importing.domains import load_domain
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
-from rayapp.loop.workflow import Prepared, import_once
+from rayapp.loop.artifacts import Prepared
+from rayapp.loop.first_import import import_once
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.root.catalogue import read_catalogue
@@ -45,7 +46,7 @@ def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepar
 def test_windows_are_published_per_bucket_and_every_request_is_in_one(world: tuple[Path, Prepared]) -> None:
     root, prepared = world
     requests = 0
-    for name in (prepared.train_window, prepared.validation_window, prepared.test_window):
+    for name in prepared.windows:
         directory = root / "windows" / name
         manifest = read_manifest(directory)
         seen: set[str] = set()
@@ -78,8 +79,8 @@ def test_a_trained_model_is_complete_and_knows_its_descent(world: tuple[Path, Pr
         "manifest.json",
     }
     manifest = read_manifest(directory)
-    assert manifest["train_windows"] == [prepared.train_window]
-    assert read_manifest(root / "item_tables" / manifest["item_table"])["until_ms"] <= prepared.split.validation_ms
+    assert manifest["train_windows"] == list(prepared.train_windows)
+    assert read_manifest(root / "item_tables" / manifest["item_table"])["until_ms"] <= prepared.validation_ms
     metrics = json.loads((directory / "metrics.json").read_text())
     assert set(metrics["heads"]) == set(prepared.domain.head_names)
     assert metrics["heads"]["save"]["auc"] > 0.55, "it learnt something about requests it had not seen"

@@ -35,7 +35,7 @@ def test_policies_train_as_often_as_they_say() -> None:
 
 @pytest.mark.parametrize("lag", [0, 1, 2])
 def test_no_training_sees_a_day_whose_labels_are_open(domain: Domain, lag: int) -> None:
-    study = Study(Path(), domain, "t", tuple("abcdefghijkl"), window_days=4, lag_days=lag)
+    study = Study(Path(), domain, tuple(range(12)), window_days=4, lag_days=lag)
     assert list(study.seen(study.scored[0], warm=False)) == [0, 1, 2, 3]
     for day in study.scored:
         assert study.seen(day, warm=False)[-1] == study.seen(day, warm=True)[-1] == day - lag - 1

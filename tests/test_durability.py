@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks.crash import Crashed, crash, crash_redis
-from rayapp.loop.workflow import Prepared
+from rayapp.loop.artifacts import Prepared
 from tests.redis_server import MISSING
 
 pytestmark = pytest.mark.cluster

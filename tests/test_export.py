@@ -11,11 +11,11 @@ import pytest
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.schema import item_schema
-from rayapp.loop.workflow import restore_store, seed_store
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline import export as exporting
 from rayapp.pipeline.export import Exported, export
+from rayapp.pipeline.restore import restore_store, seed_store
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.erasure import erase_user

@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.feedback import describe, mixed_world, on_responsive
 from rayapp.importing.domains import load_domain
-from rayapp.loop.workflow import import_once
+from rayapp.loop.first_import import import_once
 from rayapp.sources.synthetic import World
 
 WORLD = World(num_users=300, num_items=150, num_days=6)

@@ -14,7 +14,7 @@ from ray import serve
 from deployments.stages import Ranker
 from rayapp.batch.job import InputKind, Job
 from rayapp.batch.score import Pool, job_of_files, run_job
-from rayapp.loop.workflow import Prepared
+from rayapp.loop.artifacts import Prepared
 from rayapp.model.batched import LARGEST_BF16_ERROR
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
@@ -51,7 +51,7 @@ def test_a_replica_with_a_gpu_ranks_together_what_the_scorer_ranks_alone(world: 
     items = read_catalogue(root)["item_id"].to_pylist()
     store = open_store(root)
     calls = [
-        RankCall(user, store.lookup(user), prepared.split.test_ms, items[n : 2 * n + 30], {})
+        RankCall(user, store.lookup(user), prepared.test_ms, items[n : 2 * n + 30], {})
         for n, user in enumerate(people(root, 24))
     ]
     store.close()
@@ -83,12 +83,12 @@ def test_a_batch_job_scores_the_same_on_a_gpu(world: tuple[Path, Prepared], tmp_
         kind=InputKind.PAIRS,
         inputs=stamps,
         model_version=read_aliases(root)[CHAMPION],
-        as_of_ms=prepared.split.test_ms,
+        as_of_ms=prepared.test_ms,
         rows_per_part=500,
     )
     scored = {}
     for name, pool in (("cpu", Pool(1)), ("gpu", Pool(2, gpus_each=0.5))):
-        run_job(job, files, tmp_path / name, pool, now_ms=prepared.split.test_ms)
+        run_job(job, files, tmp_path / name, pool, now_ms=prepared.test_ms)
         table = pq.read_table(tmp_path / name / "scores", partitioning=None)
         scored[name] = table.sort_by([("user_id", "ascending"), ("item_id", "ascending")])
     assert scored["cpu"].num_rows == scored["gpu"].num_rows == len(users) * len(items)

@@ -16,10 +16,10 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import nano
 from rayapp.contracts.schema import Event
 from rayapp.features.sequence import at_request
-from rayapp.loop.workflow import restore_store
 from rayapp.pipeline import parity as module
 from rayapp.pipeline.export import export
 from rayapp.pipeline.parity import Parity, parity
+from rayapp.pipeline.restore import restore_store
 from rayapp.root.erasure import erase_user
 from rayapp.root.logs import read_log
 from rayapp.root.places import REQUESTS

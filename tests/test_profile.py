@@ -22,7 +22,7 @@ import pytest
 from benchmarks.http_load import FEED, Answer, ask, session
 from benchmarks.processes import CHECKOUT, replica_pids, tree, wait_until_ready
 from rayapp.launch.ports import free_port
-from rayapp.loop.workflow import Prepared
+from rayapp.loop.artifacts import Prepared
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
 from rayapp.serving.keys import Role, add_key
 from tests.conftest import RAYAPP

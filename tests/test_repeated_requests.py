@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from rayapp.contracts.config import Domain
+from rayapp.loop.artifacts import Prepared
 from rayapp.loop.day_counts import count_days, days_with_requests
-from rayapp.loop.workflow import Prepared
 from rayapp.pipeline.parity import parity
 from rayapp.root.places import REQUESTS
 from rayapp.root.publish import commit_log, log_manifest

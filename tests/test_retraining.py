@@ -21,11 +21,12 @@ from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import nano
 from rayapp.loop import run_state as states
-from rayapp.loop import steps as stages
+from rayapp.loop import steps
 from rayapp.loop.day_counts import COLUMNS, count_bucket
 from rayapp.loop.gates import (
     CHALLENGER,
     CHAMPION,
+    Challenge,
     Gate,
     absolute_gates,
     failed,
@@ -37,14 +38,21 @@ from rayapp.loop.gates import (
     stability_index,
 )
 from rayapp.loop.limits import GateLimits, read_limits
+from rayapp.loop.lines import Line
 from rayapp.loop.plan import candidates, closed_days, day_window, make_plan
 from rayapp.loop.prometheus import watch_metrics
+from rayapp.loop.report import markdown
+from rayapp.loop.results import EXPORT, GATES, LINES, PLAN, PROMOTE
 from rayapp.loop.run_state import RunState
-from rayapp.loop.steps import Options
+from rayapp.loop.steps import RetrainOptions, RetrainSteps
 from rayapp.loop.watch import DayFacts, day_gates, usual_days, watch_gates
+from rayapp.pipeline.export import Exported
 from rayapp.pipeline.histories import LABEL_COLUMNS
 from rayapp.pipeline.labels import label_requests
-from rayapp.root.publish import PublishError
+from rayapp.registry.aliases import promote, read_aliases
+from rayapp.registry.verdicts import read_verdict
+from rayapp.root.places import MODELS
+from rayapp.root.publish import PublishError, write_json
 from rayapp.store import Committed
 from rayapp.store.lmdb import LmdbStore
 from rayapp.training.comparison import compare
@@ -307,12 +315,12 @@ def test_limits_are_read_strictly(tmp_path: Path) -> None:
 
 def test_runs_and_refusals_are_kept_whole(tmp_path: Path) -> None:
     first = states.new_run(tmp_path, {"scope": "full"}, T0)
-    first.stages["export"] = {"events": 1}
-    first.save()
+    first.keep(EXPORT, Exported(events=1), 0.5)
     second = states.new_run(tmp_path, {}, T0)
     second.save()
     assert first.id != second.id
-    assert {run.id: run.stages for run in states.read_runs(tmp_path)}[first.id] == {"export": {"events": 1}}
+    read = {run.id: run for run in states.read_runs(tmp_path)}[first.id]
+    assert (read.find(EXPORT), read.seconds, read.find(PLAN)) == (Exported(events=1), {"export": 0.5}, None)
     states.exclude(tmp_path, "w1", first.id, ["label save: flipped"])
     assert states.refused_windows(tmp_path) == {"w1"}
     with pytest.raises(PublishError, match="w2 was not refused; refused are: w1"):
@@ -343,6 +351,44 @@ def test_the_watch_exports_prometheus_text(tmp_path: Path) -> None:
     helped = [line.split()[2] for line in text.splitlines() if line.startswith("# HELP")]
     assert len(helped) == len(set(helped)) == len({line.split("{")[0].split(" ")[0] for line in lines})
     assert generate_latest(watch_metrics([], [])) == b""
+
+
+@pytest.mark.parametrize(
+    ("live", "why", "kept"),
+    [
+        ("old", "", None),
+        ("new", "", None),
+        ("old", "latency: too slow", "latency: too slow"),
+        ("other", "", "champion was moved to other while this run trained, so it was left there"),
+    ],
+    ids=["passed", "promoted before the run was killed", "failed", "moved by hand"],
+)
+def test_an_alias_is_moved_where_all_gates_passed_and_nobody_moved_it(
+    root: Path, domain: Domain, live: str, why: str, kept: str | None
+) -> None:
+    for version in ("old", "new", "other"):
+        (root / MODELS / version).mkdir(parents=True)
+        write_json(root / MODELS / version / "manifest.json", {})
+    promote(root, CHAMPION, live)
+    options = RetrainOptions(first=nano())
+    state = states.new_run(root, options.to_json(), T0)
+    found = Challenge(window="w", champion="old", version="new", gates=(), tables="", why=why)
+    retraining = RetrainSteps(root, domain, options, LIMITS, state, None, lambda _: None)
+    promoted = retraining.promote(Line(CHAMPION, "old", nano(), None), found)
+    assert promoted is (kept is None)
+    assert read_aliases(root) == {CHAMPION: "new" if promoted else live}
+    verdict = read_verdict(root, "new")
+    assert verdict is not None
+    assert verdict["promoted"] is promoted
+    assert promoted or found.why_kept(CHAMPION, live) == kept
+    assert found.why == why, "the result of another step stays as it is"
+    lines = (Line(CHAMPION, "old", nano(), None),)
+    for step, result in ((LINES, lines), (GATES.of(CHAMPION), found), (PROMOTE.of(CHAMPION), promoted)):
+        state.keep(step, result, 0.0)  # type: ignore[arg-type]
+    state.outcome = states.PROMOTED if promoted else states.REFUSED
+    report = markdown(state, domain, read_aliases(root))
+    assert f"## champion: new {'promoted' if promoted else 'not promoted'}" in report
+    assert promoted or f"Not promoted because of: {kept}." in report
 
 
 def killed_at_first(path: Path, *_options: object) -> None:
@@ -392,9 +438,10 @@ def test_the_export_of_a_retraining_ends_while_events_keep_coming(
 
     store = Busy(root / "store", domain.vocabulary, 4)
     store.append([make_event(-n, user=f"u{n}", at=T0 + n) for n in range(1, 31)])
-    monkeypatch.setattr(stages, "open_store", lambda *_: store)
+    monkeypatch.setattr(steps, "open_store", lambda *_: store)
     run = RunState(root=root, id="r", as_of_ms=T0, options={}, started_ms=T0)
-    options = Options(first=nano())
-    exported = stages.Stages(root, domain, options, GateLimits(), run, None, lambda _: None).export()
-    assert exported["events"] >= 30
+    options = RetrainOptions(first=nano())
+    done = RetrainSteps(root, domain, options, GateLimits(), run, None, lambda _: None).export()
+    assert isinstance(done, Exported)
+    assert done.events >= 30
     assert next(events) < 20

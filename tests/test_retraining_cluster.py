@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import httpx
@@ -16,13 +17,15 @@ import pytest
 from rayapp.contracts.config import day_name
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
-from rayapp.loop import steps as stages
+from rayapp.loop import artifacts
+from rayapp.loop.artifacts import Prepared
 from rayapp.loop.daily import watch_days
 from rayapp.loop.plan import day_window
 from rayapp.loop.preview import preview
+from rayapp.loop.results import EXPORT, TRAIN
 from rayapp.loop.retrain import retrain
 from rayapp.loop.run_state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
-from rayapp.loop.workflow import Prepared
+from rayapp.pipeline.export import Exported
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases, rollback
 from rayapp.registry.retrainings import read_retrainings
 from rayapp.registry.verdicts import read_verdict
@@ -31,8 +34,7 @@ from tests.conftest import RAYAPP
 from tests.retraining_world import DOMAIN, LIMITS, NEXT, OPTIONS, day_ms, import_day
 
 pytestmark = pytest.mark.cluster
-GOOD_DAYS = (NEXT + 1, NEXT + 2)
-POISONED = NEXT + 3
+POISONED = NEXT + 1
 ARM = "treatment"
 EXPERIMENT = """
 [[experiments]]
@@ -84,11 +86,43 @@ class Load(threading.Thread):
         self.client.close()
 
 
+@dataclass(frozen=True)
+class Night:
+    """A root after the retraining of a day."""
+
+    root: Path
+    before: str
+    """The champion before it."""
+    state: RunState
+
+    def copy(self, to: Path) -> Path:
+        return shutil.copytree(self.root, to / "root")
+
+
+def copy_of(trained: Path, to: Path) -> Path:
+    root = shutil.copytree(trained, to / "root")
+    (root / "retrain.toml").write_text(LIMITS)
+    return root
+
+
 @pytest.fixture(scope="module")
-def root(world: tuple[Path, Prepared]) -> Path:
-    """A root with a champion. The tests of this module change it one after another, with days behind the last ones."""
-    (world[0] / "retrain.toml").write_text(LIMITS)
-    return world[0]
+def promoted(trained_world: tuple[Path, Prepared], tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """A day that is right, with an experiment whose second arm has a model of its own."""
+    root = copy_of(trained_world[0], tmp_path_factory.mktemp("promoted"))
+    before = read_aliases(root)[CHAMPION]
+    promote(root, ARM, before)
+    (root / "experiments.toml").write_text(EXPERIMENT.format(starts=time.strftime("%Y-%m-%d")))
+    import_day(root, NEXT)
+    return Night(root, before, on_day(root, NEXT))
+
+
+@pytest.fixture(scope="module")
+def refused(promoted: Night, tmp_path_factory: pytest.TempPathFactory) -> Night:
+    """The day after, whose saves got lost on the way."""
+    root = promoted.copy(tmp_path_factory.mktemp("refused"))
+    before = read_aliases(root)[CHAMPION]
+    import_day(root, POISONED, without="save")
+    return Night(root, before, on_day(root, POISONED))
 
 
 def seconds_until_live(client: httpx.Client, version: str) -> float:
@@ -104,19 +138,20 @@ def on_day(root: Path, day: int) -> RunState:
     return retrain(root, OPTIONS, as_of_ms=day_ms(day + 2))
 
 
-def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_end(
-    root: Path, on_our_ray: dict[str, str]
+def test_a_run_that_is_killed_in_any_step_goes_on_and_nothing_moves_before_its_end(
+    trained_world: tuple[Path, Prepared], on_our_ray: dict[str, str], tmp_path: Path
 ) -> None:
-    """SIGKILL in one stage after another of one run."""
+    """SIGKILL in one step after another of one run."""
+    root = copy_of(trained_world[0], tmp_path)
     before = read_aliases(root)
     import_day(root, NEXT)
     command = [RAYAPP, "retrain", "--root", str(root)]
     command += ["--train-window-days", "3", "--as-of", day_name(day_ms(NEXT + 2))]
     killed_in = ["export", "windows", "judge", "item table of champion", "train champion", "gates of champion"]
-    for stage in killed_in:
+    for step in killed_in:
         with subprocess.Popen(command, env=on_our_ray, stdout=subprocess.PIPE, text=True) as process:
             assert process.stdout is not None
-            assert any(line.startswith(f"{stage} …") for line in process.stdout)
+            assert any(line.startswith(f"{step} …") for line in process.stdout)
             os.kill(process.pid, signal.SIGKILL)
         assert read_aliases(root) == before
     done = subprocess.run(command, env=on_our_ray, capture_output=True, text=True, check=False)
@@ -124,57 +159,63 @@ def test_a_run_that_is_killed_in_any_stage_goes_on_and_nothing_moves_before_its_
     assert "train champion: done before" in done.stdout
     (run,) = read_runs(root)
     assert (run.outcome, run.resumed) == (PROMOTED, len(killed_in))
-    assert read_aliases(root) == before | {CHAMPION: run.stages["train champion"]}
+    assert read_aliases(root) == before | {CHAMPION: run.find(TRAIN.of(CHAMPION))}
     built = {path.name for path in (root / "windows").iterdir()}
     assert built >= {day_window(day_ms(day)) for day in range(NEXT - 4, NEXT + 1)}
     assert not [name for name in built if name.startswith(".")], "nothing half-built is left"
     assert (run.directory / "report.md").read_text().startswith(f"# Retraining {run.id}: promoted")
 
 
-def test_three_days_against_a_live_graph(root: Path) -> None:
-    """Two good days are promoted by the gates, a poisoned one is refused, a rollback answers; no request fails."""
-    live = [read_aliases(root)[CHAMPION]]
+def test_an_arm_of_an_experiment_has_a_line_of_its_own_in_the_same_run(promoted: Night) -> None:
+    assert promoted.state.outcome == PROMOTED, promoted.state.why
+    live = read_aliases(promoted.root)
+    last = read_retrainings(promoted.root)[-1]
+    assert last.aliases[CHAMPION] == {"from": promoted.before, "to": live[CHAMPION]}
+    assert last.aliases[ARM] == {"from": promoted.before, "to": live[ARM]}, "on the same day"
+    verdict = read_verdict(promoted.root, live[CHAMPION])
+    assert verdict is not None
+    assert verdict["promoted"]
+    assert verdict["champion"] == promoted.before
+
+
+def test_a_good_day_reaches_a_live_graph_and_a_rollback_answers(promoted: Night, tmp_path: Path) -> None:
+    """From one model to the next and back while clients ask; no request fails."""
+    root = promoted.copy(tmp_path)
+    (root / "experiments.toml").unlink()
+    live = [promoted.before, read_aliases(root)[CHAMPION]]
+    day = NEXT + 1
     with running_graph(root, free_port()) as url, Load(url) as load:
-        for day in GOOD_DAYS:
-            import_day(root, day)
-            if day == GOOD_DAYS[-1]:  # an arm of its own from here on
-                promote(root, ARM, live[0])
-                (root / "experiments.toml").write_text(EXPERIMENT.format(starts=time.strftime("%Y-%m-%d")))
-            state = on_day(root, day)
-            assert state.outcome == PROMOTED, state.why
-            live.append(read_aliases(root)[CHAMPION])
-            seconds_until_live(load.client, live[-1])
-            assert state.stages["export"]["events"] > 0, "what the graph took in reached the log"
-            manifest = read_manifest(root / "models" / live[-1])
-            assert manifest["test_window"] == day_window(day_ms(day))
-            assert manifest["parent"] == live[-2], "a warm start"
-        assert len(set(live)) == 3
-
-        import_day(root, POISONED, without="save")
-        state = on_day(root, POISONED)
-        assert state.outcome == REFUSED
-        assert "'save' vanished" in state.why
-        assert read_aliases(root)[CHAMPION] == live[-1]
-        assert refused_windows(root) == {day_window(day_ms(POISONED))}
-
+        seconds_until_live(load.client, live[-1])
+        import_day(root, day)
+        state = on_day(root, day)
+        assert state.outcome == PROMOTED, state.why
+        live.append(read_aliases(root)[CHAMPION])
+        assert seconds_until_live(load.client, live[-1]) < 5
+        exported = state.find(EXPORT)
+        assert isinstance(exported, Exported)
+        assert exported.events > 0, "what the graph took in reached the log"
         rollback(root)
         assert seconds_until_live(load.client, live[-2]) < 5
         rollback(root)
         seconds_until_live(load.client, live[-1])
     assert not load.failures
     assert load.answers > 20
+    assert len(set(live)) == 3
+    for n, version in enumerate(live[1:]):
+        manifest = read_manifest(root / "models" / version)
+        assert manifest["test_window"] == day_window(day_ms(NEXT + n))
+        assert manifest["parent"] == live[n], "a warm start"
     last = read_retrainings(root)[-1]
-    assert last.aliases[CHAMPION] == {"from": live[-2], "to": live[-1]}
-    assert last.aliases[ARM]["from"] == live[0], "the arm's own line, in the same run on the same day"
-    verdict = read_verdict(root, live[-1])
-    assert verdict is not None
-    assert verdict["promoted"]
-    assert verdict["champion"] == live[-2]
+    assert last.aliases == {CHAMPION: {"from": live[-2], "to": live[-1]}}
 
 
-def test_the_report_says_what_happened_and_a_quiet_night_says_so_too(root: Path) -> None:
-    refused = read_runs(root)[-1]
-    text = (refused.directory / "report.md").read_text()
+def test_a_poisoned_day_is_refused_and_the_report_says_why(refused: Night) -> None:
+    state = refused.state
+    assert state.outcome == REFUSED
+    assert "'save' vanished" in state.why
+    assert read_aliases(refused.root)[CHAMPION] == refused.before
+    assert refused_windows(refused.root) == {day_window(day_ms(POISONED))}
+    text = (state.directory / "report.md").read_text()
     for words in (
         "not promoted: the live models stay",
         "vanished",
@@ -183,7 +224,11 @@ def test_the_report_says_what_happened_and_a_quiet_night_says_so_too(root: Path)
         "## Watch",
     ):
         assert words in text
-    assert json.loads((refused.directory / "report.json").read_text())["outcome"] == REFUSED
+    assert json.loads((state.directory / "report.json").read_text())["outcome"] == REFUSED
+
+
+def test_a_quiet_night_says_so_and_the_watch_sees_what_was_wrong(refused: Night, tmp_path: Path) -> None:
+    root = refused.copy(tmp_path)
     again = on_day(root, POISONED)
     assert again.outcome == NO_NEW_DATA, again.why
     rows = watch_days(root, DOMAIN, 3, day_ms(POISONED + 2))
@@ -193,7 +238,8 @@ def test_the_report_says_what_happened_and_a_quiet_night_says_so_too(root: Path)
     assert {gate["name"] for gate in rows[2]["gates"] if not gate["passed"]} >= {"requests"}, "a feed that stopped"
 
 
-def test_a_refused_day_is_read_once_an_operator_accepts_it(root: Path) -> None:
+def test_a_refused_day_is_read_once_an_operator_accepts_it(refused: Night, tmp_path: Path) -> None:
+    root = refused.copy(tmp_path)
     window = day_window(day_ms(POISONED))
     found = preview(root, OPTIONS, day_ms(POISONED + 2))
     assert (found.refused, found.new) == ([window], False)
@@ -204,36 +250,42 @@ def test_a_refused_day_is_read_once_an_operator_accepts_it(root: Path) -> None:
     assert [line[0] for line in found.lines] == [CHAMPION, ARM]
 
 
-def test_faults_end_in_words_and_the_live_model_stays(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_faults_end_in_words_and_the_live_model_stays(
+    promoted: Night, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    root, day = promoted.copy(tmp_path), NEXT + 1
     before = read_aliases(root)
-    import_day(root, POISONED + 1)
+    import_day(root, day)
 
     def full(*_arguments: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     with monkeypatch.context() as patched:
-        patched.setattr(stages, "build", full)
-        state = on_day(root, POISONED + 1)
+        patched.setattr(artifacts, "build", full)
+        state = on_day(root, day)
     assert (state.outcome, read_aliases(root)) == (FAILED, before)
     assert "No space left" in (state.directory / "report.md").read_text()
 
     with exclusive(root, "another run"), pytest.raises(PublishError, match="another process holds"):
-        on_day(root, POISONED + 1)
+        on_day(root, day)
 
     path = root / "models" / before[CHAMPION] / "manifest.json"
     saved = shutil.copy(path, path.with_suffix(".saved"))
     write_json(path, read_json(path) | {"format": 99})
-    state = on_day(root, POISONED + 1)
+    state = on_day(root, day)
     shutil.move(saved, path)
     assert (state.outcome, read_aliases(root)) == (FAILED, before)
     assert "install the version that wrote it" in state.why
 
     (root / "retrain.toml").write_text("min_aux = 1")
     with pytest.raises(PublishError, match="has no key 'min_aux'; known: "):
-        on_day(root, POISONED + 1)
+        on_day(root, day)
 
 
-def test_the_loop_outlives_a_failed_run_and_ends_when_told(root: Path) -> None:
+def test_the_loop_outlives_a_failed_run_and_ends_when_told(
+    trained_world: tuple[Path, Prepared], tmp_path: Path
+) -> None:
+    root = copy_of(trained_world[0], tmp_path)
     (root / "retrain.toml").write_text("min_aux = 1")
     command = [RAYAPP, "retrain", "--root", str(root)]
     with subprocess.Popen([*command, "--every", "1h"], stderr=subprocess.PIPE, text=True) as process:

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from rayapp.contracts.presets import Preset, nano
 from rayapp.importing.domains import load_domain
-from rayapp.loop.workflow import Prepared, item_table, training_run
+from rayapp.loop.artifacts import Prepared, item_table, training_run
 from rayapp.root.publish import read_json
 from rayapp.training import TrainingError
 from rayapp.training.run import TRAIN_LOG, TrainingRun, train_and_publish

@@ -14,7 +14,7 @@ from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import Preset, nano, variant
 from rayapp.contracts.schema import Vocabulary
 from rayapp.importing.domains import load_domain
-from rayapp.loop.workflow import Prepared, training_run
+from rayapp.loop.artifacts import Prepared, training_run
 from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
 from rayapp.root.publish import read_manifest
 from rayapp.training import TrainingError

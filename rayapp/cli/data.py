@@ -113,7 +113,7 @@ def import_command(
     from rayapp.importing.domains import load_domain
     from rayapp.importing.importer import Inputs, import_files
     from rayapp.launch.runtime import local_ray
-    from rayapp.loop.workflow import check_writable
+    from rayapp.root.facts import check_writable
     from rayapp.root.places import EXPORTS
     from rayapp.root.publish import exclusive
 

@@ -1,4 +1,4 @@
-"""`rayapp demo`: the whole loop, told stage by stage, and a session that shows the feed change."""
+"""`rayapp demo`: the whole loop, told step by step, and a session that shows the feed change."""
 
 import contextlib
 import time
@@ -8,7 +8,7 @@ import click
 import httpx
 
 from rayapp.cli.serve import check_champion, wait
-from rayapp.cli.train import Stages, train_stages
+from rayapp.cli.train import Steps, train_and_tell
 from rayapp.client.session import Genres, Session, SessionError, strongest
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import PRESETS
@@ -17,11 +17,13 @@ from rayapp.importing.domains import load_domain
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import check_port
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import check_writable, import_once, seed_store, split_of
+from rayapp.loop.first_import import import_once
+from rayapp.loop.first_training import split_of
+from rayapp.pipeline.restore import seed_store
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.item_tables import load_table
-from rayapp.root.facts import refuse_other_domain
+from rayapp.root.facts import check_writable, refuse_other_domain
 from rayapp.root.places import DOWNLOADS, MODELS
 from rayapp.root.publish import exclusive, read_manifest
 from rayapp.sources.data_sets import data_set
@@ -38,21 +40,21 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
     domain_file = load_domain(chosen.domain)
     refuse_other_domain(root, domain_file.domain)  # nobody's feed becomes one of films
 
-    stages = Stages(9)
+    steps = Steps(9)
     with exclusive(root, "the demo"):
-        with stages.stage("start Ray"):
+        with steps.step("start Ray"):
             ray_session = contextlib.ExitStack()
             ray_session.enter_context(local_ray())
         with ray_session:
             domain = domain_file.domain
-            with stages.stage("import: catalogue, event log, request log") as tell:
-                tell(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, run_tasks)))
-            train_stages(root, domain, preset, split_of(root), stages)
-            with stages.stage("seed the sequence store from the log") as tell:
-                tell(seed_store(root)[1])
+            with steps.step("import: catalogue, event log, request log") as done:
+                done(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, run_tasks)))
+            train_and_tell(root, domain, preset, split_of(root), steps)
+            with steps.step("seed the sequence store from the log") as done:
+                done(seed_store(root)[1])
             check_champion(root)
             with contextlib.ExitStack() as graph:
-                with stages.stage("start the Serve graph"):
+                with steps.step("start the Serve graph"):
                     url = graph.enter_context(running_graph(root, port))
                 show_session(url, root, domain)
                 if exit_after:

@@ -13,8 +13,8 @@ import click
 from rayapp.cli.options import moment, root_option, store_option
 
 if TYPE_CHECKING:
-    from rayapp.loop.plan import Plan
-    from rayapp.loop.steps import Options
+    from rayapp.loop.plan import TrainingPlan
+    from rayapp.loop.steps import RetrainOptions
 
 NOT_PROMOTED_EXIT, NO_NEW_DATA_EXIT = 4, 5
 STOP_TIMEOUT_S = 10
@@ -131,7 +131,7 @@ def _run_alone(*run: Any) -> None:
     sys.exit(code)
 
 
-def _run(root: Path, options: "Options", as_of: str | None, store_url: str | None) -> int:
+def _run(root: Path, options: "RetrainOptions", as_of: str | None, store_url: str | None) -> int:
     from rayapp.launch.runtime import job_ray
     from rayapp.loop import run_state as states
     from rayapp.loop.retrain import retrain as run_once
@@ -149,9 +149,9 @@ def _say(line: str) -> None:
 
 def _options(
     scope: str, init: str, days: int, preset: str | None, variant_name: str | None, workers: int, again: bool
-) -> "Options":
+) -> "RetrainOptions":
     from rayapp.contracts.presets import PRESETS, VARIANTS, variant
-    from rayapp.loop.steps import Options
+    from rayapp.loop.steps import RetrainOptions
 
     if variant_name is not None and variant_name not in VARIANTS:
         raise click.UsageError(f"there is no variant {variant_name!r}; known: {', '.join(VARIANTS)}")
@@ -159,7 +159,7 @@ def _options(
         raise click.UsageError(f"--scope {scope} trains a part of the live model, so it can't start from scratch")
     first = variant(PRESETS[preset or "demo"](), variant_name or "v1.1")
     chosen = first if preset or variant_name else None
-    return Options(
+    return RetrainOptions(
         first=first,
         chosen=chosen,
         scope=scope,  # type: ignore[arg-type]
@@ -186,7 +186,7 @@ def _seconds(text: str) -> float:
     return seconds
 
 
-def _dry_run(root: Path, options: "Options", as_of_ms: int) -> None:
+def _dry_run(root: Path, options: "RetrainOptions", as_of_ms: int) -> None:
     from rayapp.contracts.config import day_name
     from rayapp.launch.runtime import job_ray
     from rayapp.loop.preview import preview
@@ -197,7 +197,7 @@ def _dry_run(root: Path, options: "Options", as_of_ms: int) -> None:
         click.echo(f"{alias}: {version or 'nothing yet'}, next model {name}")
     click.echo(f"windows to build: {', '.join(found.to_build) or 'none'}")
     click.echo(f"windows refused before: {', '.join(found.refused) or 'none'}")
-    plan: Plan | None = found.plan
+    plan: TrainingPlan | None = found.plan
     if plan is None:
         click.echo(f"too few closed days before {day_name(as_of_ms)}: it takes three")
         return

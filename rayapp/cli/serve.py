@@ -9,7 +9,7 @@ import click
 from rayapp.launch.graph import metrics_url, running_graph
 from rayapp.launch.ports import check_port, is_loopback
 from rayapp.launch.runtime import Profile, local_ray
-from rayapp.loop.workflow import seed_store
+from rayapp.pipeline.restore import seed_store
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root

@@ -82,7 +82,7 @@ def rebuild(root: Path, store_url: str | None) -> None:
 
     A store that was lost or moved away comes back with what was exported. It may run beside a graph.
     """
-    from rayapp.loop.workflow import restore_store
+    from rayapp.pipeline.restore import restore_store
 
     click.echo(f"{restore_store(root, store_url):,} events restored")
 

@@ -95,9 +95,6 @@ class Domain:
     def utilities(self) -> tuple[float, ...]:
         return tuple(head.utility for head in self.heads)
 
-    def to_json(self) -> dict[str, Any]:
-        return version_values(self)
-
 
 def version_values(domain: Domain) -> dict[str, Any]:
     """The domain as versions are named by it: its JSON, with tuples where the first versions had them."""

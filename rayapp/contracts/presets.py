@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from rayapp.contracts.config import DAY_MS, ModelConfig, TrainConfig
-from rayapp.contracts.json_values import from_json
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -31,10 +30,6 @@ class Preset:
             return self
         train = dataclasses.replace(self.train, num_epochs=num_epochs, min_steps=0)
         return dataclasses.replace(self, train=train)
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Preset":
-        return from_json(Preset, values)
 
 
 SMALL_LOGS: Final[dict[str, Any]] = {"min_steps": 300, "patience_epochs": 2}

@@ -1,1 +1,2 @@
-"""Retraining that can be left alone: what to train on, the gates before a model goes live, the daily watch."""
+"""What trains a root's models: a first training, retraining that can be left alone, the gates before a model goes live,
+and the daily watch."""

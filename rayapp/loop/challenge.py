@@ -4,20 +4,18 @@ Shapes: R requests, C candidates, H heads, N shown items.
 """
 
 import time
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.json_values import to_json
 from rayapp.features.requests import Requests, full_request
 from rayapp.features.segments import SEGMENTS
 from rayapp.loop import gates
-from rayapp.loop.gates import CHALLENGER, CHAMPION, Gate
+from rayapp.loop.gates import CHALLENGER, CHAMPION, Challenge, Gate
 from rayapp.loop.limits import GateLimits
 from rayapp.model.scorer import Scorer
 from rayapp.registry.models import LoadedModel, load_model
@@ -29,18 +27,6 @@ from rayapp.training.evaluate import EvaluationSet, feed_score, read_window, rep
 LATENCY_CANDIDATES: Final = 200
 LATENCY_REPEATS: Final = 15
 TABLE_METRICS: Final = ("auc", "request_auc", "hit3", "normalised_entropy", "calibration")
-
-
-@dataclass(frozen=True, slots=True)
-class Challenge:
-    """What the gates said of one challenger, and the tables behind it (Markdown)."""
-
-    gates: list[Gate]
-    tables: str
-
-    def to_json(self) -> dict[str, Any]:
-        values: dict[str, Any] = to_json(self)
-        return values
 
 
 def challenge(
@@ -69,7 +55,14 @@ def challenge(
     told = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
     if champion is not None:
         told += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
-    return Challenge(asked, "\n\n".join(told))
+    return Challenge(
+        window=window_name,
+        champion=champion,
+        version=challenger,
+        gates=tuple(asked),
+        tables="\n\n".join(told),
+        why="; ".join(gates.reasons(asked)),
+    )
 
 
 def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, limits: GateLimits) -> Gate:

@@ -16,7 +16,8 @@ from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.workflow import build_windows, item_table, split_of, train_model, training_run
+from rayapp.loop.artifacts import build_windows, item_table, train_model, training_run
+from rayapp.loop.first_training import split_of
 from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
@@ -114,8 +115,8 @@ def run_compare(
     users = len(np.unique(window.user_hash_R))
     notes = [
         f"Preset `{base.name}`, {seeds} seeds, {hours:.2f} CPU hours of training in all; {len(window.valid_RC):,} "
-        f"requests of {users:,} users, {int(window.valid_RC.sum()):,} shown items. Trained on {prepared.train_window}, "
-        f"validated on {prepared.validation_window}."
+        f"requests of {users:,} users, {int(window.valid_RC.sum()):,} shown items. Trained on "
+        f"{prepared.train_windows[0]}, validated on {prepared.validation_window}."
     ]
     if window.valid_RC.shape[1] > 3:
         category_RCW = candidate_categories(items, domain, root, prepared.test_window)

@@ -1,4 +1,4 @@
-"""The watch over a root's last days: what `rayapp watch` shows, and every run report."""
+"""A root's days: which a run could read, and the watch over the last ones, for `rayapp watch` and every run report."""
 
 import dataclasses
 from collections.abc import Collection, Sequence
@@ -7,9 +7,9 @@ from typing import Any
 
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.json_values import to_json
-from rayapp.loop.day_counts import count_days
+from rayapp.loop.day_counts import count_days, days_with_requests
 from rayapp.loop.limits import GateLimits, read_limits
-from rayapp.loop.plan import day_window
+from rayapp.loop.plan import candidates, closed_days, day_window
 from rayapp.loop.run_state import refused_windows
 from rayapp.loop.watch import USUAL_DAYS, DayFacts, usual_days, watch_gates
 from rayapp.pipeline.parity import parity
@@ -32,6 +32,13 @@ def tested_until_ms(root: Path, version: str | None) -> int:
         return 0
     window = model_manifest(root, version)["test_window"]
     return int(read_manifest(root / WINDOWS / window)["until_ms"])
+
+
+def candidate_days(root: Path, domain: Domain, train_window_days: int, now_ms: int) -> list[int]:
+    """The days that a run could read, oldest first: closed, and not refused. Ray must be initialised."""
+    days = days_with_requests(root, now_ms)
+    closed = closed_days(days, now_ms=now_ms, attribution_ms=domain.attribution_ms)
+    return candidates(closed, refused_windows(root), train_window_days)
 
 
 def watch_days(root: Path, domain: Domain, num_days: int, now_ms: int) -> list[dict[str, Any]]:

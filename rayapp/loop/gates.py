@@ -40,8 +40,33 @@ class Gate:
     words: str
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Challenge:
+    """What the gates said of one challenger."""
+
+    window: str
+    """What both were tested on."""
+    champion: str | None
+    """The version that it was held against."""
+    version: str
+    gates: tuple[Gate, ...]
+    tables: str
+    """Behind the gates, in Markdown."""
+    why: str
+    """What failed, in words; empty where all passed."""
+
+    def why_kept(self, alias: str, live: str | None) -> str:
+        """Why an alias has not this challenger: a gate failed, or somebody moved it to `live` before the run ended."""
+        return self.why or f"{alias} was moved to {live} while this run trained, so it was left there"
+
+
 def failed(gates: Iterable[Gate]) -> list[Gate]:
     return [gate for gate in gates if not gate.passed]
+
+
+def reasons(gates: Iterable[Gate]) -> list[str]:
+    """Those that failed, in words."""
+    return [f"{gate.name}: {gate.words}" for gate in failed(gates)]
 
 
 def not_judged(name: str, limit: float, why: str) -> Gate:

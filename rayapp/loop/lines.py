@@ -1,12 +1,11 @@
 """The model lines that a retraining renews: the champion's, and one for each arm of a running experiment."""
 
-import dataclasses
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.json_values import from_json
 from rayapp.contracts.presets import Preset
 from rayapp.experiments.assignment import read_state
 from rayapp.experiments.declaration import read_experiments
@@ -23,13 +22,6 @@ class Line:
     preset: Preset
     item_table: str | None
     """Of `version`."""
-
-    def to_json(self) -> dict[str, Any]:
-        return dataclasses.asdict(self)
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Line":
-        return Line(**{**values, "preset": Preset.from_json(values["preset"])})
 
 
 def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | None) -> list[Line]:
@@ -51,7 +43,7 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
             lines.append(Line(alias, None, chosen or first, None))
             continue
         manifest = model_manifest(root, version)
-        preset = chosen if chosen is not None and alias == CHAMPION else Preset.from_json(manifest["preset"])
+        preset = chosen if chosen is not None and alias == CHAMPION else from_json(Preset, manifest["preset"])
         lines.append(Line(alias, version, preset, manifest["item_table"]))
     return lines
 

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from rayapp.loop.daily import tested_until_ms
-from rayapp.loop.day_counts import days_with_requests
+from rayapp.loop.daily import candidate_days, tested_until_ms
 from rayapp.loop.lines import read_root_lines
-from rayapp.loop.plan import Plan, candidates, closed_days, day_window, make_plan
+from rayapp.loop.plan import TrainingPlan, day_window, make_plan
 from rayapp.loop.run_state import refused_windows
-from rayapp.loop.steps import Options
+from rayapp.loop.steps import RetrainOptions
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.root.facts import read_root
 from rayapp.root.places import WINDOWS
@@ -22,23 +21,21 @@ class Preview:
     """Alias, live version, preset and variant of the next model."""
     to_build: list[str]
     refused: list[str]
-    plan: Plan | None
+    plan: TrainingPlan | None
     new: bool
 
 
-def preview(root: Path, options: Options, as_of_ms: int) -> Preview:
+def preview(root: Path, options: RetrainOptions, as_of_ms: int) -> Preview:
     """Reads the root and writes nothing. Ray must be initialised."""
     domain, _ = read_root(root)
-    closed = closed_days(days_with_requests(root, as_of_ms), now_ms=as_of_ms, attribution_ms=domain.attribution_ms)
-    refused = refused_windows(root)
-    days = candidates(closed, refused, options.train_window_days)
+    days = candidate_days(root, domain, options.train_window_days, as_of_ms)
     plan = make_plan(days)
     known_ms = tested_until_ms(root, read_aliases(root).get(CHAMPION))
     lines = read_root_lines(root, domain, options.first, options.chosen)
     return Preview(
         [(line.alias, line.version, f"{line.preset.name} {line.preset.variant}") for line in lines],
         [day_window(day) for day in days if not (root / WINDOWS / day_window(day)).exists()],
-        sorted(refused),
+        sorted(refused_windows(root)),
         plan,
         plan is not None and plan.tested_until_ms > known_ms,
     )

@@ -5,19 +5,21 @@ from pathlib import Path
 import numpy as np
 
 from rayapp.contracts.config import DAY_MS, Domain, day_name
+from rayapp.contracts.presets import Preset
 from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
+from rayapp.loop.artifacts import Prepared, item_table
 from rayapp.model.item_table import ItemTable
 from rayapp.pipeline.engagements import read_engagements
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.catalogue import read_catalogue
 from rayapp.root.places import ITEM_TABLES
 from rayapp.root.publish import PublishError, read_manifest
-from rayapp.training.build_table import build_item_table, given_vectors
+from rayapp.training.build_table import given_vectors
 
 
-def table_for(root: Path, domain: Domain, last: str | None, width: int, until_ms: int, every_days: float) -> str:
-    """The name of a published item table whose vectors know nothing of `until_ms` or later.
+def table_for(root: Path, prepared: Prepared, preset: Preset, last: str | None, every_days: float) -> str:
+    """The name of a published item table that knows what the training knows, and no more.
 
     `last` is the table of the model that is live. While its tower is younger than `every_days` its vectors are kept and
     the catalogue's new items are added. Vectors that the catalogue gives are taken from there every time.
@@ -28,13 +30,10 @@ def table_for(root: Path, domain: Domain, last: str | None, width: int, until_ms
     given = given_vectors(read_catalogue(root)) is not None
     if last is not None and not given:
         old = load_table(root, last)
-        age_days = (until_ms - old.trained_until_ms) / DAY_MS
-        if 0 <= age_days < every_days and old.vectors_NE.shape[1] == width:
-            return _extended(root, domain, old, until_ms)
-    name = f"{day_name(until_ms)}-{width}d"
-    if not (root / ITEM_TABLES / name).exists():
-        build_item_table(root, name, domain, until_ms=until_ms, width=width, seed=0)
-    return name
+        age_days = (prepared.validation_ms - old.trained_until_ms) / DAY_MS
+        if 0 <= age_days < every_days and old.vectors_NE.shape[1] == preset.model.item_dim:
+            return _extended(root, prepared.domain, old, prepared.validation_ms)
+    return item_table(root, prepared, preset)[0]
 
 
 def same_space(root: Path, a: str, b: str) -> bool:

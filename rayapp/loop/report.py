@@ -2,11 +2,15 @@
 
 import datetime
 import uuid
+from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
 from rayapp.contracts.config import Domain, day_name
 from rayapp.loop import run_state as states
+from rayapp.loop.gates import Challenge
+from rayapp.loop.results import EXPORT, GATES, JUDGE, LINES, PLAN, PROMOTE
 from rayapp.loop.run_state import RunState
 from rayapp.registry.aliases import read_aliases
 from rayapp.root.publish import write_json
@@ -42,11 +46,11 @@ def markdown(state: RunState, domain: Domain, live: dict[str, str]) -> str:
     """The whole report."""
     parts = [f"# Retraining {state.id}: {HEADLINES[str(state.outcome)]}", _words(state), _facts(state, live)]
     parts += _days(state)
-    lines = [name.removeprefix("gates of ") for name in state.stages if name.startswith("gates of ")]
-    for alias in lines:
-        parts += _line(state, alias)
+    for line in state.find(LINES) or ():
+        if (challenge := state.find(GATES.of(line.alias))) is not None:
+            parts += _line(line.alias, challenge, state.find(PROMOTE.of(line.alias)), live)
     parts += _watch(state, domain)
-    parts.append("## Time\n\n" + _table(["stage", "seconds"], [[n, f"{s:.1f}"] for n, s in state.seconds.items()]))
+    parts.append("## Time\n\n" + _table(["step", "seconds"], [[n, f"{s:.1f}"] for n, s in state.seconds.items()]))
     return "\n\n".join(parts) + "\n"
 
 
@@ -62,46 +66,43 @@ def _facts(state: RunState, live: dict[str, str]) -> str:
         ["scope, start", f"{state.options['scope']}, {state.options['init']}"],
         *([f"live: {alias}", version] for alias, version in live.items()),
     ]
-    if "plan" in state.stages:
-        plan = state.stages["plan"]
-        days = [day_name(day) for day in plan["train"]]
+    if (plan := state.find(PLAN)) is not None:
+        days = [day_name(day) for day in plan.train]
         rows.append(["trained on", f"{len(days)} days, {days[0]} to {days[-1]}"])
-        rows.append(["validated, tested on", f"{day_name(plan['validation'])}, {day_name(plan['test'])}"])
-    if "export" in state.stages:
-        rows.append(["exported", ", ".join(f"{name} {n}" for name, n in state.stages["export"].items())])
+        rows.append(["validated, tested on", f"{day_name(plan.validation)}, {day_name(plan.test)}"])
+    if (export := state.find(EXPORT)) is not None:
+        rows.append(["exported", ", ".join(f"{name} {n}" for name, n in asdict(export).items())])
     return _table(["", ""], rows)
 
 
 def _days(state: RunState) -> list[str]:
-    refused = state.stages.get("judge", {}).get("refused", {})
-    if not refused:
+    judged = state.find(JUDGE)
+    if judged is None or not judged.refused:
         return []
-    lines = [f"- `{window}`: {'; '.join(reasons)}" for window, reasons in refused.items()]
+    lines = [f"- `{window}`: {'; '.join(reasons)}" for window, reasons in judged.refused.items()]
     again = "No run reads them until `rayapp retrain --accept-window NAME` says that they are right."
     return ["## Days that were refused", "\n".join(lines), again]
 
 
-def _line(state: RunState, alias: str) -> list[str]:
-    judged = state.stages[f"gates of {alias}"]
-    moved = state.stages.get(f"promote {alias}")
-    said = "promoted" if moved else "not promoted" if moved is False else "not reached"
-    against = judged["champion"] or "nothing: there was no model before"
+def _line(alias: str, challenge: Challenge, promoted: bool | None, live: Mapping[str, str]) -> list[str]:
+    said = "promoted" if promoted else "not promoted" if promoted is False else "not reached"
+    why = challenge.why_kept(alias, live.get(alias)) if promoted is False else challenge.why
+    against = challenge.champion or "nothing: there was no model before"
     rows = [
-        [("pass" if gate["passed"] else "**FAIL**"), gate["name"], gate["words"]]
-        for gate in sorted(judged["gates"], key=lambda gate: gate["passed"])
+        [("pass" if gate.passed else "**FAIL**"), gate.name, gate.words]
+        for gate in sorted(challenge.gates, key=lambda gate: gate.passed)
     ]
     return [
-        f"## {alias}: {judged['version']} {said}",
-        f"Against {against}, on `{judged['window']}`."
-        + (f" Not promoted because of: {judged['why']}." if judged["why"] else ""),
+        f"## {alias}: {challenge.version} {said}",
+        f"Against {against}, on `{challenge.window}`." + (f" Not promoted because of: {why}." if why else ""),
         _table(["", "gate", "measured"], rows),
-        judged["tables"],
+        challenge.tables,
     ]
 
 
 def _watch(state: RunState, domain: Domain) -> list[str]:
-    rows = state.stages.get("judge", {}).get("watch", [])
-    return ["## Watch", watch_table(rows, domain)] if rows else []
+    judged = state.find(JUDGE)
+    return ["## Watch", watch_table(judged.watch, domain)] if judged is not None and judged.watch else []
 
 
 def watch_table(rows: list[dict[str, Any]], domain: Domain) -> str:

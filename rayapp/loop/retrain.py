@@ -10,17 +10,17 @@ from rayapp.loop import run_state as states
 from rayapp.loop.limits import read_limits
 from rayapp.loop.report import write_report
 from rayapp.loop.run_state import RunState, new_run, read_runs
-from rayapp.loop.steps import Ended, Options, Say, Stages
+from rayapp.loop.steps import Ended, RetrainOptions, RetrainSteps, Say
 from rayapp.root.facts import read_root
 from rayapp.root.publish import exclusive
 
 
 def retrain(
-    root: Path, options: Options, *, as_of_ms: int, store_url: str | None = None, say: Say = lambda _line: None
+    root: Path, options: RetrainOptions, *, as_of_ms: int, store_url: str | None = None, say: Say = lambda _line: None
 ) -> RunState:
-    """Runs all stages; the outcome and the reason are in the returned state, and in the report.
+    """Runs all steps; the outcome and the reason are in the returned state, and in the report.
 
-    Whatever happens in it, the live model keeps serving: its alias moves in the last stage alone. Ray must be
+    Whatever happens in it, the live model keeps serving: its alias moves in the last step alone. Ray must be
     initialised.
 
     Raises:
@@ -31,9 +31,8 @@ def retrain(
     limits = read_limits(root)
     with exclusive(root, "a retraining"):
         state = _take_up(root, options, as_of_ms, say)
-        stages = Stages(root, domain, options, limits, state, store_url, say)
         try:
-            outcome, why = stages.go()
+            outcome, why = RetrainSteps(root, domain, options, limits, state, store_url, say).run()
         except Ended as end:
             outcome, why = end.outcome, end.why
         except (RayappError, OSError) as error:
@@ -44,7 +43,7 @@ def retrain(
     return state
 
 
-def _take_up(root: Path, options: Options, as_of_ms: int, say: Say) -> RunState:
+def _take_up(root: Path, options: RetrainOptions, as_of_ms: int, say: Say) -> RunState:
     """The last run where it was killed, or a new one. A killed run with other options is closed with a report."""
     wanted = options.to_json()
     unfinished = [run for run in read_runs(root) if run.outcome is None]

@@ -1,26 +1,43 @@
 """What a retraining leaves on disk: `retrainings/<run id>/{state.json, report.md, report.json}`, and beside the runs
 `excluded.json`, the days that were refused. Every file is replaced whole."""
 
+import dataclasses
 import re
 import time
 from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
+
+from pydantic import TypeAdapter, ValidationError
 
 from rayapp.contracts.config import day_name
 from rayapp.root.places import RETRAININGS
 from rayapp.root.publish import PublishError, read_json, write_json
 
+STATE: Final = "state.json"
 EXCLUDED: Final = "excluded.json"
 PROMOTED, REFUSED, NO_NEW_DATA, FAILED, ABANDONED = "promoted", "refused", "no new data", "failed", "abandoned"
 JUDGED: Final = (PROMOTED, REFUSED)
 """Outcomes after which the same days are not tried again."""
 FORMAT: Final = 1
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, slots=True)
+class Step(Generic[T]):
+    """One step of a run: its name, as it is printed and kept, and how its result is read and written."""
+
+    name: str
+    result: TypeAdapter[T]
+
+    def of(self, alias: str) -> "Step[T]":
+        """The step for one line."""
+        return dataclasses.replace(self, name=f"{self.name} {alias}")
 
 
 @dataclass(slots=True)
 class RunState:
-    """One run. `stages`: finished stage -> its result, plain JSON values; a resumed run takes them as they are."""
+    """One run. `stages`: name of a finished step -> its result as JSON; `find` and `keep` give and take it typed."""
 
     root: Path
     id: str
@@ -39,9 +56,27 @@ class RunState:
     def directory(self) -> Path:
         return self.root / RETRAININGS / self.id
 
+    def find(self, step: Step[T]) -> T | None:
+        """What a finished step found; None for one that is still to come.
+
+        Raises:
+            PublishError: the state was changed by hand, or damaged.
+        """
+        if step.name not in self.stages:
+            return None
+        try:
+            return step.result.validate_python(self.stages[step.name])
+        except ValidationError as error:
+            raise PublishError(f"{self.directory / STATE} is damaged at {step.name!r}; move it away: {error}") from None
+
+    def keep(self, step: Step[T], result: T, seconds: float) -> None:
+        self.stages[step.name] = step.result.dump_python(result, mode="json")
+        self.seconds[step.name] = round(seconds, 2)
+        self.save()
+
     def save(self) -> None:
         self.directory.mkdir(parents=True, exist_ok=True)
-        write_json(self.directory / "state.json", {"format": FORMAT, **self.to_json()})
+        write_json(self.directory / STATE, {"format": FORMAT, **self.to_json()})
 
     def to_json(self) -> dict[str, Any]:
         return {each.name: getattr(self, each.name) for each in fields(self) if each.name != "root"}
@@ -62,7 +97,7 @@ def read_runs(root: Path) -> list[RunState]:
         PublishError: one is damaged or was written by a newer version.
     """
     runs = []
-    for path in (root / RETRAININGS).glob("[!.]*/state.json"):
+    for path in (root / RETRAININGS).glob(f"[!.]*/{STATE}"):
         values = read_json(path)
         if values.pop("format", None) != FORMAT:
             raise PublishError(f"{path} was written by another version of rayapp; install that one, or move it away")

@@ -47,3 +47,18 @@ def read_root(root: Path) -> tuple[Domain, int]:
         )
     values = read_json(root / ROOT_FILE)
     return from_json(Domain, values["domain"]), int(values["num_buckets"])
+
+
+def check_writable(root: Path) -> None:
+    """Makes the root and a file in it.
+
+    Raises:
+        PublishError: says why not.
+    """
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        probe = root / ".writable"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PublishError(f"{root} can't be written ({error.strerror}); choose another --root") from None

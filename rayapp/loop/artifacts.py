@@ -1,0 +1,142 @@
+"""What a training leaves in a root: windows and rates, an item table, a model. Here each gets its name and is made,
+unless it is published already; a first training, a retraining and the studies are steps over these functions."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rayapp.contracts.config import Domain, day_name, version_values
+from rayapp.contracts.json_values import to_json
+from rayapp.contracts.presets import Preset
+from rayapp.contracts.schema import fingerprint
+from rayapp.loop.plan import Span, Split
+from rayapp.pipeline.rate_snapshots import build_rates
+from rayapp.pipeline.windows import Window, build, window_name
+from rayapp.root.places import ITEM_TABLES, MODELS, WINDOWS
+from rayapp.root.publish import read_manifest
+from rayapp.training.build_table import build_item_table
+from rayapp.training.run import TrainingRun, train_and_publish
+
+HISTORY_LENGTH: Final = 100
+"""Actions of a user that a window holds for each request; more where a model reads more."""
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """The windows of one training in order of time: the last one tests, the one before validates, the others train."""
+
+    domain: Domain
+    spans: tuple[Span, ...]
+
+    @property
+    def windows(self) -> tuple[str, ...]:
+        return tuple(window_name(*span) for span in self.spans)
+
+    @property
+    def train_windows(self) -> tuple[str, ...]:
+        return self.windows[:-2]
+
+    @property
+    def validation_window(self) -> str:
+        return self.windows[-2]
+
+    @property
+    def test_window(self) -> str:
+        return self.windows[-1]
+
+    @property
+    def validation_ms(self) -> int:
+        """What the training knows ends here."""
+        return self.spans[-2][0]
+
+    @property
+    def test_ms(self) -> int:
+        return self.spans[-1][0]
+
+
+def make_windows(
+    root: Path,
+    domain: Domain,
+    spans: Iterable[Span],
+    *,
+    rates_until_ms: int = 0,
+    history_length: int = HISTORY_LENGTH,
+) -> bool:
+    """The window of each span and each day's rates from the first span on, up to the end of the last one or, if that is
+    later, `rates_until_ms`; whether anything was built."""
+    spans = sorted(spans)
+    built = bool(build_rates(root, spans[0][0], max(spans[-1][1], rates_until_ms), domain))
+    for span in spans:
+        if not (root / WINDOWS / window_name(*span)).exists():
+            build(root, window_name(*span), Window(*span, history_length), domain)
+            built = True
+    return built
+
+
+def build_windows(root: Path, domain: Domain, split: Split) -> tuple[Prepared, bool]:
+    """The windows of a split and the rates that their requests see; whether anything was built."""
+    return Prepared(domain, split.spans), make_windows(root, domain, split.spans)
+
+
+def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, bool]:
+    """The name of an item table that knows what the training knows, and no more; whether it was built."""
+    width, until_ms = preset.model.item_dim, prepared.validation_ms
+    name = f"{day_name(until_ms)}-{width}d"
+    if (root / ITEM_TABLES / name).exists():
+        return name, False
+    build_item_table(root, name, prepared.domain, until_ms=until_ms, width=width, seed=0)
+    return name, True
+
+
+def training_run(
+    root: Path,
+    prepared: Prepared,
+    preset: Preset,
+    table: str,
+    *,
+    title: str | None = None,
+    num_workers: int = 1,
+    init_from: str | None = None,
+) -> TrainingRun:
+    """The run for a preset, as wide as the table's vectors.
+
+    `title`: of the version's name; the preset and its variant unless told.
+    `init_from`: the published model that a warm start takes its weights from; see `training.start`.
+    """
+    preset = preset.replace(item_dim=int(read_manifest(root / ITEM_TABLES / table)["width"]))
+    return TrainingRun(
+        root=root,
+        version=version_of(prepared, preset, table, title, num_workers, init_from),
+        preset=preset,
+        train_windows=prepared.train_windows,
+        validation_window=prepared.validation_window,
+        test_window=prepared.test_window,
+        item_table=table,
+        num_workers=num_workers,
+        init_from=init_from,
+    )
+
+
+def version_of(
+    prepared: Prepared, preset: Preset, table: str, title: str | None, num_workers: int, init_from: str | None
+) -> str:
+    """A model's name: its title, then a fingerprint of all that decides its result.
+
+    Roots hold models by these names and a killed run finds its own again, so what is hashed never changes: a run with a
+    title says also that it has no parent.
+    """
+    parent = () if title is None and init_from is None else (init_from,)
+    decides = (to_json(preset), version_values(prepared.domain), prepared.windows, table, num_workers, *parent)
+    return f"{title or f'{preset.name}-{preset.variant}'}-{fingerprint(decides)[:8]}"
+
+
+def train_model(
+    run: TrainingRun, domain: Domain, train: Callable[[TrainingRun, Domain], object] = train_and_publish
+) -> bool:
+    """Trains and publishes with `train`, unless `models/<version>` is there; whether it had to."""
+    if (run.root / MODELS / run.version).exists():
+        read_manifest(run.root / MODELS / run.version)
+        return False
+    train(run, domain)
+    return True

@@ -1,0 +1,97 @@
+"""The first training of a root: from its logs to a champion, and to the baseline without the sequence beside it."""
+
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import pyarrow.compute as pc
+
+from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.presets import NO_SEQUENCE, Preset, variant
+from rayapp.loop.artifacts import Prepared, build_windows, item_table, train_model, training_run
+from rayapp.loop.plan import Split, make_split
+from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
+from rayapp.registry.item_tables import load_table
+from rayapp.root.logs import read_log
+from rayapp.root.places import MODELS, REQUESTS
+from rayapp.root.publish import PublishError, read_json
+from rayapp.training.evaluate import Report, read_window, report, score_popularity
+from rayapp.training.run import TrainingRun
+
+
+class Done(Protocol):
+    def __call__(self, worked: bool, /) -> None:
+        """Says whether the step had anything to do."""
+
+
+class Progress(Protocol):
+    """Whoever shows the steps to people."""
+
+    def step(self, title: str) -> AbstractContextManager[Done]: ...
+
+    def training(self, run: TrainingRun) -> AbstractContextManager[None]:
+        """Follows the log of a run while it trains."""
+
+
+@dataclass(frozen=True, slots=True)
+class FirstTraining:
+    """What became of it."""
+
+    test_window: str
+    reports: dict[str, Report]
+    """Metrics on the test window of popularity, the baseline, and the champion under its variant's name."""
+
+
+def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None, until_ms: int | None = None) -> Split:
+    """The days of the request log, cut as `make_split` does unless told otherwise.
+
+    Raises:
+        PublishError: there are no shown lists, or not enough days for three windows.
+    """
+    times = read_log(root, REQUESTS, ["timestamp_ms"])["timestamp_ms"]
+    if not len(times):
+        raise PublishError(
+            f"{root} holds no shown lists, and a ranker learns from what was shown and not acted on; bring them with "
+            f"`rayapp import --root {root} --requests FILES` and a [[requests]] layout in your domain file "
+            "(docs/data.md)"
+        )
+    span = pc.min_max(times).as_py()
+    since_ms = int(span["min"]) // DAY_MS * DAY_MS if since_ms is None else since_ms
+    until_ms = int(span["max"]) // DAY_MS * DAY_MS + DAY_MS if until_ms is None else until_ms
+    return make_split(since_ms, until_ms, test_ms)
+
+
+def train_first(
+    root: Path, domain: Domain, preset: Preset, split: Split, progress: Progress, num_workers: int = 1
+) -> FirstTraining:
+    """All steps; those whose result is published already take no time. Ray must be initialised."""
+    with progress.step("windows with Ray Data: histories, requests, past rates") as done:
+        prepared, worked = build_windows(root, domain, split)
+        done(worked)
+    with progress.step("item table: content tower and vectors") as done:
+        table, worked = item_table(root, prepared, preset)
+        done(worked)
+    runs = {
+        name: training_run(root, prepared, variant(preset, name), table, num_workers=num_workers)
+        for name in dict.fromkeys((NO_SEQUENCE, preset.variant))
+    }
+    for name, run in reversed(runs.items()):
+        title = "the same ranker without the sequence" if name == NO_SEQUENCE else f"TransAct ({name})"
+        with progress.step(f"train {title} with Ray Train") as done, progress.training(run):
+            done(train_model(run, domain))
+    with progress.step("evaluate and promote the champion") as done:
+        reports = {"popularity": _popularity(root, prepared, table)}
+        aliases = {CHAMPION: runs[preset.variant].version, BASELINE: runs[NO_SEQUENCE].version}
+        moved = {alias: version for alias, version in aliases.items() if read_aliases(root).get(alias) != version}
+        for alias, version in moved.items():
+            promote(root, alias, version)
+        done(bool(moved))
+    reports |= {name: read_json(root / MODELS / run.version / "metrics.json")["heads"] for name, run in runs.items()}
+    return FirstTraining(prepared.test_window, reports)
+
+
+def _popularity(root: Path, prepared: Prepared, table: str) -> Report:
+    window, domain = prepared.test_window, prepared.domain
+    popular = score_popularity(load_table(root, table), root, window, domain)
+    return report(read_window(root, window, domain), popular, domain)

@@ -1,0 +1,120 @@
+"""A root that version 0.1 left behind opens, serves and retrains: `data/root_of_0_1.tar.xz`, a made-up world with a
+champion, a baseline, one finished retraining, and a day that came after it."""
+
+import shutil
+import tarfile
+from pathlib import Path
+
+import httpx
+import pytest
+from click.testing import CliRunner
+
+from rayapp.cli.main import cli
+from rayapp.contracts.config import DAY_MS, day_name
+from rayapp.contracts.presets import nano
+from rayapp.importing.domains import load_domain
+from rayapp.launch.graph import running_graph
+from rayapp.launch.ports import free_port
+from rayapp.loop.daily import watch_days
+from rayapp.loop.report import markdown
+from rayapp.loop.results import EXPORT, GATES, ITEM_TABLE, JUDGE, LINES, PLAN, PROMOTE, TRAIN, WINDOWS
+from rayapp.loop.retrain import retrain
+from rayapp.loop.run_state import JUDGED, PROMOTED, read_runs
+from rayapp.loop.steps import RetrainOptions
+from rayapp.pipeline.export import Exported
+from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
+from rayapp.registry.verdicts import read_verdict
+from rayapp.root.facts import read_root
+from rayapp.sources.synthetic import World
+from rayapp.store.opening import open_store
+
+START_MS = World().start_ms
+LAST_DAY = 11
+"""The newest day of its logs; day 0 is the world's first. The retraining of the archive tested on the one before."""
+RETRAINED = "nano-v1.1-2025-01-11-81a4766f"
+
+
+@pytest.fixture(scope="module")
+def archived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Made once; nobody changes it."""
+    root = tmp_path_factory.mktemp("old") / "root"
+    with tarfile.open(Path(__file__).parent / "data" / "root_of_0_1.tar.xz") as archive:
+        archive.extractall(root, filter="data")
+    return root
+
+
+@pytest.fixture
+def old_root(archived: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(archived, tmp_path / "root")
+
+
+def test_it_opens(archived: Path) -> None:
+    domain, num_buckets = read_root(archived)
+    assert (domain, num_buckets) == (load_domain("synthetic").domain, 4)
+    assert read_aliases(archived)[CHAMPION] == RETRAINED
+    assert BASELINE in read_aliases(archived)
+    for command in ("list", "show"):
+        done = CliRunner().invoke(
+            cli, ["models", command, "--root", str(archived), *([RETRAINED] * (command == "show"))]
+        )
+        assert done.exit_code == 0, done.output
+        assert RETRAINED in done.output
+    verdict = read_verdict(archived, RETRAINED)
+    assert verdict is not None
+    assert verdict["promoted"]
+
+
+def test_the_results_of_its_retraining_are_read(archived: Path) -> None:
+    (run,) = read_runs(archived)
+    assert run.outcome == PROMOTED
+    assert run.find(EXPORT) == Exported()
+    (line,) = run.find(LINES) or ()
+    assert (line.alias, line.preset.name) == (CHAMPION, "nano")
+    plan, judged, challenge = run.find(PLAN), run.find(JUDGE), run.find(GATES.of(CHAMPION))
+    assert plan is not None
+    assert judged is not None
+    assert challenge is not None
+    assert plan.test == START_MS + (LAST_DAY - 1) * DAY_MS
+    assert list(plan.spans) == [(day, day + DAY_MS) for day in run.find(WINDOWS) or ()]
+    assert set(judged.judged) == {*plan.train, plan.validation, plan.test}
+    assert (challenge.version, challenge.champion, challenge.why) == (RETRAINED, line.version, "")
+    assert len(challenge.gates) == 28
+    assert run.find(ITEM_TABLE.of(CHAMPION)) == "2025-01-08-4d-to-2025-01-10"
+    assert run.find(TRAIN.of(CHAMPION)) == RETRAINED
+    assert run.find(PROMOTE.of(CHAMPION)) is True
+    written = (run.directory / "report.md").read_text().replace("| stage | seconds |", "| step | seconds |")
+    assert markdown(run, read_root(archived)[0], read_aliases(archived)) == written, "the same report, word for word"
+
+
+@pytest.mark.cluster
+def test_it_serves(old_root: Path, ray_session: None) -> None:
+    store = open_store(old_root)
+    user = next(user for user in (f"u{n}" for n in range(100)) if len(store.lookup(user).history))
+    store.close()
+    with running_graph(old_root, free_port()) as url:
+        answer = httpx.post(f"{url}/v1/recommendations", json={"user_id": user}, timeout=30)
+    assert answer.status_code == 200, answer.text
+    feed = answer.json()
+    assert (feed["model_version"], feed["degraded"]) == (RETRAINED, False)
+    assert feed["sequence"]["length"] > 0
+    assert feed["items"]
+
+
+@pytest.mark.cluster
+def test_it_is_watched_and_retrained(old_root: Path, ray_session: None) -> None:
+    as_of_ms = START_MS + (LAST_DAY + 2) * DAY_MS
+    rows = watch_days(old_root, read_root(old_root)[0], 3, as_of_ms)
+    assert [row["day_ms"] for row in rows] == [START_MS + day * DAY_MS for day in range(LAST_DAY - 1, LAST_DAY + 2)]
+    assert [row["requests"] > 0 for row in rows] == [True, True, False]
+    state = retrain(old_root, RetrainOptions(first=nano(), train_window_days=3), as_of_ms=as_of_ms)
+    assert state.outcome in JUDGED, state.why
+    plan, version = state.find(PLAN), state.find(TRAIN.of(CHAMPION))
+    assert plan is not None
+    assert plan.test == START_MS + LAST_DAY * DAY_MS
+    assert version is not None
+    assert version.startswith(f"nano-v1.1-{day_name(plan.test)}-")
+    assert read_aliases(old_root)[CHAMPION] == (version if state.outcome == PROMOTED else RETRAINED)
+    assert [run.id for run in read_runs(old_root)] == ["20250113-1", state.id]
+    judged = state.find(JUDGE)
+    assert judged is not None
+    assert judged.judged == (plan.test,), "the days before were judged by the old run"
