@@ -17,7 +17,7 @@ from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKi
 from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
 from rayapp.features.requests import Requests
 from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.inputs import FeatureTables, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import CrossNetwork, Ranker, ranking_loss
 from rayapp.model.scorer import Scorer
@@ -89,7 +89,7 @@ def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
         AttributeEncoder.fit(users, USER_ATTRIBUTES),
         AttributeEncoder.fit(context, CONTEXT_ATTRIBUTES),
     )
-    inputs = Inputs.of(table, UserTable.of(users, encoders.user), encoders, VOCABULARY_SIZE)
+    inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, VOCABULARY_SIZE)
     torch.manual_seed(0)
     ranker = Ranker(config, encoders, vocabulary_size=VOCABULARY_SIZE, num_heads=2)
     return Scorer(ranker.eval(), inputs, Calibration.none(2))
@@ -188,7 +188,7 @@ def test_a_table_and_its_inputs_extended_are_as_if_made_whole(rounds: list[list[
     assert table.rows_of_ids(list(expected)).tolist() == list(range(1, table.num_rows))
     np.testing.assert_array_equal(table.vectors_of(list(expected)), np.array(list(given_rows.values())))
     assert not table.vectors_of(["nowhere"]).any()
-    whole = Inputs.of(table, inputs.users, inputs.encoders, inputs.vocabulary_size)
+    whole = FeatureTables.of(table, inputs.users, inputs.encoders, inputs.vocabulary_size)
     for name in ("vector_NE", "category_NW", "number_NM"):
         assert torch.equal(getattr(inputs, name), getattr(whole, name))
 

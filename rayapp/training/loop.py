@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, distributed, nn
 
 from rayapp.contracts.config import Domain, TrainConfig
-from rayapp.model.inputs import Inputs
+from rayapp.model.inputs import FeatureTables
 from rayapp.model.ranker import Ranker, ranking_loss
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.training.errors import TrainingError
@@ -79,7 +79,7 @@ class Loop:
     def __init__(
         self,
         ranker: Ranker,
-        inputs: Inputs,
+        inputs: FeatureTables,
         domain: Domain,
         settings: TrainConfig,
         train: WindowReader,
