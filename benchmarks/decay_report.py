@@ -21,7 +21,7 @@ from rayapp.contracts.presets import NO_SEQUENCE
 from rayapp.contracts.schema import fingerprint
 from rayapp.picture import svg
 from rayapp.record import write_result
-from rayapp.training.comparison import DRAWS, Estimate, Logits, over_seeds
+from rayapp.training.comparison import DRAWS, BootstrapInterval, Logits, over_seeds
 from rayapp.training.evaluate import EvaluationSet, measures
 
 Floats = NDArray[np.float64]
@@ -125,8 +125,8 @@ class Ages:
         return [(f"day {p[0] + 1}" if len(p) == 1 else f"days {p[0] + 1}–{p[-1] + 1}", p) for p in split]
 
 
-def estimate(value_K: Floats) -> Estimate:
-    return Estimate.of(float(value_K[0]), value_K[1:])
+def estimate(value_K: Floats) -> BootstrapInterval:
+    return BootstrapInterval.of(float(value_K[0]), value_K[1:])
 
 
 def tell(ages: Ages, domain: Domain, title: str, notes: Sequence[str], as_json: bool, write: Path | None) -> str:
@@ -174,7 +174,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
 
 
-def _signed(e: Estimate) -> str:
+def _signed(e: BootstrapInterval) -> str:
     return f"{e.value:+.4f} [{e.low:+.4f}, {e.high:+.4f}]"
 
 

@@ -43,7 +43,7 @@ from rayapp.root.places import EVENTS, REQUESTS, ROOT_FILE
 from rayapp.root.publish import PublishError, exclusive
 from rayapp.sources import Files
 from rayapp.sources.synthetic import World, files_in, make_chunk, make_items, write_items
-from rayapp.training.comparison import DRAWS, Estimate, over_seeds
+from rayapp.training.comparison import DRAWS, BootstrapInterval, over_seeds
 from rayapp.training.evaluate import read_window, score_window
 
 OLD, RESPONSIVE = 0.1, 0.45
@@ -56,9 +56,9 @@ NEWEST: Final = 20
 class Log:
     """What a share of responsive traffic does to the log, each with its interval over users."""
 
-    actions_per_list: Estimate
-    saves_per_list: Estimate
-    topics_bits: Estimate
+    actions_per_list: BootstrapInterval
+    saves_per_list: BootstrapInterval
+    topics_bits: BootstrapInterval
     """Entropy of the topics of a user's newest actions, mean over users."""
 
 
@@ -152,7 +152,7 @@ def describe(root: Path, domain: Domain) -> Log:
     def count(user: NDArray[np.int64]) -> Floats:
         return np.bincount(user, minlength=len(users)).astype(np.float64)
 
-    def ratio(above_U: Floats, below_U: Floats) -> Estimate:
+    def ratio(above_U: Floats, below_U: Floats) -> BootstrapInterval:
         return estimate((weight_KU @ above_U) / (weight_KU @ below_U))
 
     known_U = ~np.isnan(bits_U)

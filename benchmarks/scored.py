@@ -21,7 +21,7 @@ from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.requests import Requests
 from rayapp.features.sequence import Sequences
 from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.inputs import FeatureTables, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker, ranking_loss
 from rayapp.model.scorer import Scorer
@@ -42,7 +42,7 @@ class Scored:
     domain: Domain
     topic_N: NDArray[np.int64]
     hash_N: NDArray[np.uint64]
-    inputs: Inputs
+    inputs: FeatureTables
 
     @staticmethod
     def make(domain: Domain, item_dim: int) -> "Scored":
@@ -72,7 +72,7 @@ class Scored:
             AttributeEncoder.fit(users, domain.user_attributes),
             AttributeEncoder.fit(_context(rng, 100), domain.context_attributes),
         )
-        inputs = Inputs.of(table, UserTable.of(users, encoders.user), encoders, domain.vocabulary.size)
+        inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, domain.vocabulary.size)
         hash_N = np.fromiter((hash64(item["item_id"]) for item in items), np.uint64, NUM_ITEMS)
         return Scored(domain, topic_N, hash_N, inputs)
 

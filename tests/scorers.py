@@ -13,7 +13,7 @@ from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKi
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.requests import Requests
 from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.inputs import FeatureTables, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
@@ -49,7 +49,7 @@ def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
         AttributeEncoder.fit(users, USER_ATTRIBUTES),
         AttributeEncoder.fit(context, CONTEXT_ATTRIBUTES),
     )
-    inputs = Inputs.of(table, UserTable.of(users, encoders.user), encoders, VOCABULARY_SIZE)
+    inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, VOCABULARY_SIZE)
     torch.manual_seed(0)
     ranker = Ranker(config, encoders, vocabulary_size=VOCABULARY_SIZE, num_heads=2)
     return Scorer(ranker.eval(), inputs, Calibration.none(2))

@@ -14,7 +14,7 @@ from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind, user_schema
 from rayapp.features.attributes import ABSENT, AttributeEncoder
 from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import Inputs
+from rayapp.model.inputs import FeatureTables
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import CrossNetwork, ranking_loss
 from rayapp.model.tower import LinearTower, fit_linear_tower
@@ -139,7 +139,7 @@ def test_a_table_and_its_inputs_extended_are_as_if_made_whole(rounds: list[list[
     assert table.rows_of_ids(list(expected)).tolist() == list(range(1, table.num_rows))
     np.testing.assert_array_equal(table.vectors_of(list(expected)), np.array(list(given_rows.values())))
     assert not table.vectors_of(["nowhere"]).any()
-    whole = Inputs.of(table, inputs.users, inputs.encoders, inputs.vocabulary_size)
+    whole = FeatureTables.of(table, inputs.users, inputs.encoders, inputs.vocabulary_size)
     for name in ("vector_NE", "category_NW", "number_NM"):
         assert torch.equal(getattr(inputs, name), getattr(whole, name))
 

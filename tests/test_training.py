@@ -15,7 +15,7 @@ from rayapp.contracts.presets import PRESETS, nano
 from rayapp.contracts.schema import user_schema
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import Sequences
-from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.inputs import FeatureTables, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
@@ -38,7 +38,7 @@ def make_loop(root: Path, domain: Domain, settings: TrainConfig = SETTINGS, **ch
     nothing = AttributeEncoder({}, {}, {}, {})
     encoders = Encoders(AttributeEncoder.fit(items_as_table(table), domain.attributes), nothing, nothing)
     users = UserTable.of(user_schema(()).empty_table(), nothing)
-    inputs = Inputs.of(table, users, encoders, domain.vocabulary.size)
+    inputs = FeatureTables.of(table, users, encoders, domain.vocabulary.size)
     torch.manual_seed(settings.seed)
     model = dataclasses.replace(nano().model, history_length=8)
     ranker = Ranker(model, encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))

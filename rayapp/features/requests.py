@@ -132,11 +132,12 @@ def ragged_places(offset_R: Ints, rows_B: Ints) -> Ints:
 def pad(x_N: NDArray[Any], size_R: Ints, width: int | None = None) -> NDArray[Any]:
     """A ragged array `[N, ...]` of these sizes as `[R, C, ...]`, zeros where there is nothing. C is `width` or what the
     largest needs, and at least 1: no module can be asked about nothing."""
-    valid_RC = valid_places(size_R, width)
-    if valid_RC.all():
-        return x_N.reshape(*valid_RC.shape, *x_N.shape[1:])
-    padded = np.zeros((*valid_RC.shape, *x_N.shape[1:]), x_N.dtype)
-    padded[valid_RC] = x_N
+    width = int(size_R.max(initial=1)) if width is None else width
+    shape = (len(size_R), width, *x_N.shape[1:])
+    if len(x_N) == len(size_R) * width:  # as of a single request: nothing to fill up
+        return x_N.reshape(shape)
+    padded = np.zeros(shape, x_N.dtype)
+    padded[valid_places(size_R, width)] = x_N
     return padded
 
 

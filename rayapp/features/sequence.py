@@ -76,43 +76,31 @@ class Sequences:
 
     def take(self, index_R: Ints) -> "Sequences":
         """Those of some requests."""
-        return Sequences(
-            self.action_RL[index_R], self.item_hash_RL[index_R], self.timestamp_ms_RL[index_R], self.length_R[index_R]
-        )
+        return Sequences(*(column[index_R] for column in self.columns()))
+
+    def columns(self) -> tuple[NDArray[Any], ...]:
+        return self.action_RL, self.item_hash_RL, self.timestamp_ms_RL, self.length_R
 
     def of_length(self, length: int) -> "Sequences":
         """As a model reads them: cut to the newest `length` actions, or filled up with PAD."""
         if length == self.action_RL.shape[1]:
             return self
-        return Sequences(
-            _of_width(self.action_RL, length),
-            _of_width(self.item_hash_RL, length),
-            _of_width(self.timestamp_ms_RL, length),
-            np.minimum(self.length_R, length),
-        )
+        action_RL, item_hash_RL, timestamp_ms_RL = (_of_width(column, length) for column in self.columns()[:3])
+        return Sequences(action_RL, item_hash_RL, timestamp_ms_RL, np.minimum(self.length_R, length))
 
     @staticmethod
     def concatenate(parts: "list[Sequences]") -> "Sequences":
         """One after the other, all as long as the longest."""
         length = max(part.action_RL.shape[1] for part in parts)
-        wide = [part.of_length(length) for part in parts]
-        return Sequences(
-            np.concatenate([part.action_RL for part in wide]),
-            np.concatenate([part.item_hash_RL for part in wide]),
-            np.concatenate([part.timestamp_ms_RL for part in wide]),
-            np.concatenate([part.length_R for part in wide]),
-        )
+        columns = zip(*(part.of_length(length).columns() for part in parts), strict=True)
+        return Sequences(*(np.concatenate(column) for column in columns))
 
     @staticmethod
     def not_cut(num_requests: int) -> "Sequences":
         """In the place of sequences that are still to be cut: of no action."""
-        shape = (num_requests, 0)
-        return Sequences(
-            np.zeros(shape, np.uint8),
-            np.zeros(shape, np.uint64),
-            np.zeros(shape, np.int64),
-            np.zeros(num_requests, np.int64),
-        )
+        nothing = np.zeros((num_requests, 0), np.int64)
+        lengths = np.zeros(num_requests, np.int64)
+        return Sequences(nothing.astype(np.uint8), nothing.astype(np.uint64), nothing, lengths)
 
 
 def _of_width(array_RX: NDArray[Any], width: int) -> NDArray[Any]:

@@ -15,7 +15,7 @@ from pydantic import PlainSerializer
 
 from rayapp.features.segments import SEGMENTS
 from rayapp.loop.limits import GateLimits
-from rayapp.training.comparison import Estimate, Row
+from rayapp.training.comparison import BootstrapInterval, Row
 
 CHAMPION, CHALLENGER = "champion", "challenger"
 ERRORS_OF_INTERVAL: Final = 1.96
@@ -219,5 +219,5 @@ def segment_labels(
     return {(head, name): int(count_RH[at, h].sum()) for h, head in enumerate(heads) for name, at in segments.items()}
 
 
-def _told(estimate: Estimate) -> str:
+def _told(estimate: BootstrapInterval) -> str:
     return f"{estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"

@@ -23,7 +23,7 @@ from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests
 from rayapp.model.calibration import Calibration
 from rayapp.model.graphs import Graphs
-from rayapp.model.inputs import Inputs, Rows
+from rayapp.model.inputs import FeatureTables, Rows
 from rayapp.model.item_table import ItemTable
 from rayapp.model.packing import OneCopy
 from rayapp.model.ranker import Batch, Ranker
@@ -75,7 +75,7 @@ class BatchedScorer:
     """One model on one device over one item table; threads take turns. Scores are `Scorer.score`'s up to the rounding
     of float32, or within LARGEST_BF16_ERROR on a GPU where bf16 passed the check when the model was loaded."""
 
-    inputs: Inputs
+    inputs: FeatureTables
     length: int
     probabilities: Probabilities
     graphs: Graphs
@@ -83,7 +83,7 @@ class BatchedScorer:
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     @staticmethod
-    def of(ranker: Ranker, inputs: Inputs, calibration: Calibration, device: torch.device) -> "BatchedScorer":
+    def of(ranker: Ranker, inputs: FeatureTables, calibration: Calibration, device: torch.device) -> "BatchedScorer":
         with torch.inference_mode():
             probabilities = Probabilities(ranker, calibration, device)
         graphs, length = Graphs(probabilities, device), ranker.config.history_length
@@ -147,7 +147,7 @@ def groups(counts: Sequence[int]) -> Iterator[list[int]]:
         yield group
 
 
-def made_up_rows(inputs: Inputs, length: int, num_rates: int) -> Rows:
+def made_up_rows(inputs: FeatureTables, length: int, num_rates: int) -> Rows:
     """8 full histories with 64 candidates each, of the table's own items and users: what bf16 is tried on."""
     rng, shape, context = np.random.default_rng(0), (8, 64), inputs.encoders.context
     user_B = rng.integers(0, len(inputs.users.category_UW), shape[0])

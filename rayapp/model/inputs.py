@@ -58,7 +58,7 @@ class UserTable:
 
 
 @dataclass(frozen=True, slots=True)
-class Inputs:
+class FeatureTables:
     """Everything a ranker looks up, on one device. Row 0 of an item or a user, "absent", is all zeros."""
 
     encoders: Encoders
@@ -70,9 +70,9 @@ class Inputs:
     number_NM: Tensor
 
     @staticmethod
-    def of(table: ItemTable, users: UserTable, encoders: Encoders, vocabulary_size: int) -> "Inputs":
+    def of(table: ItemTable, users: UserTable, encoders: Encoders, vocabulary_size: int) -> "FeatureTables":
         category_NW, number_NM = encoders.item.encode(items_as_table(table))
-        return Inputs(
+        return FeatureTables(
             encoders,
             vocabulary_size,
             table,
@@ -82,7 +82,7 @@ class Inputs:
             torch.from_numpy(np.pad(number_NM, [(1, 0), (0, 0)])),
         )
 
-    def extended(self, table: ItemTable) -> "Inputs":
+    def extended(self, table: ItemTable) -> "FeatureTables":
         """The same over `table`, which is this one's plus items put since; only those are encoded."""
         row_R = table.changed_since(self.table)
         category_RW, number_RM = self.encoders.item.encode(
@@ -96,7 +96,7 @@ class Inputs:
             number_NM=_with_rows(self.number_NM, table.num_rows, row_R, number_RM),
         )
 
-    def to(self, device: torch.device) -> "Inputs":
+    def to(self, device: torch.device) -> "FeatureTables":
         tensors = {name: getattr(self, name).to(device) for name in ("vector_NE", "category_NW", "number_NM")}
         return dataclasses.replace(self, **tensors)
 

@@ -14,7 +14,7 @@ from rayapp.features.requests import Requests
 from rayapp.model.batched import BatchedScorer, Scores
 from rayapp.model.calibration import Calibration
 from rayapp.model.fast import FastRanker
-from rayapp.model.inputs import Inputs
+from rayapp.model.inputs import FeatureTables
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 
@@ -25,7 +25,7 @@ class Scorer:
 
     ranker: Ranker
     """Its weights do not change any more."""
-    inputs: Inputs
+    inputs: FeatureTables
     calibration: Calibration
     fast: FastRanker | None = None
     """Made from `ranker`, and kept when the table is extended."""

@@ -61,6 +61,11 @@ def between(table: pa.Table, since_ms: int, until_ms: int) -> NDArray[np.bool_]:
     return np.asarray((time >= since_ms) & (time < until_ms))
 
 
+def near(table: pa.Table, span_ms: tuple[int, int], domain: Domain) -> pa.Table:
+    """The rows of a log that decide the labels of a span: its own, and those of the attribution time behind it."""
+    return table.filter(pa.array(between(table, span_ms[0], span_ms[1] + domain.attribution_ms)))
+
+
 def label_requests(
     requests: pa.Table, events: pa.Table, domain: Domain, span_ms: tuple[int, int] | None = None
 ) -> LabelledRequests:
@@ -72,12 +77,8 @@ def label_requests(
     Labels that a source carries are known when the attribution time is over.
     """
     if span_ms is not None:
-        since_ms, until_ms = span_ms
-        near = since_ms, until_ms + domain.attribution_ms
-        answers = events.filter(pa.array(between(events, *near)))
-        near_requests = requests.filter(pa.array(between(requests, *near)))
-        labelled = label_requests(near_requests, answers, domain)
-        return dataclasses.replace(labelled.between(since_ms, until_ms), events=events)
+        labelled = label_requests(near(requests, span_ms, domain), near(events, span_ms, domain), domain)
+        return dataclasses.replace(labelled.between(*span_ms), events=events)
     item_lists = requests["item_ids"].combine_chunks()
     size_R = pc.list_value_length(item_lists).to_numpy(zero_copy_only=False)
     request_M = np.repeat(np.arange(requests.num_rows), size_R)

@@ -31,7 +31,7 @@ from rayapp.pipeline.histories import (
     same_millisecond,
     write_histories,
 )
-from rayapp.pipeline.labels import between, label_requests
+from rayapp.pipeline.labels import between, label_requests, near
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
@@ -132,7 +132,7 @@ def _write_pair(directory: Path, bucket: int, histories: pa.Table, cut: pa.Table
 def build_bucket(bucket: Bucket, requests: pa.Table, window: Window, domain: Domain) -> tuple[pa.Table, pa.Table]:
     """The pair of one bucket. Pure: tables in, tables out. `requests` may reach beyond the window."""
     span_ms = window.since_ms, window.until_ms
-    labelled = label_requests(sort_log(requests), bucket.events, domain, span_ms)
+    labelled = label_requests(sort_log(near(requests, span_ms, domain)), bucket.events, domain, span_ms)
     requests, time_E = labelled.requests, bucket.events["timestamp_ms"].to_numpy()
     asked = np.isin(hash64_column(bucket.events["user_id"]), hash64_column(pc.unique(requests["user_id"])))
     history = in_sequence(bucket.filter((time_E < window.until_ms) & asked), domain)

@@ -17,7 +17,7 @@ from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import Vocabulary
 from rayapp.features.attributes import Encoders
 from rayapp.model.calibration import Calibration
-from rayapp.model.inputs import Inputs, UserTable
+from rayapp.model.inputs import FeatureTables, UserTable
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
@@ -118,7 +118,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         raise PublishError(f"{weights} is damaged ({reason}); restore the file or promote another model") from None
     table = load_table(root, manifest["item_table"])
     users = UserTable.of(read_users(root, domain), encoders.user)
-    inputs = Inputs.of(table, users, encoders, vocabulary.size)
+    inputs = FeatureTables.of(table, users, encoders, vocabulary.size)
     return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
 
 

@@ -24,7 +24,7 @@ Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
-class Estimate:
+class BootstrapInterval:
     """A value and its interval; NaN where the metric is not defined."""
 
     value: float
@@ -32,12 +32,12 @@ class Estimate:
     high: float
 
     @staticmethod
-    def of(value: float, draw_K: NDArray[np.float64]) -> "Estimate":
+    def of(value: float, draw_K: NDArray[np.float64]) -> "BootstrapInterval":
         known = draw_K[~np.isnan(draw_K)]
         if not len(known):
-            return Estimate(value, float("nan"), float("nan"))
+            return BootstrapInterval(value, float("nan"), float("nan"))
         low, high = np.quantile(known, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        return Estimate(value, float(low), float(high))
+        return BootstrapInterval(value, float(low), float(high))
 
     @model_serializer
     def _rounded(self) -> list[float | None]:
@@ -52,8 +52,8 @@ class Row:
     head: str
     metric: str
     segment: str
-    estimate: Estimate
-    differences: dict[str, Estimate]
+    estimate: BootstrapInterval
+    differences: dict[str, BootstrapInterval]
     """To each reference model; positive is higher, which is not always better."""
 
 
@@ -86,9 +86,11 @@ def compare(
                 drawn[model] = {name: over_seeds([one[name] for one in by_seed]) for name in METRICS}
             for model, of_metric in drawn.items():
                 for name, value_K in of_metric.items():
-                    gaps = {other: value_K - drawn[other][name] for other in references if other != model}
-                    differences = {other: Estimate.of(float(gap_K[0]), gap_K[1:]) for other, gap_K in gaps.items()}
-                    estimate = Estimate.of(float(value_K[0]), value_K[1:])
+                    differences = {
+                        other: BootstrapInterval.of(float(gap_K[0]), gap_K[1:])
+                        for other, gap_K in ((o, value_K - drawn[o][name]) for o in references if o != model)
+                    }
+                    estimate = BootstrapInterval.of(float(value_K[0]), value_K[1:])
                     rows.append(Row(model, head, name, segment, estimate, differences))
     return rows
 
@@ -121,12 +123,12 @@ def difference_table(
     return _markdown(f"`{head}`, {segment}: less {reference}", chosen, names, "+")
 
 
-def _markdown(title: str, cells: Mapping[tuple[str, str], Estimate], names: Sequence[str], sign: str) -> str:
+def _markdown(title: str, cells: Mapping[tuple[str, str], BootstrapInterval], names: Sequence[str], sign: str) -> str:
     lines = [[title, *names]]
     lines += [[model, *(_cell(cells[model, n], sign) for n in names)] for model in dict.fromkeys(m for m, _ in cells)]
     rows = ["| " + " | ".join(line) + " |" for line in lines]
     return "\n".join([rows[0], "|---|" + "---:|" * len(names), *rows[1:]])
 
 
-def _cell(e: Estimate, sign: str) -> str:
+def _cell(e: BootstrapInterval, sign: str) -> str:
     return "–" if np.isnan(e.value) else f"{e.value:{sign}.4f} [{e.low:{sign}.4f}, {e.high:{sign}.4f}]"

@@ -20,7 +20,7 @@ from torch import Tensor, distributed, nn
 
 from rayapp.contracts.config import Domain, TrainConfig
 from rayapp.contracts.json_values import from_json, to_json
-from rayapp.model.inputs import Inputs
+from rayapp.model.inputs import FeatureTables
 from rayapp.model.ranker import Ranker, ranking_loss
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.training import TrainingError
@@ -80,7 +80,7 @@ class Loop:
     def __init__(
         self,
         ranker: Ranker,
-        inputs: Inputs,
+        inputs: FeatureTables,
         domain: Domain,
         settings: TrainConfig,
         train: WindowReader,

@@ -9,7 +9,7 @@ import torch
 from rayapp.contracts.config import Domain, Scope
 from rayapp.contracts.presets import Preset
 from rayapp.features.attributes import AttributeEncoder, Encoders
-from rayapp.model.inputs import Inputs, UserTable, items_as_table
+from rayapp.model.inputs import FeatureTables, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.registry.item_tables import load_table
@@ -28,7 +28,7 @@ class Start:
     """A ranker before the first step of a run, and what it reads."""
 
     ranker: Ranker
-    inputs: Inputs
+    inputs: FeatureTables
     drawn: tuple[str, ...] = ()
     """Weights that a warm start did not find in the model that it starts from."""
 
@@ -84,11 +84,11 @@ def _fit_encoders(root: Path, table: ItemTable, domain: Domain) -> Encoders:
     )
 
 
-def _read_inputs(root: Path, table: ItemTable, domain: Domain, encoders: Encoders) -> Inputs:
+def _read_inputs(root: Path, table: ItemTable, domain: Domain, encoders: Encoders) -> FeatureTables:
     users = UserTable.of(read_users(root, domain), encoders.user)
-    return Inputs.of(table, users, encoders, domain.vocabulary.size)
+    return FeatureTables.of(table, users, encoders, domain.vocabulary.size)
 
 
-def _draw(preset: Preset, inputs: Inputs, domain: Domain) -> Ranker:
+def _draw(preset: Preset, inputs: FeatureTables, domain: Domain) -> Ranker:
     torch.manual_seed(preset.train.seed)
     return Ranker(preset.model, inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))

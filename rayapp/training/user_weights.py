@@ -8,10 +8,10 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.features.attributes import UNKNOWN_CATEGORY
-from rayapp.model.inputs import Inputs
+from rayapp.model.inputs import FeatureTables
 
 
-def user_weights(domain: Domain, inputs: Inputs) -> NDArray[np.float32]:
+def user_weights(domain: Domain, inputs: FeatureTables) -> NDArray[np.float32]:
     """`[U + 1]`, a weight for each row of the user table: 1 for a user whose attributes the domain does not weigh."""
     encoder = inputs.encoders.user
     weight_of_category = np.ones(encoder.num_categories, np.float32)
