@@ -8,7 +8,7 @@ users act on different films, and shares are means over them: one top 10 alone m
 import json
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +16,7 @@ import click
 import httpx
 
 from rayapp.client.session import Genres, Session, SessionError, strongest
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.schema import ActionKind
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
@@ -87,7 +88,7 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
         "mean_rise": statistics.mean(p.after_saves - p.before for p in probes),
         "seconds_median": statistics.median(p.seconds for p in probes),
         "seconds_max": max(p.seconds for p in probes),
-        "probes": [asdict(p) for p in probes],
+        "probes": [to_json(p) for p in probes],
     }
     text = _table(probes, result)
     click.echo(json.dumps(result) if as_json else text)
