@@ -264,7 +264,7 @@ def test_the_experiment_is_found(root: Path, domain: Domain) -> None:
 def test_nothing_is_said_before_a_day_is_complete(running: Running, domain: Domain) -> None:
     report = build(running, None, [START_MS], [], domain, "on")
     assert "no day is complete yet" in render(report)
-    json.dumps(dataclasses.asdict(report))
+    json.dumps(to_json(report))
 
 
 @pytest.mark.cluster

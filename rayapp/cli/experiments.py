@@ -3,7 +3,6 @@
 import json
 import sys
 import time
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -65,13 +64,14 @@ def report(root: Path, as_json: bool, write: Path | None, name: str | None) -> N
     Of the experiment NAME, or of the one that is on. Reads the logs: `rayapp export` first. It may be read daily; the
     intervals of the differences are made for that.
     """
+    from rayapp.contracts.json_values import to_json
     from rayapp.experiments.text import PER, render
     from rayapp.record import Bars, record
 
     found = _report(root, name)
     if found is None:
         return
-    click.echo(json.dumps(asdict(found)) if as_json else render(found))
+    click.echo(json.dumps(to_json(found)) if as_json else render(found))
     if write:
         rows = [row for row in found.differences if row.difference.low is not None]
         if not rows:

@@ -7,13 +7,14 @@ users act on different films, and shares are means over them: one top 10 alone m
 
 import statistics
 import time
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import httpx
 
 from rayapp.client.session import Genres, Session, SessionError, strongest
+from rayapp.contracts.json_values import to_json
 from rayapp.contracts.schema import ActionKind
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
@@ -85,7 +86,7 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
         "mean_rise": statistics.mean(p.after_saves - p.before for p in probes),
         "seconds_median": statistics.median(p.seconds for p in probes),
         "seconds_max": max(p.seconds for p in probes),
-        "probes": [asdict(p) for p in probes],
+        "probes": [to_json(p) for p in probes],
     }
     title = "Does the ranking follow the user?"
     tell(result, _table(probes, result), title, _bars(probes), as_json=as_json, write=write)

@@ -28,6 +28,7 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import DAY_MS, Domain, day_name
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.hashing import hash64, hash64_column
+from rayapp.contracts.json_values import to_json
 from rayapp.experiments.declaration import NUM_SLOTS, Arm, Experiment, ExperimentError, read_experiments
 from rayapp.root.places import EXPERIMENTS_FILE, EXPERIMENTS_STATE
 from rayapp.root.publish import PublishError, read_json, write_json
@@ -267,7 +268,7 @@ def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
         "guardrails": [[guardrail.head, guardrail.must_not] for guardrail in experiment.guardrails],
         "arms": [arm.name for arm in experiment.arms],
     }
-    arms = [_arm_json(arm) for arm in experiment.arms]
+    arms = [to_json(arm) for arm in experiment.arms]
     if not entry["steps"]:
         if entry["stopped"]:  # before it began
             return
@@ -321,16 +322,6 @@ def _one_at_a_time(found: tuple[Running, ...]) -> None:
                 f"{EXPERIMENTS_FILE}: {first.experiment.name!r} and {second.experiment.name!r} are on at the same "
                 "time; one experiment runs at a time: move the second's `starts`, or `rayapp experiment stop` the first"
             )
-
-
-def _arm_json(arm: Arm) -> dict[str, Any]:
-    return {
-        "name": arm.name,
-        "share": arm.share,
-        "alias": arm.alias,
-        "utilities": None if arm.utilities is None else list(arm.utilities),
-        "mix": None if arm.mix is None else dict(arm.mix),
-    }
 
 
 def _signature(path: Path) -> tuple[int, int, int] | None:

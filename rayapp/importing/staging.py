@@ -7,7 +7,7 @@ one seek each, and no shuffle has to hold the log in memory.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.json_values import to_json
 from rayapp.importing.columns import RowCheck
 from rayapp.importing.files import NO_ROW, Chunk, Piece, RejectedRow, read_piece
 from rayapp.root.logs import take
@@ -146,7 +147,7 @@ class QuarantineFile:
         for rejection in rejected:
             whole = rejection.row == NO_ROW
             self.reasons[rejection.reason if whole else f"{rejection.field} {rejection.reason}".strip()] += 1
-            line = {k: v for k, v in asdict(rejection).items() if not (whole and k in {"row", "field", "value"})}
+            line = {k: v for k, v in to_json(rejection).items() if not (whole and k in {"row", "field", "value"})}
             self._file.write(json.dumps(line) + "\n")
 
     def __exit__(self, *_: object) -> None:

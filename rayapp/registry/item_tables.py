@@ -8,7 +8,8 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from rayapp.contracts.schema import Attribute, AttributeKind, item_schema
+from rayapp.contracts.json_values import from_json, to_json
+from rayapp.contracts.schema import Attribute, item_schema
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.root.places import ITEM_TABLES
@@ -31,7 +32,7 @@ def publish_table(root: Path, table: ItemTable, lineage: Manifest) -> None:
             "trained_until_ms": table.trained_until_ms,
             "num_items": len(table.items),
             "width": table.vectors_NE.shape[1],
-            "attributes": [{"name": a.name, "kind": a.kind.value} for a in attributes],
+            "attributes": [to_json(attribute) for attribute in attributes],
         }
 
     publish_directory(root / ITEM_TABLES / table.name, write)
@@ -45,7 +46,7 @@ def load_table(root: Path, name: str) -> ItemTable:
     """
     directory = root / ITEM_TABLES / name
     manifest = read_manifest(directory)
-    attributes = tuple(Attribute(a["name"], AttributeKind(a["kind"])) for a in manifest["attributes"])
+    attributes = tuple(from_json(Attribute, values) for values in manifest["attributes"])
     try:
         table = pq.read_table(directory / "items.parquet", partitioning=None)
         arrays = load_file(directory / "vectors.safetensors")
