@@ -61,6 +61,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
     return DataSet("tiny", "tiny_data_set", str(tmp_path / "tiny.toml"), "two people")
 
 
+@pytest.mark.slow
 def test_one_line_makes_commands_offer_it(tiny: DataSet, tmp_path: Path) -> None:
     def rayapp(*arguments: str) -> str:
         program = (
