@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from rayapp.importing.domains import BUILT_IN, load_domain
@@ -14,6 +15,8 @@ from rayapp.pipeline.tasks import run_tasks
 from rayapp.root.logs import read_log
 from rayapp.sources import Size, SourceError
 from rayapp.sources.data_sets import DATA_SETS, DataSet, data_set
+from rayapp.sources.synthetic_world import USERS_PER_CHUNK
+from tests.conftest import Command
 
 TOML = """
 name = "tiny"
@@ -99,6 +102,20 @@ def test_it_is_imported_like_any_other(tiny: DataSet, tmp_path: Path) -> None:
     assert read_log(root, "requests", ["user_id", "item_ids"]).to_pylist() == [
         {"user_id": "u1", "item_ids": ["i0", "i1"]}
     ]
+
+
+@pytest.mark.cluster
+def test_one_that_is_made_in_parts_is_made_on_ray(rayapp_here: Command, tmp_path: Path) -> None:
+    out = tmp_path / "raw"
+    size = ("--users", USERS_PER_CHUNK + 1, "--items", 20, "--days", 2, "--seed", 3)
+    done = rayapp_here("fetch", "synthetic", "--out", out, *size)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == (
+        f"rayapp import --domain synthetic --events {out / 'events'} --requests {out / 'requests'} "
+        f"--items {out / 'items.parquet'} --users {out / 'users'}\n"
+    )
+    users = pq.read_table(out / "users", partitioning=None)["user_id"].to_pylist()
+    assert len(set(users)) == USERS_PER_CHUNK + 1
 
 
 def test_every_data_set_has_its_module_its_domain_file_and_its_row_in_the_documents() -> None:
