@@ -97,7 +97,7 @@ def test_one_line_makes_commands_offer_it(tiny: DataSet, tmp_path: Path) -> None
 @pytest.mark.usefixtures("ray_session")
 def test_it_is_imported_like_any_other(tiny: DataSet, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    assert import_once(root, load_domain(tiny.domain), lambda: tiny.fetch(tmp_path / "raw", run_tasks, Size(seed=1)))
+    assert import_once(root, load_domain(tiny.domain), lambda: tiny.fetch(tmp_path / "raw", Size(seed=1), run_tasks))
     assert read_log(root, "events", ["user_id", "item_id"]).to_pylist() == [{"user_id": "u1", "item_id": "i1"}]
     assert read_log(root, "requests", ["user_id", "item_ids"]).to_pylist() == [
         {"user_id": "u1", "item_ids": ["i0", "i1"]}

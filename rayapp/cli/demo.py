@@ -24,6 +24,7 @@ from rayapp.registry.item_tables import load_table
 from rayapp.root.facts import refuse_other_domain
 from rayapp.root.places import DOWNLOADS, MODELS
 from rayapp.root.publish import exclusive, read_manifest
+from rayapp.sources import Size
 from rayapp.sources.data_sets import data_set
 
 NUM_SAVES = 5
@@ -46,7 +47,7 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
         with ray_session:
             domain = domain_file.domain
             with stages.stage("import: catalogue, event log, request log") as tell:
-                tell(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, run_tasks)))
+                tell(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, Size(), run_tasks)))
             train_stages(root, domain, preset, split_of(root), stages)
             with stages.stage("seed the sequence store from the log") as tell:
                 tell(seed_store(root)[1])
