@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -281,20 +282,25 @@ def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_ro
     assert not (root / ".staging").exists()
 
 
-def test_a_worker_killed_in_a_window_build_costs_a_retry(
-    large: Path, on_our_ray: dict[str, str], tmp_path: Path
-) -> None:
+def test_a_worker_killed_in_a_window_build_costs_a_retry(large: Path, rayapp_here: Command, tmp_path: Path) -> None:
     root = tmp_path / "root"
     files = files_in(large)
     bring(root, Inputs([files.events], [files.requests], [files.items]))
     days = ["--since", "2025-01-01", "--until", "2025-01-06"]
     until(lambda: not workers_of(os.getpid()), 30)
-    build = [RAYAPP, "windows", "--root", str(root), *days]
-    running = subprocess.Popen(build, env=on_our_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    until(lambda: bool(workers_of(os.getpid())), 90)
-    os.kill(workers_of(os.getpid())[0], signal.SIGKILL)
-    _, err = running.communicate(timeout=180)
-    assert running.returncode == 0, err
+    killed: list[int] = []
+
+    def kill() -> None:
+        until(lambda: bool(workers_of(os.getpid())), 90)
+        killed.append(workers_of(os.getpid())[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = rayapp_here("windows", "--root", root, *days)
+    killer.join()
+    assert killed
+    assert done.exit_code == 0, done.output
     window = read_manifest(root / "windows" / "2025-01-01_2025-01-06")
     assert sum(b["requests"] for b in window["buckets"]) == read_log(root, "requests", ["request_id"]).num_rows
     assert ray.is_initialized()
