@@ -1,21 +1,36 @@
 # make demo: set up .venv and run the whole loop.   make test: set up .venv with the dev extras; lint, types, tests.
-# make lint, make types: the parts of make test that take seconds.
+# make fast: tests for between two saves, without Ray.   make test-all: every test, those marked `extended` too.
+# make lint, make types: parts of make test alone.   PYTHON=python3.12 make …: with another Python, in a new .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
+# Modules are compiled when they are first imported: most never are, and to compile all takes a minute.
+INSTALL := $(PIP) install --no-compile -c constraints.txt
 
-.PHONY: demo test lint types bench-docs clean
+.PHONY: demo test test-all checked fast quick lint types bench-docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rayapp demo $(DEMO_ARGS)
 
 # Tests run side by side, and their models are so small that threads wait for each other more than they compute.
-test: export OMP_NUM_THREADS := 1
-test: lint types
-	$(BIN)/python -m pytest -m "not cluster" -n 2
+test test-all fast quick: export OMP_NUM_THREADS := 1
+test: checked
+	$(BIN)/python -m pytest -m "cluster and not extended"
+
+test-all: checked
 	$(BIN)/python -m pytest -m cluster
+
+# mypy takes one core, and pytest's two processes what is left.
+checked: $(VENV)/.installed-dev
+	$(MAKE) --jobs 2 --output-sync=target lint types quick
+
+quick: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not cluster" -n 2
+
+fast: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m "not cluster and not slow" -n 2
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff format --check .
@@ -27,12 +42,12 @@ types: $(VENV)/.installed-dev
 # The stamp files make a second run quick, and a changed dependency install again.
 $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e .
+	$(INSTALL) -e .
 	touch $@
 
 $(VENV)/.installed-dev: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(PIP) install -c constraints.txt -e ".[dev,redis]"
+	$(INSTALL) -e ".[dev,redis]"
 	touch $@ $(VENV)/.installed
 
 # The tables under docs/benchmarks, measured again.
@@ -40,7 +55,7 @@ bench-docs: $(VENV)/.installed
 	$(BIN)/rayapp demo --exit
 	$(BIN)/rayapp compare --seeds 3 --write docs/benchmarks/models_movielens.md
 	$(BIN)/rayapp react --write docs/benchmarks/react_movielens.md
-	$(PIP) install -c constraints.txt -e ".[bench,redis]"
+	$(INSTALL) -e ".[bench,redis]"
 	$(BIN)/python -m benchmarks ingest --write docs/benchmarks/ingest.md
 	$(BIN)/python -m benchmarks memory --write docs/benchmarks/store_memory.md
 	$(BIN)/python -m benchmarks crash --write docs/benchmarks/durability.md

@@ -1,5 +1,6 @@
 """Shared fixtures. Ray starts once, and only for tests marked `cluster`."""
 
+import contextlib
 import os
 import shutil
 import sys
@@ -10,7 +11,9 @@ from pathlib import Path
 import hypothesis
 import numpy as np
 import pytest
+from click.testing import CliRunner, Result
 
+from rayapp.cli.main import cli
 from rayapp.contracts.config import Domain, Head
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.presets import nano, variant
@@ -138,6 +141,17 @@ def on_our_ray(ray_session: None) -> dict[str, str]:
     import ray
 
     return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+
+
+Command = Callable[..., Result]
+
+
+@pytest.fixture
+def rayapp_here(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Command:
+    """Runs `rayapp WORDS` in this process on that Ray: it needs no start of a process, nor of a Ray of its own."""
+    for starts in ("local_ray", "job_ray"):
+        monkeypatch.setattr(f"rayapp.launch.runtime.{starts}", lambda **_: contextlib.nullcontext())
+    return lambda *words: CliRunner().invoke(cli, [str(word) for word in words], catch_exceptions=False)
 
 
 def make_request(

@@ -147,6 +147,12 @@ def test_files_stay_readable(path: Path) -> None:
     assert text.count("\n") <= 400, "split it, or say here why it is longer"
 
 
+@pytest.mark.parametrize("path", sorted((ROOT / "tests").glob("*.py")), ids=lambda p: p.name)
+def test_no_test_module_is_imported_by_another(path: Path) -> None:
+    """What they share is a fixture in conftest.py, or a module beside it."""
+    assert not any(name.startswith("tests.test_") for name in imports(path))
+
+
 def test_the_documents_tell_every_place_under_a_root() -> None:
     text = (ROOT / "docs/data.md").read_text()
     table = text[text.index("| place under the root") : text.index("Immutable directories are written beside")]

@@ -30,7 +30,7 @@ from rayapp.root.places import EVENTS
 from rayapp.root.rates import load_items, load_users
 from rayapp.serving.candidates import CandidateIndex, Query
 from rayapp.store.lmdb import LmdbStore
-from tests.conftest import RAYAPP, until
+from tests.conftest import RAYAPP, Command, until
 
 pytestmark = pytest.mark.cluster
 DAY = "2025-01-17"
@@ -47,10 +47,9 @@ def command(root: Path, out: Path, *arguments: object) -> list[str]:
     return [RAYAPP, "batch-score", "--root", str(root), "--out", str(out), *map(str, arguments)]
 
 
-def run(environment: dict[str, str], root: Path, out: Path, *arguments: object) -> dict[str, object]:
-    whole = [*command(root, out, *arguments), "--workers", "2", "--json"]
-    done = subprocess.run(whole, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
+def run(rayapp_here: Command, root: Path, out: Path, *arguments: object) -> dict[str, object]:
+    done = rayapp_here(*command(root, out, *arguments)[1:], "--workers", "2", "--json")
+    assert done.exit_code == 0, done.output
     manifest: dict[str, object] = json.loads(done.stdout)
     return manifest
 
@@ -121,7 +120,12 @@ def store_of_day(trained_root: Path, tmp_path_factory: pytest.TempPathFactory) -
 
 
 def test_pairs_are_scored_as_of_the_moment_and_nothing_later_is_seen(
-    trained_root: Path, pairs: Path, store_of_day: LmdbStore, on_our_ray: dict[str, str], tmp_path: Path
+    trained_root: Path,
+    pairs: Path,
+    store_of_day: LmdbStore,
+    rayapp_here: Command,
+    on_our_ray: dict[str, str],
+    tmp_path: Path,
 ) -> None:
     bad = tmp_path / "bad"
     bad.mkdir()
@@ -132,7 +136,7 @@ def test_pairs_are_scored_as_of_the_moment_and_nothing_later_is_seen(
     )
     (bad / "b.parquet").write_bytes((pairs / "0.parquet").read_bytes()[:2_000])
     out = tmp_path / "out"
-    manifest = run(on_our_ray, trained_root, out, "--pairs", pairs, "--pairs", bad, *AS_OF)
+    manifest = run(rayapp_here, trained_root, out, "--pairs", pairs, "--pairs", bad, *AS_OF)
     assert (manifest["rows"], manifest["duplicates"], manifest["quarantined"]) == (12_002, 1, 1)
     assert (manifest["cold_requests"], manifest["unknown_items"]) == (_cold(store_of_day, pairs) + 1, 2)
     assert "b.parquet" in (out / "quarantine.ndjson").read_text()
@@ -151,22 +155,16 @@ def test_pairs_are_scored_as_of_the_moment_and_nothing_later_is_seen(
     assert table["campaign"].null_count == 0
     of_everyone = manifest["metrics"]["save"]["all"]  # type: ignore[index]
     assert of_everyone["rows"] == 12_002
-    again = subprocess.run(
-        command(trained_root, out, "--pairs", pairs, "--pairs", bad, *AS_OF),
-        env=on_our_ray, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert "finished already" in again.stdout, again.stderr
+    again = rayapp_here(*command(trained_root, out, "--pairs", pairs, "--pairs", bad, *AS_OF)[1:])
+    assert "finished already" in again.stdout, again.output
     other = subprocess.run(
         command(trained_root, out, "--pairs", pairs, *AS_OF),
         env=on_our_ray, capture_output=True, text=True, check=False,
     )  # fmt: skip
     assert other.returncode == 1
     assert "--overwrite" in other.stderr
-    strict = subprocess.run(
-        command(trained_root, tmp_path / "strict", "--pairs", bad, *AS_OF, "--strict"),
-        env=on_our_ray, capture_output=True, text=True, check=False,
-    )  # fmt: skip
-    assert strict.returncode == 3, strict.stderr
+    strict = rayapp_here(*command(trained_root, tmp_path / "strict", "--pairs", bad, *AS_OF, "--strict")[1:])
+    assert strict.exit_code == 3, strict.output
     assert not (tmp_path / "strict").exists()
 
 
@@ -176,10 +174,10 @@ def _cold(store: LmdbStore, pairs: Path) -> int:
 
 
 def test_every_user_gets_the_best_of_the_candidates_that_the_graph_would_fetch(
-    trained_root: Path, store_of_day: LmdbStore, on_our_ray: dict[str, str], tmp_path: Path
+    trained_root: Path, store_of_day: LmdbStore, rayapp_here: Command, tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
-    run(on_our_ray, trained_root, out, "--all-users", *AS_OF, "--candidates", 40, "--top-k", 7)
+    run(rayapp_here, trained_root, out, "--all-users", *AS_OF, "--candidates", 40, "--top-k", 7)
     table = pq.read_table(out / "scores")
     domain, _ = read_root(trained_root)
     index = CandidateIndex(load_model(trained_root, read_aliases(trained_root)[CHAMPION], domain).table)
@@ -195,7 +193,7 @@ def test_every_user_gets_the_best_of_the_candidates_that_the_graph_would_fetch(
         np.testing.assert_allclose(mine["utility"].to_numpy(), np.sort(utility)[::-1][:7], atol=1e-5)
     asked = tmp_path / "users.csv"
     asked.write_text("user_id,mail\n" + "".join(f"{u},{u}@x\n" for u in [*users[:5], "nobody"]))
-    run(on_our_ray, trained_root, tmp_path / "some", "--users", asked, *AS_OF, "--candidates", 40, "--top-k", 7)
+    run(rayapp_here, trained_root, tmp_path / "some", "--users", asked, *AS_OF, "--candidates", 40, "--top-k", 7)
     some = pq.read_table(tmp_path / "some" / "scores")
     assert some.num_rows == 42
     assert set(some["mail"].to_pylist()) == {f"{u}@x" for u in [*users[:5], "nobody"]}
@@ -224,7 +222,7 @@ def processes(pid: int, named: str) -> list[int]:
 
 
 def test_killed_drivers_and_actors_cost_the_parts_in_flight_and_no_row(
-    trained_root: Path, pairs: Path, tmp_path: Path
+    trained_root: Path, pairs: Path, on_our_ray: dict[str, str], tmp_path: Path
 ) -> None:
     out = tmp_path / "out"
     whole = command(trained_root, out, "--pairs", pairs, *AS_OF, "--workers", 2, "--rows-per-part", 1_000)
@@ -242,16 +240,17 @@ def test_killed_drivers_and_actors_cost_the_parts_in_flight_and_no_row(
     (workspace,) = tmp_path.glob(".out.job-*")
     parts = {p: p.stat().st_mtime_ns for p in (workspace / "result").rglob("*.parquet")}
 
-    running = subprocess.Popen([*whole, "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    again = [*whole, "--json"]
+    running = subprocess.Popen(again, env=on_our_ray, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: len(done()) > len(before) or running.poll() is not None, 120)
     kept = {p: m for p, m in done().items() if p in before}
     assert kept == before, "finished parts are not scored again"
-    for actor in processes(running.pid, "MapBatches(_Actor)")[:1]:
+    for actor in processes(os.getpid(), "MapBatches(_Actor)")[:1]:
         os.kill(actor, signal.SIGKILL)
     stdout, stderr = running.communicate(timeout=240)
     assert running.returncode == 0, stderr
-    again = [p for p, m in parts.items() if (out / p.relative_to(workspace / "result")).stat().st_mtime_ns != m]
-    assert len(again) <= 2, "at most the parts in flight"
+    redone = [p for p, m in parts.items() if (out / p.relative_to(workspace / "result")).stat().st_mtime_ns != m]
+    assert len(redone) <= 2, "at most the parts in flight"
     table = pq.read_table(out / "scores")
     assert pairs_in(table) == pairs_in(pq.read_table(pairs))
     assert json.loads(stdout)["rows"] == 12_000

@@ -109,6 +109,7 @@ def score_all(root: Path, out: Path, given: Job) -> tuple[list[dict], pa.Table]:
         return records, pq.read_table(work.result / "scores", partitioning=None)
 
 
+@pytest.mark.slow
 def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(
     models: tuple[Path, LmdbStore],
     domain: Domain,

@@ -144,6 +144,7 @@ def test_the_documents_name_every_dependency() -> None:
     assert "torch==2.13.0\n" in (ROOT / "constraints.txt").read_text()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [

@@ -6,14 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
+from rayapp.loop.workflow import import_once
 
 from rayapp.importing.domains import BUILT_IN, load_domain
-from rayapp.loop.workflow import import_once
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.root.logs import read_log
 from rayapp.sources import Size, SourceError
 from rayapp.sources.data_sets import DATA_SETS, DataSet, data_set
+from rayapp.sources.synthetic_world import USERS_PER_CHUNK
+from tests.conftest import Command
 
 TOML = """
 name = "tiny"
@@ -61,6 +64,7 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> DataSet:
     return DataSet("tiny", "tiny_data_set", str(tmp_path / "tiny.toml"), "two people")
 
 
+@pytest.mark.slow
 def test_one_line_makes_commands_offer_it(tiny: DataSet, tmp_path: Path) -> None:
     def rayapp(*arguments: str) -> str:
         program = (
@@ -93,11 +97,25 @@ def test_one_line_makes_commands_offer_it(tiny: DataSet, tmp_path: Path) -> None
 @pytest.mark.usefixtures("ray_session")
 def test_it_is_imported_like_any_other(tiny: DataSet, tmp_path: Path) -> None:
     root = tmp_path / "root"
-    assert import_once(root, load_domain(tiny.domain), lambda: tiny.fetch(tmp_path / "raw", run_tasks, Size(seed=1)))
+    assert import_once(root, load_domain(tiny.domain), lambda: tiny.fetch(tmp_path / "raw", Size(seed=1), run_tasks))
     assert read_log(root, "events", ["user_id", "item_id"]).to_pylist() == [{"user_id": "u1", "item_id": "i1"}]
     assert read_log(root, "requests", ["user_id", "item_ids"]).to_pylist() == [
         {"user_id": "u1", "item_ids": ["i0", "i1"]}
     ]
+
+
+@pytest.mark.cluster
+def test_one_that_is_made_in_parts_is_made_on_ray(rayapp_here: Command, tmp_path: Path) -> None:
+    out = tmp_path / "raw"
+    size = ("--users", USERS_PER_CHUNK + 1, "--items", 20, "--days", 2, "--seed", 3)
+    done = rayapp_here("fetch", "synthetic", "--out", out, *size)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == (
+        f"rayapp import --domain synthetic --events {out / 'events'} --requests {out / 'requests'} "
+        f"--items {out / 'items.parquet'} --users {out / 'users'}\n"
+    )
+    users = pq.read_table(out / "users", partitioning=None)["user_id"].to_pylist()
+    assert len(set(users)) == USERS_PER_CHUNK + 1
 
 
 def test_every_data_set_has_its_module_its_domain_file_and_its_row_in_the_documents() -> None:

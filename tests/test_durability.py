@@ -1,6 +1,7 @@
 """Real processes are killed under load over real HTTP: every acknowledged event is kept exactly once, in order.
 
-The same code as the bench `crash`, with fewer kills and less load.
+The same code as the bench `crash`, with fewer kills: one of each in `make test`, three more in `make test-all`, of
+what came back from a kill itself.
 """
 
 import shutil
@@ -13,25 +14,27 @@ from rayapp.loop.artifacts import Prepared
 from tests.redis_server import MISSING
 
 pytestmark = pytest.mark.cluster
-ROUNDS = 2
+ROUNDS = pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.extended)])
 
 
-def check(crashed: Crashed) -> None:
+def check(crashed: Crashed, rounds: int) -> None:
     verdict = crashed.verdict
-    assert crashed.kills == len(crashed.recovery_s) == ROUNDS
+    assert crashed.kills == len(crashed.recovery_s) == rounds
     assert (verdict.lost, verdict.duplicated, verdict.wrong_sequences) == (0, 0, 0)
-    assert verdict.acknowledged >= ROUNDS * 200
+    assert verdict.acknowledged >= rounds * 200
 
 
-def test_killed_replicas_and_killed_graphs_lose_nothing(world: tuple[Path, Prepared]) -> None:
-    found = crash(world[0], ["replica", "serve"], ROUNDS, print)
+@ROUNDS
+def test_killed_replicas_and_killed_graphs_lose_nothing(world: tuple[Path, Prepared], rounds: int) -> None:
+    found = crash(world[0], ["replica", "serve"], rounds, print)
     assert set(found) == {"replica", "serve"}
     for crashed in found.values():
-        check(crashed)
+        check(crashed, rounds)
         assert crashed.retried > 0, "a kill was felt by a client"
 
 
-def test_a_killed_redis_loses_nothing(world: tuple[Path, Prepared], tmp_path: Path) -> None:
+@ROUNDS
+def test_a_killed_redis_loses_nothing(world: tuple[Path, Prepared], tmp_path: Path, rounds: int) -> None:
     if shutil.which("redis-server") is None:
         pytest.skip(MISSING)
-    check(crash_redis(world[0], tmp_path / "redis", ROUNDS, print)["redis"])
+    check(crash_redis(world[0], tmp_path / "redis", rounds, print)["redis"], rounds)

@@ -1,6 +1,5 @@
 """From logs to a report: what counts for which arm, the days, retrainings, and the stop through the command line."""
 
-import contextlib
 import dataclasses
 import json
 import sys
@@ -10,7 +9,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
-from click.testing import CliRunner, Result
+from click.testing import Result
 
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.hashing import hash64_column
@@ -27,6 +26,7 @@ from rayapp.registry.retrainings import read_retrainings, record_retraining
 from rayapp.root.logs import log_schema, sort_log, without_copies, write_file
 from rayapp.root.places import EVENTS, REQUESTS, RETRAINING_LOG
 from rayapp.root.publish import PublishError, commit_log
+from tests.conftest import Command
 
 START_MS = 1_796_083_200_000  # 2026-12-01
 TEXT = """
@@ -269,7 +269,7 @@ def test_nothing_is_said_before_a_day_is_complete(running: Running, domain: Doma
 
 @pytest.mark.cluster
 def test_a_daily_check_stops_a_harmful_arm(
-    ray_session: None, root: Path, running: Running, domain: Domain, monkeypatch: pytest.MonkeyPatch
+    rayapp_here: Command, root: Path, running: Running, domain: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Through the files of the logs, Ray Data and the commands; afterwards a server's book gives nobody an arm."""
     requests, events = worlds(running, {"control": 0.1, "treatment": 0.4}, users=120, days=4)
@@ -283,13 +283,10 @@ def test_a_daily_check_stops_a_harmful_arm(
     (user,) = members(running, "treatment", 1)
     assert getattr(book.arm_of(user, now_ms), "label", None) == "exp/treatment"
 
-    # Ray runs already; the commands start their own.
-    monkeypatch.setattr("rayapp.launch.runtime.local_ray", lambda **_: contextlib.nullcontext())
     monkeypatch.setattr("rayapp.cli.experiments._now_ms", lambda: now_ms)
-    from rayapp.cli.main import cli
 
     def call(*words: str) -> Result:
-        return CliRunner().invoke(cli, ["experiment", *words, "--root", str(root)], catch_exceptions=False)
+        return rayapp_here("experiment", *words, "--root", root)
 
     assert json.loads(call("report", "--json").output)["guardrails"][0]["crossed_day"] == 1
     assert "exp: on" in call("show").output

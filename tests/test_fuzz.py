@@ -65,6 +65,7 @@ def url(tmp_path_factory: pytest.TempPathFactory, domain: Domain) -> Iterator[st
     thread.join()
 
 
+@pytest.mark.slow
 def test_no_request_that_the_api_describes_or_forbids_is_a_server_error(url: str) -> None:
     schema = schemathesis.openapi.from_url(f"{url}/openapi.json")
     asked: dict[str, int] = {}
@@ -129,6 +130,7 @@ def test_no_good_event_is_lost_beside_bad_ones(url: str) -> None:
     client.close()
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=200), st.sampled_from(["application/json", "application/x-ndjson", "text/plain", ""]))
 @settings(max_examples=60, deadline=None, database=None)
 def test_any_bytes_are_answered(url: str, body: bytes, kind: str) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import signal
 import subprocess
+import threading
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ from rayapp.root.logs import read_log
 from rayapp.root.publish import PublishError, log_manifest, read_manifest
 from rayapp.root.rates import load_items, load_users, newest, read_users
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
-from tests.conftest import RAYAPP, until
+from tests.conftest import RAYAPP, Command, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 WORLD = World(num_users=250, num_items=150, num_days=5)
@@ -249,7 +250,9 @@ def command(root: Path, raw: Path) -> list[str]:
     return [RAYAPP, "import", "--root", str(root), *arguments, "--items", str(files.items), "--buckets", "4"]
 
 
-def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_row(large: Path, tmp_path: Path) -> None:
+def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_row(
+    large: Path, rayapp_here: Command, tmp_path: Path
+) -> None:
     root = tmp_path / "root"
     running = subprocess.Popen(command(root, large), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     until(lambda: bool(list((root / ".staging").glob("*"))) and bool(workers_of(running.pid)), 90)
@@ -273,38 +276,43 @@ def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_ro
     running.wait()
     assert log_manifest(root / "events") == (number, manifest), "what was published stays"
     assert len(read_log(root, "events", ["event_id"])) == 13 * events
-    done = subprocess.run(again, capture_output=True, text=True, check=False, timeout=180)
-    assert done.returncode == 0, done.stderr
+    done = rayapp_here(*again[1:])
+    assert done.exit_code == 0, done.output
     assert len(read_log(root, "events", ["event_id"])) == 25 * events
     assert not (root / ".staging").exists()
 
 
-def test_a_worker_killed_in_a_window_build_costs_a_retry(large: Path, tmp_path: Path) -> None:
+def test_a_worker_killed_in_a_window_build_costs_a_retry(large: Path, rayapp_here: Command, tmp_path: Path) -> None:
     root = tmp_path / "root"
     files = files_in(large)
     bring(root, Inputs([files.events], [files.requests], [files.items]))
     days = ["--since", "2025-01-01", "--until", "2025-01-06"]
-    running = subprocess.Popen(
-        [RAYAPP, "windows", "--root", str(root), *days], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    until(lambda: bool(workers_of(running.pid)), 90)
-    os.kill(workers_of(running.pid)[0], signal.SIGKILL)
-    _, err = running.communicate(timeout=180)
-    assert running.returncode == 0, err
+    until(lambda: not workers_of(os.getpid()), 30)
+    killed: list[int] = []
+
+    def kill() -> None:
+        until(lambda: bool(workers_of(os.getpid())), 90)
+        killed.append(workers_of(os.getpid())[0])
+        os.kill(killed[0], signal.SIGKILL)
+
+    killer = threading.Thread(target=kill)
+    killer.start()
+    done = rayapp_here("windows", "--root", root, *days)
+    killer.join()
+    assert killed
+    assert done.exit_code == 0, done.output
     window = read_manifest(root / "windows" / "2025-01-01_2025-01-06")
     assert sum(b["requests"] for b in window["buckets"]) == read_log(root, "requests", ["request_id"]).num_rows
     assert ray.is_initialized()
 
 
-def test_strict_tells_by_its_exit_code(raw: Path, tmp_path: Path) -> None:
+def test_strict_tells_by_its_exit_code(raw: Path, rayapp_here: Command, tmp_path: Path) -> None:
     events = pq.read_table(raw / "events", partitioning=None).slice(0, 5).to_pandas()
     events.loc[2, "user_id"] = ""
     path = tmp_path / "events.csv"
     events.to_csv(path, index=False)
     arguments = ["--domain", "synthetic", "--events", str(path), "--items", str(files_in(raw).items), "--strict"]
-    done = subprocess.run(
-        [RAYAPP, "import", "--root", str(tmp_path / "root"), *arguments], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 3, done.stderr
+    done = rayapp_here("import", "--root", tmp_path / "root", *arguments)
+    assert done.exit_code == 3, done.output
     assert "user_id is missing" in done.stdout
     assert "quarantined: 1" in done.stdout

@@ -1,6 +1,5 @@
 """One person is one id, however the file writes it; what can't be told apart any more is refused in words."""
 
-import contextlib
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,11 +9,9 @@ import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from click.testing import CliRunner
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.cli.main import cli
 from rayapp.importing.columns import RowCheck, ids
 from rayapp.importing.domains.layout import NULL_VALUES, DomainFile
 from rayapp.importing.domains.parse import parse_domain
@@ -22,7 +19,7 @@ from rayapp.importing.files import NO_ROW, RejectedRow, plan
 from rayapp.importing.rows import Clock, event_rows, list_rows
 from rayapp.importing.staging import read_checked
 from rayapp.root.logs import read_log
-from tests.conftest import T0
+from tests.conftest import T0, Command
 
 DOMAIN_TOML = """
 name = "shop"
@@ -168,16 +165,14 @@ def test_however_whole_numbers_are_written_they_are_the_same_ids(numbers: list[i
 
 @pytest.mark.cluster
 def test_a_log_that_meets_few_of_the_catalogue_s_items_is_the_first_thing_an_import_says(
-    ray_session: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    rayapp_here: Command, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr("rayapp.launch.runtime.local_ray", lambda **_: contextlib.nullcontext())
     root, domain, items, events = (tmp_path / name for name in ("root", "domain.toml", "items.csv", "events.csv"))
     domain.write_text(DOMAIN_TOML.replace("#EVENTS", ""))
     pd.DataFrame({"item_id": [f"item-{n}" for n in range(9)], "title": ["t"] * 9}).to_csv(items, index=False)
     frame([f"{n}.0" for n in range(9)], [f"sku-{n}" for n in range(8)] + ["item-1"]).to_csv(events, index=False)
-    command = ["import", "--root", root, "--domain", domain, "--events", events, "--items", items]
-    done = CliRunner().invoke(cli, [str(word) for word in command])
-    assert done.exception is None, done.output
+    done = rayapp_here("import", "--root", root, "--domain", domain, "--events", events, "--items", items)
+    assert done.exit_code == 0, done.output
     lines = [line for line in done.output.splitlines() if line and "…" not in line]
     assert lines[0].startswith("warning: the catalogue knows the item of only 11% of the events (1 of 9)")
     assert "'sku-" in lines[0]

@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pyarrow as pa
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,6 +115,7 @@ def slow_label(domain: Domain, events: pd.DataFrame, lists: pd.DataFrame, row: A
     return min(known, default=None)
 
 
+@pytest.mark.slow
 @given(logs, shown)
 @settings(deadline=None)
 def test_labels_and_rates_know_only_what_had_arrived(domain: Domain, log: list[Any], lists: list[Any]) -> None:

@@ -73,6 +73,7 @@ store.close()
 """
 
 
+@pytest.mark.slow
 def test_what_is_installed_from_the_wheel_opens_a_redis_store(built: tuple[Path, Path], tmp_path: Path) -> None:
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "--disable-pip-version-check", "install", "--no-deps", "--no-index", "-q"]

@@ -9,9 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from click.testing import CliRunner
 
-from rayapp.cli.main import cli
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import nano
 from rayapp.contracts.schema import Event
@@ -26,7 +24,7 @@ from rayapp.root.places import REQUESTS
 from rayapp.root.publish import write_json
 from rayapp.store import Store
 from rayapp.store.opening import open_store
-from tests.conftest import T0, make_event
+from tests.conftest import T0, Command, make_event
 
 LENGTH = 20
 NOW = T0 + 86_400_000
@@ -251,22 +249,19 @@ def test_parity_survives_the_loss_of_the_store(root: Path, store: Store, domain:
 
 @pytest.mark.cluster
 def test_the_command_prints_the_share_and_fails_below_it(
-    ray_session: None, root: Path, store: Store, domain: Domain, monkeypatch: pytest.MonkeyPatch
+    rayapp_here: Command, root: Path, store: Store, domain: Domain
 ) -> None:
-    import contextlib
-
-    monkeypatch.setattr("rayapp.launch.runtime.local_ray", lambda spare_cpus: contextlib.nullcontext())
     server = Server(store, domain)
     replay(server, np.random.default_rng(5), 2)
     export_all(root, store)
-    done = CliRunner().invoke(cli, ["parity", "--root", str(root)])
+    done = rayapp_here("parity", "--root", root)
     assert done.exit_code == 0, done.output
     assert "(100.0000%)" in done.output
     server.feed("u1", NOW, tamper=1)
     export_all(root, store)
-    done = CliRunner().invoke(cli, ["parity", "--root", str(root), "--json"])
+    done = rayapp_here("parity", "--root", root, "--json")
     assert done.exit_code == 1
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["compared"] - found["equal"] == 1
     assert found["mismatches"][0]["request_id"] == f"r{server.served - 1}"
-    assert CliRunner().invoke(cli, ["parity", "--root", str(root), "--at-least", "0.5"]).exit_code == 0
+    assert rayapp_here("parity", "--root", root, "--at-least", "0.5").exit_code == 0

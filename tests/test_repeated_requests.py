@@ -5,7 +5,6 @@
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +16,7 @@ from rayapp.loop.day_counts import count_days, days_with_requests
 from rayapp.pipeline.parity import parity
 from rayapp.root.places import REQUESTS
 from rayapp.root.publish import commit_log, log_manifest
-from tests.conftest import RAYAPP
+from tests.conftest import Command
 
 pytestmark = pytest.mark.cluster
 
@@ -34,12 +33,11 @@ def log_everything_twice(root: Path) -> None:
     commit_log(root / REQUESTS, number, {**manifest, "files": [*manifest["files"], *again]})
 
 
-def seen_by_all(root: Path, domain: Domain, environment: dict[str, str], out: Path) -> dict[str, Any]:
+def seen_by_all(rayapp_here: Command, root: Path, domain: Domain, out: Path) -> dict[str, Any]:
     days = days_with_requests(root, 1 << 62)
-    command = [RAYAPP, "batch-score", "--root", str(root), "--requests", "--model", "champion", "--out", str(out)]
-    command += ["--json", "--workers", "2"]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=240)
-    assert done.returncode == 0, done.stderr
+    words = ("batch-score", "--root", root, "--requests", "--model", "champion", "--out", out, "--json", "--workers", 2)
+    done = rayapp_here(*words)
+    assert done.exit_code == 0, done.output
     return {
         "watch": count_days(root, days, domain, now_ms=1 << 50),
         "parity": parity(root),
@@ -48,11 +46,11 @@ def seen_by_all(root: Path, domain: Domain, environment: dict[str, str], out: Pa
 
 
 def test_a_request_that_was_logged_twice_counts_once(
-    world: tuple[Path, Prepared], on_our_ray: dict[str, str], tmp_path: Path
+    world: tuple[Path, Prepared], rayapp_here: Command, tmp_path: Path
 ) -> None:
     root, prepared = world
-    before = seen_by_all(root, prepared.domain, on_our_ray, tmp_path / "once")
+    before = seen_by_all(rayapp_here, root, prepared.domain, tmp_path / "once")
     log_everything_twice(root)
-    after = seen_by_all(root, prepared.domain, on_our_ray, tmp_path / "twice")
+    after = seen_by_all(rayapp_here, root, prepared.domain, tmp_path / "twice")
     assert sum(day.requests for day in before["watch"]) == before["batch"]["requests"] > 100
     assert after == before

@@ -53,6 +53,7 @@ def test_a_long_name_for_temporary_files_is_told_in_a_sentence(root: Path, tmp_p
     assert done.stderr.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_too_few_file_handles_are_told_in_a_sentence(root: Path, tmp_path: Path) -> None:
     done = compact(root, tmp_path, lambda: resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256)))
     assert done.returncode == 1

@@ -40,6 +40,7 @@ for n in range(100_000):
 """
 
 
+@pytest.mark.slow
 def test_what_was_acknowledged_survives_a_kill(tmp_path: Path, domain: Domain) -> None:
     """A real process is killed while it writes; every event it had acknowledged is there exactly once."""
     from rayapp.root.publish import write_json
@@ -110,6 +111,7 @@ def test_a_store_that_is_overwritten_is_refused_in_words(tmp_path: Path, domain:
         LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP)
 
 
+@pytest.mark.slow
 def test_the_map_grows_under_readers_and_other_processes_follow(tmp_path: Path, domain: Domain) -> None:
     store = LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=1 << 18)
     program = (
@@ -253,6 +255,7 @@ for n in range(100_000):
 """
 
 
+@pytest.mark.slow
 def test_two_writers_at_once_and_one_of_them_killed(tmp_path: Path, domain: Domain) -> None:
     """The one that lives goes on past a lock whose holder died; both see the map grow."""
     command = [sys.executable, "-c", TWO, str(tmp_path / "s"), json.dumps(to_json(domain.vocabulary))]

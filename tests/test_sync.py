@@ -86,6 +86,7 @@ def unsynced_answers(trace: Path, data: str, answer: str) -> tuple[int, int]:
     return bad, answers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sync", ["sync", "no sync"])
 def test_lmdb_syncs_before_the_answer(tmp_path: Path, domain: Domain, sync: str) -> None:
     trace = tmp_path / "trace"
@@ -98,6 +99,7 @@ def test_lmdb_syncs_before_the_answer(tmp_path: Path, domain: Domain, sync: str)
     assert bad == (0 if sync == "sync" else 5)
 
 
+@pytest.mark.slow
 def test_an_export_syncs_its_files_before_a_manifest_names_them(tmp_path: Path, domain: Domain) -> None:
     """The next round frees what this one has exported."""
     trace = tmp_path / "trace"

@@ -54,6 +54,7 @@ class Killed(Exception):
     pass
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 7, 30])
 def test_a_resumed_run_ends_with_the_same_weights(
     root: Path, domain: Domain, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
@@ -89,6 +90,7 @@ def test_a_checkpoint_of_another_run_is_refused_in_words(root: Path, domain: Dom
         make_loop(root, domain, run="another").restore(tmp_path)
 
 
+@pytest.mark.slow
 def test_training_stops_early_and_keeps_the_best_epoch(
     root: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -109,6 +111,7 @@ def test_training_stops_early_and_keeps_the_best_epoch(
     assert fresh.position.best_loss == pytest.approx(position.best_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("preset", ["demo", "paper"])
 def test_a_small_log_is_trained_for_some_hundred_steps_and_no_stop_comes_in_the_warm_up(
     root: Path, domain: Domain, preset: str
@@ -131,6 +134,7 @@ def test_epochs_that_were_asked_for_are_not_repeated(root: Path, domain: Domain)
     assert make_loop(root, domain, PRESETS["demo"]().with_epochs(3).train).num_steps == 3
 
 
+@pytest.mark.slow
 def test_the_loss_falls(root: Path, domain: Domain, tmp_path: Path) -> None:
     publish_window(root, domain, num_requests=400)
     log = tmp_path / "train.jsonl"

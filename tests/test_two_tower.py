@@ -2,6 +2,7 @@
 
 import numpy as np
 import pyarrow.compute as pc
+import pytest
 import torch
 
 from rayapp.importing.domains import load_domain
@@ -42,6 +43,7 @@ def test_contexts_are_the_user_s_own_past_newest_first() -> None:
     assert engagements.contexts(2).tolist() == [[-1, -1], [5, -1], [6, 5], [-1, -1], [8, -1]]
 
 
+@pytest.mark.slow
 def test_the_tower_finds_the_next_item_better_than_popularity_and_chance_also_unseen_ones() -> None:
     items, engagements = world()
     until_ms = WORLD.start_ms + 7 * 86_400_000

@@ -41,7 +41,7 @@ def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, s
 
     chosen = data_set(name)
     size = Size(seed=seed, num_users=num_users, num_items=num_items, num_days=num_days)
-    files = chosen.fetch(out.resolve(), in_ray, size)
+    files = chosen.fetch(out.resolve(), size, in_ray)
     users = f" --users {files.users}" if files.users else ""
     click.echo(
         f"rayapp import --domain {chosen.domain} --events {files.events} --requests {files.requests} "

@@ -26,6 +26,7 @@ from rayapp.registry.item_tables import load_table
 from rayapp.root.facts import check_writable, refuse_other_domain
 from rayapp.root.places import DOWNLOADS, MODELS
 from rayapp.root.publish import exclusive, read_manifest
+from rayapp.sources import Size
 from rayapp.sources.data_sets import data_set
 
 NUM_SAVES = 5
@@ -48,7 +49,7 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
         with ray_session:
             domain = domain_file.domain
             with steps.step("import: catalogue, event log, request log") as done:
-                done(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, run_tasks)))
+                done(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, Size(), run_tasks)))
             train_and_tell(root, domain, preset, split_of(root), steps)
             with steps.step("seed the sequence store from the log") as done:
                 done(seed_store(root)[1])

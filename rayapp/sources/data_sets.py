@@ -23,7 +23,7 @@ class DataSet:
     summary: str
     """A line of help."""
 
-    def fetch(self, directory: Path, run_parts: RunParts, size: Size = Size()) -> Files:  # noqa: B008 (it is frozen)
+    def fetch(self, directory: Path, size: Size, run_parts: RunParts) -> Files:
         """Writes its files into the directory.
 
         Raises:
@@ -42,12 +42,12 @@ DATA_SETS: Final = [
 
 def names() -> list[str]:
     """The names, as a command offers them."""
-    return [data_set.name for data_set in DATA_SETS]
+    return [known.name for known in DATA_SETS]
 
 
 def summaries() -> str:
     """What there is, as a command's help says it."""
-    return "; ".join(f"{data_set.name}: {data_set.summary}" for data_set in DATA_SETS) + "."
+    return "; ".join(f"{known.name}: {known.summary}" for known in DATA_SETS) + "."
 
 
 def data_set(name: str) -> DataSet:
