@@ -18,6 +18,7 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.presets import VARIANTS, nano, variant
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
+from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests, join
 from rayapp.features.sequence import History
 from rayapp.importing.domains import load_domain
@@ -37,9 +38,8 @@ from rayapp.model.scorer import Scorer
 from rayapp.registry.aliases import promote
 from rayapp.registry.models import load_model
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.ranking import rank, rank_many
+from rayapp.serving.ranking import RankCall, Ranking, rank, rank_many
 from rayapp.serving.shelf import ModelShelf
-from rayapp.serving.stages import RankCall, Ranking
 from rayapp.store import UserSequence
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0
@@ -79,10 +79,10 @@ def test_a_request_among_others_scores_as_alone(sizes: list[tuple[int, int]]) ->
     asked = asked_of(sizes)
     together = scorer.on(CPU).score_many(asked)
     assert len(together) == len(asked)
-    for one, (probability_CH, known_C) in zip(asked, together, strict=True):
+    for one, (probability_CH, row_C) in zip(asked, together, strict=True):
         alone_CH, alone_C = scorer.score(one)
         np.testing.assert_allclose(probability_CH, alone_CH, atol=1e-5)
-        assert known_C.tolist() == alone_C.tolist()
+        assert row_C.tolist() == alone_C.tolist()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -183,7 +183,7 @@ def test_an_item_put_a_second_ago_is_known_with_the_same_graphs() -> None:
     assert extended.batched.graphs is scorer.batched.graphs
     asked = request(np.full(3, FIRST_ACTION_ID, np.uint8), hashes("i1", "i44", "i2"), hashes("i44", "i3"))
     [(before_CH, before_C)], [(after_CH, after_C)] = scorer.score_many([asked]), extended.score_many([asked])
-    assert (before_C.tolist(), after_C.tolist()) == ([False, True], [True, True])
+    assert ((before_C != ABSENT).tolist(), (after_C != ABSENT).tolist()) == ([False, True], [True, True])
     np.testing.assert_allclose(after_CH, extended.score(asked)[0], atol=1e-5)
     assert np.abs(after_CH - before_CH)[0].max() > 1e-6
 
@@ -214,11 +214,11 @@ def test_calls_are_ranked_together_as_alone(root: Path, domain: Domain) -> None:
     one, two = np.array([T0]), np.array([hash64("i2")], np.uint64)
     acted = UserSequence(History(one, one, one, two, two, np.array([3], np.uint8)), ("i2",), T0)
     calls = [
-        ("a", RankCall("u1", acted, T0 + 1, ["i1", "i5", "nowhere"], {})),
-        ("b", RankCall("u1", acted, T0 + 1, ["i1", "i5"], {})),
-        ("gone", RankCall("u2", UserSequence.unknown(), T0 + 1, ["i1"], {})),
-        ("a", RankCall("u2", UserSequence.unknown(), T0 + 1, [f"i{n}" for n in range(30)], {})),
-        ("a", RankCall("u3", UserSequence.unknown(), T0 + 1, [None], {})),  # type: ignore[list-item]
+        ("a", RankCall.of("u1", acted, T0 + 1, ["i1", "i5", "nowhere"], {})),
+        ("b", RankCall.of("u1", acted, T0 + 1, ["i1", "i5"], {})),
+        ("gone", RankCall.of("u2", UserSequence.unknown(), T0 + 1, ["i1"], {})),
+        ("a", RankCall.of("u2", UserSequence.unknown(), T0 + 1, [f"i{n}" for n in range(30)], {})),
+        ("a", RankCall("u3", UserSequence.unknown(), T0 + 1, None, {})),  # type: ignore[arg-type]
     ]
     rates = LiveRates(root, domain, 4)
     answers = rank_many(shelf.get, rates, domain, calls)
@@ -241,7 +241,7 @@ def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Doma
     bad = dataclasses.replace(good, scorer=good.scorer.on(CPU))
     assert bad.scorer.batched is not None
     bad.scorer.batched.probabilities._scale_H = torch.ones(7)  # as many as no model has heads
-    call = RankCall("u1", UserSequence.unknown(), T0, ["i1"], {})
+    call = RankCall.of("u1", UserSequence.unknown(), T0, ["i1"], {})
     held = {"bad": bad, "a": good}
     answers = rank_many(held.get, LiveRates(root, domain, 4), domain, [("bad", call), ("a", call), ("bad", call)])
     assert [type(answer) for answer in answers] == [RuntimeError, Ranking, RuntimeError]

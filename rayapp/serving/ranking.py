@@ -1,20 +1,59 @@
 """Ranking calls, as every replica answers them: cut the sequence, look up the rates, score; alone or several at once.
 
-Shapes: C candidates.
+Shapes: C candidates, H heads, E vector width.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
+from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import at_request
 from rayapp.model.batched import Scores
 from rayapp.registry.models import LoadedModel
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.stages import RankCall, Ranking
+from rayapp.store import UserSequence
+
+
+@dataclass(frozen=True, slots=True)
+class RankCall:
+    """What the ranker is asked, but for the model."""
+
+    user_id: str
+    user: UserSequence
+    timestamp_ms: int
+    """The sequence is cut as of this time."""
+    item_hash_C: NDArray[np.uint64]
+    context: dict[str, Any]
+
+    @staticmethod
+    def of(
+        user_id: str, user: UserSequence, timestamp_ms: int, item_ids: Sequence[str], context: dict[str, Any]
+    ) -> "RankCall":
+        """For items that nobody has hashed yet."""
+        item_hash_C = np.fromiter((hash64(item_id) for item_id in item_ids), np.uint64, len(item_ids))
+        return RankCall(user_id, user, timestamp_ms, item_hash_C, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The ranker's answer: which model scored, over what sequence."""
+
+    model_version: str
+    probability_CH: NDArray[np.float32]
+    known_C: NDArray[np.bool_]
+    vector_CE: NDArray[np.float16]
+    """Item vectors, for the diversity of the list."""
+    sequence_length: int
+    sequence_hash: int
+    item_table: str
+    rate_snapshot: str | None
 
 
 def rank(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankCall) -> Ranking:
@@ -63,7 +102,7 @@ def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankC
         length=model.config.history_length,
         vocabulary=domain.vocabulary,
     )
-    candidate_hash_C = np.fromiter((hash64(i) for i in call.item_ids), np.uint64, len(call.item_ids))
+    candidate_hash_C = call.item_hash_C
     user_rate_R, item_rate_CR, day = rates.features(call.user_id, candidate_hash_C)
     request = Requests(
         np.array([hash64(call.user_id)], np.uint64),
@@ -78,12 +117,12 @@ def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankC
 
 
 def _ranking(model: LoadedModel, request: Requests, day: str | None, scores: Scores) -> Ranking:
-    probability_CH, known_C = scores
+    probability_CH, row_C = scores
     return Ranking(
         model.version,
         probability_CH,
-        known_C,
-        model.table.vectors_NE[model.table.rows_of(request.candidate_hash_BC[0])].astype(np.float16),
+        row_C != ABSENT,
+        model.table.vectors_NE[row_C].astype(np.float16),
         int(request.sequences.length_R[0]),
         request.sequences.hash_of(0),
         model.table.name,
