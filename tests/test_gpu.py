@@ -18,7 +18,6 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.presets import VARIANTS, nano, variant
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
-from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests, join
 from rayapp.features.sequence import History
 from rayapp.importing.domains import load_domain
@@ -79,10 +78,10 @@ def test_a_request_among_others_scores_as_alone(sizes: list[tuple[int, int]]) ->
     asked = asked_of(sizes)
     together = scorer.on(CPU).score_many(asked)
     assert len(together) == len(asked)
-    for one, (probability_CH, row_C) in zip(asked, together, strict=True):
+    for one, (probability_CH, known_C) in zip(asked, together, strict=True):
         alone_CH, alone_C = scorer.score(one)
         np.testing.assert_allclose(probability_CH, alone_CH, atol=1e-5)
-        assert row_C.tolist() == alone_C.tolist()
+        assert known_C.tolist() == alone_C.tolist()
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -183,7 +182,7 @@ def test_an_item_put_a_second_ago_is_known_with_the_same_graphs() -> None:
     assert extended.batched.graphs is scorer.batched.graphs
     asked = request(np.full(3, FIRST_ACTION_ID, np.uint8), hashes("i1", "i44", "i2"), hashes("i44", "i3"))
     [(before_CH, before_C)], [(after_CH, after_C)] = scorer.score_many([asked]), extended.score_many([asked])
-    assert ((before_C != ABSENT).tolist(), (after_C != ABSENT).tolist()) == ([False, True], [True, True])
+    assert (before_C.tolist(), after_C.tolist()) == ([False, True], [True, True])
     np.testing.assert_allclose(after_CH, extended.score(asked)[0], atol=1e-5)
     assert np.abs(after_CH - before_CH)[0].max() > 1e-6
 

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayapp.contracts.schema import FIRST_ACTION_ID
+from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests, join
 from rayapp.model.calibration import Calibration
 from rayapp.model.graphs import Graphs
@@ -33,9 +34,7 @@ MOST_EXAMPLES: Final = 8_192
 """Requests times candidates of one forward, unless one request alone is larger: bounds the GPU's memory."""
 LARGEST_BF16_ERROR: Final = 2e-3
 """Of a probability. Beyond it float32 is used."""
-Scores = tuple[NDArray[np.float32], NDArray[np.int64]]
-"""Probabilities `[C, H]` of one request, and the candidates' rows in the item table `[C]`; a candidate that it does not
-hold, row ABSENT, is scored cold."""
+Scores = tuple[NDArray[np.float32], NDArray[np.bool_]]
 
 
 class Probabilities:
@@ -93,7 +92,8 @@ class BatchedScorer:
         return dataclasses.replace(self, inputs=self.inputs.extended(table))
 
     def score_many(self, requests: Sequence[Requests]) -> list[Scores]:
-        """Scores of each, which holds one request and no more actions than the model reads."""
+        """`(probabilities [C, H], known [C])` of each, which holds one request and no more actions than the model
+        reads."""
         scores: dict[int, Scores] = {}
         for part in groups([one.candidate_hash_BC.shape[1] for one in requests]):
             scores |= zip(part, self._score([requests[n] for n in part]), strict=True)
@@ -113,8 +113,8 @@ class BatchedScorer:
         with self.lock, torch.inference_mode():
             batch = self.inputs.gather(Rows(*self.bring(rows.tensors())))
             probability_BCH = self.graphs(batch).cpu().numpy()  # waits, so that the buffers are free again
-        row_BC = rows.candidate_BC.numpy()
-        return ((probability_BCH[b, :count], row_BC[b, :count]) for b, count in enumerate(counts))
+        known_BC = rows.candidate_BC.numpy() != ABSENT
+        return ((probability_BCH[b, :count], known_BC[b, :count]) for b, count in enumerate(counts))
 
 
 def bucket(size: int, least: int = 1) -> int:

@@ -101,14 +101,10 @@ class Inputs:
         return dataclasses.replace(self, **tensors)
 
     def batch(self, requests: Requests) -> Batch:
-        """Looks everything up."""
-        return self.gather(self.rows(requests))
-
-    def rows(self, requests: Requests) -> "Rows":
-        """From hashes to rows, for `gather`. The history is cut to the longest one present: padding costs nothing."""
+        """Looks everything up. The history is cut to the longest one present: padding costs nothing."""
         longest = max(int(requests.sequences.length_R.max(initial=1)), 1)
         device, rows = self.vector_NE.device, self.look_up(requests, longest)
-        return Rows(*(tensor.to(device) for tensor in rows.tensors()))
+        return self.gather(Rows(*(tensor.to(device) for tensor in rows.tensors())))
 
     def look_up(self, requests: Requests, length: int) -> "Rows":
         """From hashes to rows, on the host; of each history the newest `length` places."""

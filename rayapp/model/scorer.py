@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests
 from rayapp.model.batched import BatchedScorer, Scores
 from rayapp.model.calibration import Calibration
@@ -57,13 +58,13 @@ class Scorer:
             return self.calibration.apply(self.ranker(self.inputs.batch(requests)))
 
     def score(self, request: Requests) -> Scores:
-        """Scores of one request."""
+        """`(probabilities [C, H], known [C])` of one request; a candidate the table does not hold is scored cold and
+        not known."""
         assert self.fast is not None
         with torch.inference_mode():
-            rows = self.inputs.rows(request)
-            logits_CH = self.fast(self.inputs.gather(rows))
+            logits_CH = self.fast(self.inputs.batch(request))
             probability_CH = torch.sigmoid(self.calibration.apply(logits_CH)).cpu().numpy()
-        return probability_CH, rows.candidate_BC[0].cpu().numpy()
+        return probability_CH, self.inputs.table.rows_of(request.candidate_hash_BC[0]) != ABSENT
 
     def score_many(self, requests: Sequence[Requests]) -> list[Scores]:
         """`score` of each, which holds one request: at once on a GPU, one after the other on a CPU."""

@@ -12,7 +12,6 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
-from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import at_request
 from rayapp.model.batched import Scores
@@ -117,12 +116,12 @@ def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankC
 
 
 def _ranking(model: LoadedModel, request: Requests, day: str | None, scores: Scores) -> Ranking:
-    probability_CH, row_C = scores
+    probability_CH, known_C = scores
     return Ranking(
         model.version,
         probability_CH,
-        row_C != ABSENT,
-        model.table.vectors_NE[row_C].astype(np.float16),
+        known_C,
+        model.table.vectors_NE[model.table.rows_of(request.candidate_hash_BC[0])].astype(np.float16),
         int(request.sequences.length_R[0]),
         request.sequences.hash_of(0),
         model.table.name,
