@@ -17,17 +17,17 @@ from pydantic import BaseModel
 
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
+from rayapp.retrieval.candidates import Query, fetch
+from rayapp.retrieval.index import CandidateIndex
 from rayapp.root.facts import read_root
 from rayapp.serving.blend import blend
-from rayapp.serving.candidates import CandidateIndex, Query
 from rayapp.serving.feed import DIVERSITY
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.ranking import rank
-from rayapp.serving.stages import RankCall
+from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.opening import open_store
 
 
-class Ask(BaseModel):
+class FeedBody(BaseModel):
     """The fields of `/v1/recommendations` that it knows."""
 
     user_id: str
@@ -45,11 +45,11 @@ def make_app() -> FastAPI:
     thread = ThreadPoolExecutor(max_workers=1)
     app = FastAPI()
 
-    def feed(ask: Ask) -> dict[str, Any]:
+    def feed(ask: FeedBody) -> dict[str, Any]:
         now_ms = time.time_ns() // 1_000_000
         user = store.lookup(ask.user_id)
-        found = index.fetch(user.history, domain.vocabulary, Query(num_candidates=ask.num_candidates, now_ms=now_ms))
-        ranking = rank(model, rates, domain, RankCall(ask.user_id, user, now_ms, found.item_ids, {}))
+        found = fetch(index, user.history, domain.vocabulary, Query(ask.num_candidates, now_ms))
+        ranking = rank(model, rates, domain, RankCall(ask.user_id, user, now_ms, found.item_hash_C, {}))
         vectors_CE = ranking.vector_CE.astype("float32")
         rows = blend(
             ranking.probability_CH, domain.utilities, ask.num_results, vectors_CE=vectors_CE, diversity=DIVERSITY
@@ -57,7 +57,7 @@ def make_app() -> FastAPI:
         return {"items": [{"item_id": found.item_ids[row.index], "score": row.score} for row in rows]}
 
     @app.post("/v1/recommendations")
-    async def recommendations(ask: Ask) -> dict[str, Any]:
+    async def recommendations(ask: FeedBody) -> dict[str, Any]:
         return await asyncio.get_running_loop().run_in_executor(thread, feed, ask)
 
     @app.get("/health")

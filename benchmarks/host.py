@@ -113,12 +113,12 @@ def handwritten(root: Path, workers: int) -> Iterator[str]:
 
 
 def empty_config(inline: list[str]) -> dict[str, Any]:
-    """A graph of the same shape that computes nothing (`deployments/empty.py`)."""
+    """A graph of the same shape that computes nothing (`benchmarks/empty.py`)."""
     config = serve_config(Path(), free_port())
     (application,) = config["applications"]
     options = application["args"]["apart"]
     application |= {
-        "import_path": "deployments.empty:build",
+        "import_path": "benchmarks.empty:build",
         "args": {"inline": inline, "apart": options},
     }
     return config

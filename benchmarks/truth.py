@@ -15,8 +15,7 @@ from numpy.typing import NDArray
 from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.ranking import rank
-from rayapp.serving.stages import RankCall
+from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.opening import open_store
 
 ITEMS: Final = 40
@@ -48,7 +47,7 @@ class Truth:
                 model = load_model(root, version, domain)
                 item_ids = [str(item["item_id"]) for item in model.table.items[:ITEMS]]
                 for user in users:
-                    call = RankCall(user, store.lookup(user), time.time_ns() // 1_000_000, item_ids, {})
+                    call = RankCall.of(user, store.lookup(user), time.time_ns() // 1_000_000, item_ids, {})
                     probability_CH = rank(model, rates, domain, call).probability_CH
                     scores[user, version] = probability_CH.astype(np.float64) @ np.asarray(domain.utilities)
         finally:

@@ -5,10 +5,11 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 from ray.serve import Application
 
+from deployments.candidates import CandidatesDeployment
 from deployments.ingress import Ingress
-from deployments.local import Stage, bound
-from deployments.sequences import Sequences
-from deployments.stages import Candidates, Ranker
+from deployments.placement import StageName, placed
+from deployments.ranker import RankerDeployment
+from deployments.sequences import SequencesDeployment
 
 
 class AppArgs(BaseModel):
@@ -27,9 +28,9 @@ class AppArgs(BaseModel):
     take (their `max_ongoing_requests`)."""
     random_share: float = Field(0.0, ge=0, le=0.2)
     """Share of feeds in random order, logged as such: for evaluation that no model has a hand in."""
-    inline: list[Stage] = []
+    inline: list[StageName] = []
     """Stages that run inside the ingress's process instead of as deployments of their own."""
-    apart: dict[Stage, dict[str, Any]] = {}
+    apart: dict[StageName, dict[str, Any]] = {}
     """Deployment options of these stages, where they are not inline."""
 
     @model_validator(mode="after")
@@ -42,12 +43,12 @@ class AppArgs(BaseModel):
 def build(args: AppArgs) -> Application:
     """The graph: one ingress, three stages."""
     where = args.root, args.store
-    sequences = bound("sequences", Sequences, args.inline, args.apart, *where)
+    sequences = placed("sequences", SequencesDeployment, args.inline, args.apart, *where)
     return Ingress.bind(  # type: ignore[attr-defined]
         args.root,
         sequences,
-        bound("candidates", Candidates, args.inline, args.apart, *where, sequences),
-        Ranker.bind(*where),  # type: ignore[attr-defined]
+        placed("candidates", CandidatesDeployment, args.inline, args.apart, *where, sequences),
+        RankerDeployment.bind(*where),  # type: ignore[attr-defined]
         ranker_calls=args.ranker_calls,
         keys_needed=args.keys,
         random_share=args.random_share,

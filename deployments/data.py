@@ -10,11 +10,11 @@ from fastapi.responses import JSONResponse, Response
 
 from deployments.feeds import now_ms
 from deployments.http import MergeBody, PathId, Problem, invalid
-from deployments.sequences import Busy
 from deployments.service import Service
 from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, id_problem
 from rayapp.serving.attribute_checks import BadAttribute, check_changes, check_item, check_user
 from rayapp.serving.events import BadBody, EventBody, check_events, parse_body
+from rayapp.serving.group_commit import Busy
 from rayapp.store import AppendStatus, OutboxFull
 
 log = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ def data_routes(service: Service) -> APIRouter:
 
 
 def _event_routes(router: APIRouter, service: Service) -> None:
-    domain, sequences = service.domain, service.sequences
+    domain, sequences = service.domain, service.stages.sequences
 
     @router.post("/v1/events", openapi_extra=_body_schema(EventBody.model_json_schema()))
     async def events(request: Request) -> JSONResponse:
@@ -46,7 +46,7 @@ def _event_routes(router: APIRouter, service: Service) -> None:
         if rejected and not good:
             first = rejected[0]
             raise Problem(422, f"{first.field or 'event'}: {first.message}", errors=[asdict(r) for r in rejected])
-        outcomes = await stored(sequences.append.remote([event for _, event in good])) if good else []
+        outcomes = await stored(sequences.append([event for _, event in good])) if good else []
         erased = [
             {"index": index, "code": "erased", "field": "user_id", "message": "the user was erased after this"}
             for (index, _), outcome in zip(good, outcomes, strict=True)
@@ -62,7 +62,7 @@ def _event_routes(router: APIRouter, service: Service) -> None:
 
 
 def _item_routes(router: APIRouter, service: Service) -> None:
-    domain, sequences = service.domain, service.sequences
+    domain, sequences = service.domain, service.stages.sequences
     unsaid = dict.fromkeys(attribute.name for attribute in domain.attributes)
 
     def told(item_id: str, item: dict[str, Any] | None) -> JSONResponse:
@@ -78,7 +78,7 @@ def _item_routes(router: APIRouter, service: Service) -> None:
         """
         with _named_fields():
             item = check_item(item_id, await _json(request), domain.attributes, now_ms())
-        await stored(sequences.put_item.remote(item))
+        await stored(sequences.put_item(item))
         return JSONResponse({"item_id": item_id})
 
     @router.patch("/v1/items/{item_id}")
@@ -86,30 +86,30 @@ def _item_routes(router: APIRouter, service: Service) -> None:
         """Changes the fields that the body names (`available`, `created_at_ms`, attributes); the others stay."""
         with _named_fields():
             changes = check_changes(item_id, await _json(request), domain.attributes)
-        return told(item_id, await stored(sequences.patch_item.remote(item_id, changes)))
+        return told(item_id, await stored(sequences.patch_item(item_id, changes)))
 
     @router.get("/v1/items/{item_id}")
     async def item(item_id: PathId) -> JSONResponse:
         """The item as it was put last, or else as it was imported."""
-        return told(item_id, await stored(sequences.item.remote(item_id)))
+        return told(item_id, await stored(sequences.item(item_id)))
 
 
 def _user_routes(router: APIRouter, service: Service) -> None:
-    domain, sequences = service.domain, service.sequences
+    domain, sequences = service.domain, service.stages.sequences
 
     @router.put("/v1/users/{user_id}")
     async def put_user(user_id: PathId, request: Request) -> JSONResponse:
         """Records a user's attributes and from when on they hold (`effective_at_ms`, now unless told)."""
         with _named_fields():
             user = check_user(user_id, await _json(request), domain.user_attributes, now_ms())
-        await stored(sequences.put_user.remote(user))
+        await stored(sequences.put_user(user))
         return JSONResponse({"user_id": user_id, "effective_at_ms": user["effective_at_ms"]})
 
     @router.get("/v1/users/{user_id}")
     async def user(user_id: PathId) -> JSONResponse:
         """The attributes recorded last."""
         _check_id(user_id)
-        found = await stored(sequences.user.remote(user_id))
+        found = await stored(sequences.user(user_id))
         if found is None:
             raise Problem(404, f"nothing is recorded of the user {user_id!r}; their actions are under /sequence")
         return JSONResponse(found)
@@ -120,14 +120,14 @@ def _user_routes(router: APIRouter, service: Service) -> None:
         _check_id(user_id)
         if user_id == body.anonymous_id:
             raise invalid("anonymous_id", "anonymous_id must be another id than the user's")
-        outcomes = await stored(sequences.merge.remote(body.anonymous_id, user_id, now_ms()))
+        outcomes = await stored(sequences.merge(body.anonymous_id, user_id, now_ms()))
         return JSONResponse({"user_id": user_id, "merged": outcomes.count(AppendStatus.ACCEPTED)})
 
     @router.delete("/v1/users/{user_id}", dependencies=[Depends(service.admin_only)], status_code=204)
     async def erase(user_id: PathId) -> Response:
         """Forgets the user at once, everywhere; `rayapp compact` removes what is on disk. Needs an admin key."""
         _check_id(user_id)
-        await stored(sequences.erase.remote(user_id, now_ms()))
+        await stored(sequences.erase(user_id, now_ms()))
         return Response(status_code=204)
 
     @router.get("/v1/users/{user_id}/sequence")
@@ -136,7 +136,7 @@ def _user_routes(router: APIRouter, service: Service) -> None:
         _check_id(user_id)
         if not 1 <= limit <= MAX_SEQUENCE:
             raise invalid("limit", f"limit must be from 1 to {MAX_SEQUENCE}")
-        found = await stored(sequences.lookup.remote(user_id))
+        found = await stored(sequences.lookup(user_id))
         names = domain.vocabulary.names
         rows = [
             {

@@ -18,8 +18,7 @@ from rayapp.serving.attribute_checks import BadAttribute, check_attributes
 from rayapp.serving.blend import blend
 from rayapp.serving.feed import Ask
 from rayapp.serving.paging import BadToken, ExpiredToken, Page, read_token
-from rayapp.serving.stages import RankCall, Ranking
-from rayapp.store import UserSequence
+from rayapp.serving.ranking import Ranking
 
 
 def now_ms() -> int:
@@ -37,7 +36,7 @@ def feed_routes(service: Service) -> APIRouter:
         answer = await service.feed.recommend(_ask(body, domain))
         content = feed_body(answer, domain.head_names, explain=body.explain)
         timing = {"Server-Timing": answer.run.server_timing()}
-        return JSONResponse(content, headers=timing, background=BackgroundTask(service.answered, answer))
+        return JSONResponse(content, headers=timing, background=BackgroundTask(service.answers.add, answer))
 
     @router.post("/v1/rank")
     async def rank(body: RankBody) -> JSONResponse:
@@ -47,19 +46,24 @@ def feed_routes(service: Service) -> APIRouter:
         utilities = _utilities(body.utilities, domain) or domain.utilities
         aliases = service.live.aliases
         wanted = aliases.get(body.model, body.model) if body.model else None
-        context = _context(body.context, domain)
-        call = RankCall(body.user_id, UserSequence.unknown(), now_ms(), body.item_ids, context)
-        run, call, ranking = await service.feed.rank(call, wanted, body.deadline_ms)
+        answer = await service.feed.rank(
+            body.user_id,
+            body.item_ids,
+            _context(body.context, domain),
+            now_ms(),
+            version=wanted,
+            deadline_ms=body.deadline_ms,
+        )
+        ranking, run = answer.ranking, answer.run
         if ranking is None and wanted and wanted not in aliases.values():
             raise Problem(404, f"no loaded model is called {body.model!r}; GET /v1/models lists the aliases")
-        items = _ranked_items(body, ranking, utilities, domain.head_names)
         content = {
             "request_id": str(uuid.uuid4()),
-            "items": items,
+            "items": _ranked_items(body, ranking, utilities, domain.head_names),
             **model_fields(ranking),
             "degraded": bool(run.reasons),
             "fallback_reason": run.reasons[0] if run.reasons else None,
-            "sequence": sequence_body(call.user, ranking),
+            "sequence": sequence_body(answer.user, ranking),
         }
         return JSONResponse(content, headers={"Server-Timing": run.server_timing()})
 

@@ -10,19 +10,21 @@ from ray import serve
 from deployments.data import data_routes
 from deployments.feeds import feed_routes, now_ms
 from deployments.http import EncodedSlashes, LimitBody, RequestIds, install_errors
-from deployments.local import Local
 from deployments.metrics import Metrics
 from deployments.operations import operation_routes, or_none
-from deployments.service import Handles, Service
-from deployments.stages import POLL_S, keep
+from deployments.placement import Inline, plain
+from deployments.service import Service
 from rayapp import __version__
 from rayapp.experiments.assignment import ExperimentBook
-from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.aliases import read_aliases
 from rayapp.root.facts import read_root
 from rayapp.root.publish import PublishError
+from rayapp.serving.answer_log import AnswerLog
+from rayapp.serving.background import POLL_S, Background
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys
-from rayapp.serving.stages import Live
+from rayapp.serving.live import Live
+from rayapp.serving.stages import Stages
 
 POPULAR_EVERY_S = 10.0
 
@@ -59,45 +61,36 @@ class Ingress:
     ) -> None:
         self._root = Path(root)
         domain, _ = read_root(self._root)
-        aliases = read_aliases(self._root)
-        self._live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
         self._book = ExperimentBook(self._root, domain)
         # Calls are dataclasses and arrays, which pickle writes in half of cloudpickle's time.
         ranker = ranker.options(request_serialization="pickle", response_serialization="pickle")
-        handles = Handles(sequences, candidates, ranker, asyncio.Semaphore(ranker_calls))
+        stages = Stages(plain(sequences), plain(candidates), plain(ranker), asyncio.Semaphore(ranker_calls))
         keys = Keys.load(self._root)
         if keys_needed and not keys.rows:
             raise PublishError(f"{self._root} has no API keys; make one: rayapp keys add NAME --role admin")
-        self._service = Service(
-            self._root,
-            domain,
-            handles,
-            self._live,
-            Feed(domain, handles, self._live, self._book, random_share),
-            keys,
-            keys_needed=keys_needed,
-            metrics=Metrics(domain),
-        )
-        self._tasks = [
-            keep(self._follow_keys, POLL_S),
-            keep(self._follow_experiments, POLL_S),
-            keep(self._follow_champion, POLL_S),
-            keep(self._fetch_popular, POPULAR_EVERY_S),
-            asyncio.get_running_loop().create_task(self._service.requests.run()),
-        ]
+        live = Live.of(read_aliases(self._root))
+        feed = Feed(domain, stages, live, self._book, random_share)
+        answers = AnswerLog(stages, live, Metrics(domain))
+        self._service = Service(self._root, domain, stages, live, feed, answers, keys, keys_needed)
+        self._candidates_here = candidates if isinstance(candidates, Inline) else None
+        self._background = Background()
+        self._background.every(POLL_S, self._follow_keys)
+        self._background.every(POLL_S, self._follow_experiments)
+        self._background.every(POLL_S, self._follow_champion)
+        self._background.every(POPULAR_EVERY_S, self._fetch_popular)
+        self._background.run(answers.requests.run())
         await or_none(self._fetch_popular())
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         return build_api(self._service)
 
     async def __del__(self) -> None:
-        await or_none(self._service.requests.flush())
+        await or_none(self._service.answers.requests.flush())
 
     async def check_health(self) -> None:
-        if any(task.done() for task in self._tasks):
-            raise RuntimeError("a task that keeps the ingress fresh has ended")
-        if isinstance(self._service.candidates, Local):  # as a deployment, Serve asks it itself
-            await self._service.candidates.check_health.remote()
+        self._background.check()
+        if self._candidates_here is not None:  # as a deployment, Serve asks it itself
+            await self._candidates_here.check_health()
 
     async def _follow_keys(self) -> None:
         self._service.keys = await asyncio.to_thread(Keys.load, self._root)
@@ -106,15 +99,8 @@ class Ingress:
         await asyncio.to_thread(self._book.refresh, now_ms())
 
     async def _follow_champion(self) -> None:
-        """A newly promoted champion answers once the stages hold it."""
-        live, service = self._live, self._service
-        live.aliases = await asyncio.to_thread(read_aliases, self._root)
-        wanted = live.aliases[CHAMPION]
-        if wanted != live.version:
-            held = await asyncio.gather(service.ranker.versions.remote(), service.candidates.versions.remote())
-            if all(wanted in versions for versions in held):
-                live.previous, live.version = live.version, wanted
+        aliases = await asyncio.to_thread(read_aliases, self._root)
+        await self._service.live.follow(aliases, self._service.stages)
 
     async def _fetch_popular(self) -> None:
-        popular = await self._service.candidates.popular.remote(self._live.version, now_ms())
-        self._live.popular = popular or self._live.popular
+        await self._service.live.fetch_popular(self._service.stages, now_ms())

@@ -23,7 +23,7 @@ def operation_routes(service: Service) -> APIRouter:
     async def models() -> JSONResponse:
         """Published models with their metrics, the aliases, what answers now, and what was refused."""
         rows = await asyncio.to_thread(list_models, service.root)
-        refused = await or_none(service.ranker.refused.remote())
+        refused = await or_none(service.stages.ranker.refused())
         live = service.live
         content = {"serving": live.version, "aliases": dict(live.aliases), "refused": refused or {}, "models": rows}
         return JSONResponse(content)
@@ -72,9 +72,9 @@ def operation_routes(service: Service) -> APIRouter:
         A balancer may probe it: what all nodes share, such as the store, takes none of them out.
         """
         problem, ranker, candidates = await asyncio.gather(
-            _told(service.sequences.problem.remote()),
-            or_none(service.ranker.versions.remote(), READY_TIMEOUT_S),
-            or_none(service.candidates.versions.remote(), READY_TIMEOUT_S),
+            _told(service.stages.sequences.problem()),
+            or_none(service.stages.ranker.versions(), READY_TIMEOUT_S),
+            or_none(service.stages.candidates.versions(), READY_TIMEOUT_S),
         )
         live = service.live
         states = {

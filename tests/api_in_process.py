@@ -1,4 +1,4 @@
-"""The HTTP surface over the very classes that Serve runs, all in this process."""
+"""The HTTP surface over the very stages that Serve runs, all in this process."""
 
 import asyncio
 import time
@@ -12,30 +12,21 @@ import httpx
 
 from deployments.ingress import build_api
 from deployments.metrics import Metrics
-from deployments.sequences import Sequences
-from deployments.service import Handles, Service
-from deployments.stages import Candidates, Ranker
+from deployments.service import Service
 from rayapp.contracts.config import Domain
 from rayapp.experiments.assignment import ExperimentBook
-from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.aliases import read_aliases
+from rayapp.serving.answer_log import AnswerLog
+from rayapp.serving.candidate_stage import CandidateStage
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys
-from rayapp.serving.stages import Live
+from rayapp.serving.live import Live
+from rayapp.serving.ranking_stage import RankingStage
+from rayapp.serving.sequence_stage import SequenceStage
+from rayapp.serving.stages import Stages
+from rayapp.store.opening import open_for_graph, open_store
 
 RANKER_CALLS = 2
-
-
-class Remote:
-    """An object whose methods are called as a deployment's are."""
-
-    def __init__(self, target: Any) -> None:
-        self._target = target
-
-    def __getattr__(self, name: str) -> Any:
-        class Method:
-            remote = getattr(self._target, name)
-
-        return Method
 
 
 class Running:
@@ -65,23 +56,20 @@ class Running:
 async def running(
     root: Path, domain: Domain, *, keys: bool = False, key: str = "", store: str | None = None
 ) -> AsyncIterator[Running]:
-    """The API over the very classes that Serve runs."""
-    sequences = Remote(Sequences.func_or_class(str(root), store))
-    candidates, ranker = object.__new__(Candidates.func_or_class), object.__new__(Ranker.func_or_class)
-    await candidates.__init__(str(root), store, sequences)
-    await ranker.__init__(str(root), store)
-    aliases = read_aliases(root)
-    live = Live(aliases[CHAMPION], aliases[CHAMPION], aliases)
-    handles = Handles(sequences, Remote(candidates), Remote(ranker), asyncio.Semaphore(RANKER_CALLS))
-    feed = Feed(domain, handles, live, ExperimentBook(root, domain))
-    service = Service(root, domain, handles, live, feed, Keys.load(root), keys_needed=keys, metrics=Metrics(domain))
+    """The API over the very stages that Serve runs."""
+    sequences = SequenceStage(root, open_for_graph(root, store), lambda ms: None)
+    candidates = CandidateStage(root, open_store(root, store), sequences)
+    ranker = RankingStage(root, open_store(root, store))
+    stages = Stages(sequences, candidates, ranker, asyncio.Semaphore(RANKER_CALLS))
+    live = Live.of(read_aliases(root))
+    feed = Feed(domain, stages, live, ExperimentBook(root, domain))
+    answers = AnswerLog(stages, live, Metrics(domain))
+    service = Service(root, domain, stages, live, feed, answers, Keys.load(root), keys)
     transport = httpx.ASGITransport(app=build_api(service), raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
             yield Running(service, client)
     finally:
-        for task in (*candidates._tasks, *ranker._tasks):
-            task.cancel()
-        for stage in (sequences._target, candidates._shelf, ranker._shelf):
-            stage._store.close()
+        for stage in (candidates, ranker, sequences):
+            stage.close()

@@ -51,8 +51,8 @@ def test_a_feed_sees_what_was_just_done_and_is_logged_as_it_was_shown(api: Any, 
         feed = await graph.feed("ann", num_results=4)
         assert feed["sequence"]["length"] == 1
         assert "i3" not in [row["item_id"] for row in feed["items"]]
-        await graph.service.requests.flush()
-        store, root = graph.service.sequences._target._store, graph.service.root
+        await graph.service.answers.requests.flush()
+        store, root = graph.service.stages.sequences._store, graph.service.root
         export(root, store, 1)
         (row,) = read_log(root, REQUESTS, ["request_id", "item_ids", "watermark", "sequence_hash"]).to_pylist()
         assert row["request_id"] == feed["request_id"]
@@ -69,9 +69,9 @@ def test_a_shadow_scores_what_is_shown_and_is_never_shown(api: Any, models: Any,
     async def test(graph: Running) -> None:
         feed = await graph.feed("ann", num_results=4)
         assert feed["model_version"] == "a"
-        await asyncio.gather(*graph.service._shadows)
-        await graph.service.requests.flush()
-        export(graph.service.root, graph.service.sequences._target._store, 1)
+        await asyncio.gather(*graph.service.answers.shadows)
+        await graph.service.answers.requests.flush()
+        export(graph.service.root, graph.service.stages.sequences._store, 1)
         (row,) = read_log(graph.service.root, REQUESTS, ["shadow_version", "shadow_probabilities"]).to_pylist()
         assert row["shadow_version"] == "b"
         assert len(row["shadow_probabilities"]) == 4 * len(domain.heads)
@@ -113,7 +113,7 @@ def test_an_item_that_was_switched_off_and_on_is_what_it_was(api: Any, domain: D
         answer = await client.patch("/v1/items/new", json={"year": None, "created_at_ms": 9})
         assert (answer.json()["year"], answer.json()["created_at_ms"], answer.json()["title"]) == (None, 9, "New one")
         assert (await client.patch("/v1/items/new", json={"colour": 1})).status_code == 422
-        export(root, graph.service.sequences._target._store, 1)
+        export(root, graph.service.stages.sequences._store, 1)
         one, new = (row for row in read_catalogue(root).to_pylist())
         assert {name: one[name] for name in imported} == imported
         assert (new["title"], new["genres"], new["available"]) == ("New one", ["g1", "rare"], True)
@@ -244,7 +244,7 @@ def test_an_erased_user_is_gone_at_once_and_stays_gone(api: Any, domain: Domain)
         assert (answer["accepted"], answer["rejected"][0]["code"]) == (0, "erased")
         await graph.act("ann", "i2")
         assert (await graph.client.get("/v1/users/ann/sequence")).json()["length"] == 1
-        export(graph.service.root, graph.service.sequences._target._store, 1)
+        export(graph.service.root, graph.service.stages.sequences._store, 1)
         assert len(read_log(graph.service.root, EVENTS, ["event_id"])) == 2, "compaction removes it from the log"
 
     api(test)
@@ -307,7 +307,7 @@ def test_freshness_is_measured_where_an_action_is_taken_and_not_when_its_user_co
         async with running(root, domain) as taking, running(root, domain) as reading:
             measured: dict[str, list[float]] = {"taking": [], "reading": []}
             for name, graph in (("taking", taking), ("reading", reading)):
-                graph.service.sequences._target._freshness_ms.observe = measured[name].append
+                graph.service.stages.sequences._freshness_ms = measured[name].append
             sent_ms = time.time_ns() // 1_000_000
             await taking.act("ann", "i1")
             for _ in range(1_000):
@@ -402,7 +402,7 @@ def test_readiness_tells_of_a_store_that_fails_and_feeds_stay_up(api: Any) -> No
         assert answer.status_code == 200
         well = {"status": "ready", "model_version": "a", "store": "ok", "candidates": "ok", "ranker": "ok"}
         assert answer.json() == well
-        store = graph.service.sequences._target._store
+        store = graph.service.stages.sequences._store
         store._env.close()  # as an unmounted disk: every use fails from now on
         answer = await graph.client.get("/health/ready")
         assert answer.status_code == 200
@@ -437,7 +437,7 @@ def test_an_open_store_is_the_one_that_the_url_names(models: Any) -> None:
 
 def test_calls_beyond_what_rankers_take_wait_in_the_ingress(api: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     async def test(graph: Running) -> None:
-        ranker = graph.service.ranker._target
+        ranker = graph.service.stages.ranker
         rank, under_way, most = ranker.rank, 0, 0
 
         async def counted(version: str, call: Any) -> Any:

@@ -29,9 +29,10 @@ IMPORTS: dict[str, set[str]] = {
     "model": {"contracts", "features"},
     "registry": {"contracts", "features", "model", "root"},
     "training": {"contracts", "features", "model", "picture", "pipeline", "registry", "revision", "root"},
-    "experiments": {"contracts", "pipeline", "registry", "root"},
-    "serving": {"contracts", "experiments", "features", "model", "registry", "root", "store"},
-    "batch": {"contracts", "features", "importing", "model", "pipeline", "registry", "root", "serving", "store"},
+    "retrieval": {"contracts", "features", "model"},
+    "experiments": {"contracts", "pipeline", "registry", "retrieval", "root"},
+    "serving": {"contracts", "experiments", "features", "model", "registry", "retrieval", "root", "store"},
+    "batch": {"contracts", "features", "importing", "model", "pipeline", "registry", "retrieval", "root", "store"},
     "loop": {
         *("contracts", "experiments", "features", "importing", "launch", "model", "pipeline", "record", "registry"),
         *("root", "sources", "store", "training"),
@@ -43,13 +44,25 @@ IMPORTS: dict[str, set[str]] = {
         *("record", "registry", "root", "serving", "sources", "store", "training"),
     },
     "benchmarks": {
-        *("batch", "cli", "client", "contracts", "experiments", "features", "importing", "launch", "loop", "model"),
-        *("picture", "pipeline", "record", "registry", "root", "serving", "sources", "store", "training"),
+        *(
+            "batch",
+            "cli",
+            "client",
+            "contracts",
+            "deployments",
+            "experiments",
+            "features",
+            "importing",
+            "launch",
+            "loop",
+        ),
+        *("model", "picture", "pipeline", "record", "registry", "retrieval", "root", "serving", "sources", "store"),
+        "training",
     },
 }
 NO_RAY = {
     *("contracts", "revision", "picture", "features", "root", "sources", "record", "store", "model", "registry"),
-    *("serving",),
+    *("retrieval", "serving"),
 }
 FILES = sorted(path for top in ("rayapp", "deployments", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))
 

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
-from rayapp.batch.as_of import SETTLED_MIX
+from rayapp.batch.as_of import settled_mix
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Event, bucket_of
 from rayapp.features.requests import Requests, context_row
@@ -24,11 +24,12 @@ from rayapp.launch.ports import free_port
 from rayapp.loop.artifacts import Prepared
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
+from rayapp.retrieval.candidates import Query, fetch
+from rayapp.retrieval.index import CandidateIndex
 from rayapp.root.facts import read_root
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS
 from rayapp.root.rates import load_items, load_users
-from rayapp.serving.candidates import CandidateIndex, Query
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import RAYAPP, Command, until
 
@@ -185,8 +186,8 @@ def test_every_user_gets_the_best_of_the_candidates_that_the_graph_would_fetch(
     assert len(users) > 90
     for user in users[::25]:
         mine = table.filter(pc.equal(table["user_id"], user))
-        query = Query(40, now_ms=DAY_MS, mix=SETTLED_MIX)
-        there = index.fetch(store_of_day.lookup(user).history, domain.vocabulary, query).item_ids
+        query = Query(40, now_ms=DAY_MS, mix=settled_mix())
+        there = fetch(index, store_of_day.lookup(user).history, domain.vocabulary, query).item_ids
         utility = by_hand(trained_root, store_of_day, user, there) @ np.array(domain.utilities, np.float32)
         assert mine.num_rows == 7
         assert set(mine["item_id"].to_pylist()) <= set(there)

@@ -27,8 +27,7 @@ from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.facts import read_root
 from rayapp.root.publish import write_json
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.ranking import rank
-from rayapp.serving.stages import RankCall
+from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event
 from tests.tiny_models import item_table
@@ -59,7 +58,7 @@ def live(
 ) -> dict[str, object]:
     """What a replica does with one request, and the row it logs."""
     seen = store.lookup(user)
-    ranking = rank(model, rates, domain, RankCall(user, seen, at_ms, items, {}))
+    ranking = rank(model, rates, domain, RankCall.of(user, seen, at_ms, items, {}))
     return {
         "user_id": user,
         "timestamp_ms": at_ms,

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.serving import trends as trending
+from rayapp.retrieval import trends as trending
+from rayapp.retrieval.trends import HALF_LIFE_MS, Trends
 from rayapp.serving.blend import blend, shuffled
-from rayapp.serving.trends import HALF_LIFE_MS, Trends
 
 UTILITIES = (1.0, -1.0)
 

@@ -15,9 +15,11 @@ from rayapp.contracts.schema import Attribute, AttributeKind, Vocabulary
 from rayapp.features.sequence import History
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
-from rayapp.serving import neighbours
-from rayapp.serving.candidates import DEFAULT_MIX, SEEN_AGAIN, CandidateIndex, Candidates, Query
-from rayapp.serving.neighbours import Neighbours
+from rayapp.retrieval import neighbours
+from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query, fetch
+from rayapp.retrieval.index import CandidateIndex
+from rayapp.retrieval.neighbours import Neighbours
+from rayapp.retrieval.sources import LiveItems, Need, default_mix
 
 ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
 CLICK, SAVE, HIDE, IMPRESSION = 2, 3, 4, 5
@@ -48,6 +50,10 @@ def history(*actions: tuple[str, int]) -> History:
     return History(times, times, times, hashes, hashes, np.array([a for _, a in actions], np.uint8))
 
 
+def trending(scores: dict[str, float]) -> dict[Need, LiveItems]:
+    return {Need.TRENDS: LiveItems.of(scores)}
+
+
 def by_source(found: Candidates) -> dict[str, list[str]]:
     groups: dict[str, list[str]] = {}
     for item_id, source in zip(found.item_ids, found.sources, strict=True):
@@ -72,7 +78,7 @@ def index() -> CandidateIndex:
 def test_each_source_brings_its_share(index: CandidateIndex, words: Vocabulary) -> None:
     likes = [(f"i{3 * n}", SAVE) for n in range(10)] + [(f"i{3 * n + 1}", SAVE) for n in range(5)]
     trends = {"i200": 1.0, "i203": 0.5, "gone": 0.4}
-    found = index.fetch(history(*likes), words, Query(100, NOW), trends)
+    found = fetch(index, history(*likes), words, Query(100, NOW), trending(trends))
     groups = by_source(found)
     assert {source: len(ids) for source, ids in groups.items()} == {
         **{"nearest": 45, "interests": 15, "trending": 2, "newest": 10, "popular": 23, "explore": 5}
@@ -84,13 +90,13 @@ def test_each_source_brings_its_share(index: CandidateIndex, words: Vocabulary) 
 
 
 def test_an_unknown_user_gets_popular_and_new_items(index: CandidateIndex, words: Vocabulary) -> None:
-    found = index.fetch(History.empty(), words, Query(10, NOW))
+    found = fetch(index, History.empty(), words, Query(10, NOW))
     assert found.item_ids == [f"i{n}" for n in range(299, 289, -1)]
     assert set(found.sources) == {"newest", "popular"}
 
 
 def test_a_user_with_only_hides_gets_a_feed_without_what_was_hidden(index: CandidateIndex, words: Vocabulary) -> None:
-    groups = by_source(index.fetch(history(("i299", HIDE), ("i298", HIDE)), words, Query(40, NOW)))
+    groups = by_source(fetch(index, history(("i299", HIDE), ("i298", HIDE)), words, Query(40, NOW)))
     assert not {"nearest", "interests"} & set(groups)
     assert not {"i299", "i298"} & {i for ids in groups.values() for i in ids}
     assert sum(map(len, groups.values())) == 40
@@ -103,29 +109,29 @@ def test_what_is_nearer_to_a_hidden_item_than_to_a_like_is_not_near(words: Vocab
     vectors[:, 0], vectors[:, 1] = np.cos(angle), np.sin(angle)
     table = dataclasses.replace(table_of(items), vectors_NE=np.concatenate([np.zeros((1, WIDTH), np.float32), vectors]))
     acted = history(("i0", SAVE), ("i1", HIDE))
-    found = CandidateIndex(table).fetch(acted, words, Query(4, NOW, mix={"nearest": 1.0}))
+    found = fetch(CandidateIndex(table), acted, words, Query(4, NOW, mix={"nearest": 1.0}))
     assert sorted(by_source(found)["nearest"]) == ["i3", "i4"]
     assert sorted(found.item_ids) == ["i2", "i3", "i4", "i5"], "popular ones fill the places"
 
 
 def test_a_liked_item_that_was_hidden_later_is_no_seed(index: CandidateIndex, words: Vocabulary) -> None:
-    assert "nearest" not in by_source(index.fetch(history(("i3", HIDE), ("i3", SAVE)), words, Query(50, NOW)))
+    assert "nearest" not in by_source(fetch(index, history(("i3", HIDE), ("i3", SAVE)), words, Query(50, NOW)))
 
 
 @pytest.mark.parametrize("number", [0, 1, 4, 100, 5_000])
 def test_asking_for_more_than_there_is_gives_all_that_is_left(words: Vocabulary, number: int) -> None:
     index = CandidateIndex(table_of([item(n) for n in range(5)]))
-    found = index.fetch(history(("i0", SAVE), ("gone", SAVE)), words, Query(number, NOW))
+    found = fetch(index, history(("i0", SAVE), ("gone", SAVE)), words, Query(number, NOW))
     assert len(found.item_ids) == len(set(found.item_ids)) == min(number, 4)
     assert "i0" not in found.item_ids
     everything = history(*((f"i{n}", SAVE) for n in range(5)))
-    nothing = index.fetch(everything, words, Query(number, NOW))
+    nothing = fetch(index, everything, words, Query(number, NOW))
     assert (nothing.item_ids, nothing.sources, len(nothing.score_C), len(nothing.propensity_C)) == ([], [], 0, 0)
 
 
 def test_five_thousand_candidates(words: Vocabulary) -> None:
     index = CandidateIndex(table_of([item(n, created_at_ms=0) for n in range(6_000)]))
-    found = index.fetch(history(*((f"i{7 * n}", SAVE) for n in range(100))), words, Query(5_000, NOW))
+    found = fetch(index, history(*((f"i{7 * n}", SAVE) for n in range(100))), words, Query(5_000, NOW))
     assert len(set(found.item_ids)) == 5_000
     assert Counter(found.sources)["explore"] == 250
 
@@ -134,8 +140,8 @@ def test_five_thousand_candidates(words: Vocabulary) -> None:
 def test_tables_of_nothing_and_of_one_item(words: Vocabulary, size: int) -> None:
     index = CandidateIndex(table_of([item(n) for n in range(size)]))
     for acted in (History.empty(), history(("i9", SAVE))):
-        assert index.fetch(acted, words, Query(10, NOW), {"i9": 1.0}).item_ids == ["i0"][:size]
-    assert index.fetch(history(("i0", SAVE)), words, Query(10, NOW)).item_ids == []
+        assert fetch(index, acted, words, Query(10, NOW), trending({"i9": 1.0})).item_ids == ["i0"][:size]
+    assert fetch(index, history(("i0", SAVE)), words, Query(10, NOW)).item_ids == []
 
 
 def test_a_mix_names_known_sources_and_shares_that_add_up() -> None:
@@ -148,14 +154,14 @@ def test_a_mix_names_known_sources_and_shares_that_add_up() -> None:
 def test_an_unknown_attribute_matches_nothing(index: CandidateIndex, words: Vocabulary) -> None:
     for attribute in ("colour", "title"):
         query = Query(10, NOW, require={attribute: frozenset({"film 1", "red"})})
-        assert index.fetch(History.empty(), words, query).item_ids == []
+        assert fetch(index, History.empty(), words, query).item_ids == []
 
 
 def test_exploration_is_uniform_with_the_probability_that_it_tells(words: Vocabulary) -> None:
     index = CandidateIndex(table_of([item(n, created_at_ms=0) for n in range(30)]))
     drawn: Counter[str] = Counter()
     for seed in range(2_000):
-        found = index.fetch(History.empty(), words, Query(20, NOW, mix={"explore": 0.2}, seed=seed))
+        found = fetch(index, History.empty(), words, Query(20, NOW, mix={"explore": 0.2}, seed=seed))
         assert by_source(found)["popular"] == [f"i{n}" for n in range(29, 13, -1)]
         is_drawn = np.array(found.sources) == "explore"
         assert found.propensity_C[is_drawn] == pytest.approx(4 / 14)
@@ -167,7 +173,7 @@ def test_exploration_is_uniform_with_the_probability_that_it_tells(words: Vocabu
 
 
 def test_one_seed_draws_one_exploration(index: CandidateIndex, words: Vocabulary) -> None:
-    draws = [index.fetch(History.empty(), words, Query(100, NOW, seed=seed)).item_ids for seed in (5, 5, 6)]
+    draws = [fetch(index, History.empty(), words, Query(100, NOW, seed=seed)).item_ids for seed in (5, 5, 6)]
     assert draws[0] == draws[1] != draws[2]
 
 
@@ -202,7 +208,7 @@ def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
     table = table_of([item(n) for n in range(40)]).with_items(put)
     require = {} if required is None else {"genres": required}
     query = Query(number, NOW, exclude_hash=np.array([hash64(i) for i in exclude], np.uint64), require=require)
-    found = CandidateIndex(table).fetch(history(*acted), words, query, trends)
+    found = fetch(CandidateIndex(table), history(*acted), words, query, trending(trends))
     struck_out = exclude | {i for i, _ in acted}
     may_come = {
         each["item_id"]
@@ -215,7 +221,7 @@ def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
     assert set(found.item_ids) <= may_come
     assert len(found.item_ids) == len(set(found.item_ids)) == min(number, len(may_come))
     counts = Counter(found.sources)
-    assert all(counts[source] <= share * number + 1e-6 for source, share in DEFAULT_MIX.items())
+    assert all(counts[source] <= share * number + 1e-6 for source, share in default_mix().items())
 
 
 @settings(deadline=None, max_examples=60)
@@ -236,7 +242,7 @@ def test_an_extended_index_answers_like_a_fresh_one(
         table = table.with_items(put)
         index = index.extended(table)
     query = Query(30, NOW, require=required or {}, seed=3)
-    extended, fresh = (i.fetch(history(*acted), words, query) for i in (index, CandidateIndex(table)))
+    extended, fresh = (fetch(i, history(*acted), words, query) for i in (index, CandidateIndex(table)))
     assert extended.item_ids == fresh.item_ids
     assert extended.sources == fresh.sources
     np.testing.assert_allclose(extended.score_C, fresh.score_C, atol=1e-6)
@@ -245,9 +251,9 @@ def test_an_extended_index_answers_like_a_fresh_one(
 def test_extending_leaves_the_index_before_as_it_was(words: Vocabulary) -> None:
     table = table_of([item(n) for n in range(20)])
     index = CandidateIndex(table)
-    before = index.fetch(history(("i3", SAVE)), words, Query(20, NOW)).item_ids
+    before = fetch(index, history(("i3", SAVE)), words, Query(20, NOW)).item_ids
     index.extended(table.with_items([item(30), item(4, available=False)]))
-    assert index.fetch(history(("i3", SAVE)), words, Query(20, NOW)).item_ids == before
+    assert fetch(index, history(("i3", SAVE)), words, Query(20, NOW)).item_ids == before
 
 
 def test_inverted_lists_find_the_neighbours(monkeypatch: pytest.MonkeyPatch, rng: np.random.Generator) -> None:
@@ -287,16 +293,16 @@ def test_a_long_tail_goes_into_the_index(
 def test_whoever_has_seen_everything_sees_the_least_recently_seen_again(words: Vocabulary) -> None:
     index = CandidateIndex(table_of([item(n) for n in range(6)]))
     acts = [("i4", SAVE), ("i3", HIDE), ("i1", SAVE), ("i0", CLICK), ("i2", SAVE), ("i1", SAVE)]  # newest first
-    found = index.fetch(history(*acts), words, Query(50, NOW, fewest=4))
+    found = fetch(index, history(*acts), words, Query(50, NOW, fewest=4))
     assert by_source(found)[SEEN_AGAIN] == ["i2", "i0", "i1"], "i5 is new; what was hidden stays away"
     assert found.item_ids[0] == "i5"
-    assert index.fetch(history(*acts), words, Query(50, NOW, fewest=2)).item_ids == ["i5", "i2"]
-    assert index.fetch(history(*acts), words, Query(50, NOW)).item_ids == ["i5"]
+    assert fetch(index, history(*acts), words, Query(50, NOW, fewest=2)).item_ids == ["i5", "i2"]
+    assert fetch(index, history(*acts), words, Query(50, NOW)).item_ids == ["i5"]
     everything = [*acts, ("i5", HIDE)]
-    assert SEEN_AGAIN in by_source(index.fetch(history(*everything), words, Query(50, NOW, fewest=1)))
+    assert SEEN_AGAIN in by_source(fetch(index, history(*everything), words, Query(50, NOW, fewest=1)))
     hidden = [(f"i{n}", HIDE) for n in range(6)]
-    again = index.fetch(history(*hidden), words, Query(50, NOW, fewest=2)).item_ids
+    again = fetch(index, history(*hidden), words, Query(50, NOW, fewest=2)).item_ids
     assert again == ["i5", "i4"], "nothing else is left"
     shown = np.array([hash64("i5")], np.uint64)
-    again = index.fetch(history(*hidden), words, Query(50, NOW, fewest=2, exclude_hash=shown)).item_ids
+    again = fetch(index, history(*hidden), words, Query(50, NOW, fewest=2, exclude_hash=shown)).item_ids
     assert again == ["i4", "i3"], "but no page repeats an item"

@@ -10,7 +10,7 @@ import pytest
 from rayapp.contracts.config import Domain
 from rayapp.contracts.schema import Event
 from rayapp.serving.attribute_checks import BadAttribute, check_changes, check_item
-from rayapp.serving.events import BadBody, Rejection, check_events, parse_body
+from rayapp.serving.events import BadBody, RejectedEvent, check_events, parse_body
 from tests.conftest import T0
 
 NOW = T0 + 1_000_000
@@ -20,7 +20,7 @@ def good(**changes: Any) -> dict[str, Any]:
     return {"event_id": "e1", "user_id": "u1", "item_id": "i1", "action": "save", "timestamp_ms": T0, **changes}
 
 
-def check(domain: Domain, *values: Any) -> tuple[list[Event], list[Rejection]]:
+def check(domain: Domain, *values: Any) -> tuple[list[Event], list[RejectedEvent]]:
     accepted, rejected = check_events(values, domain, NOW)
     return [event for _, event in accepted], rejected
 

@@ -37,9 +37,8 @@ from rayapp.model.scorer import Scorer
 from rayapp.registry.aliases import promote
 from rayapp.registry.models import load_model
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.ranking import rank, rank_many
+from rayapp.serving.ranking import RankCall, Ranking, rank, rank_many
 from rayapp.serving.shelf import ModelShelf
-from rayapp.serving.stages import RankCall, Ranking
 from rayapp.store import UserSequence
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0
@@ -215,11 +214,11 @@ def test_calls_are_ranked_together_as_alone(root: Path, domain: Domain) -> None:
     one, two = np.array([T0]), np.array([hash64("i2")], np.uint64)
     acted = UserSequence(History(one, one, one, two, two, np.array([3], np.uint8)), ("i2",), T0)
     calls = [
-        ("a", RankCall("u1", acted, T0 + 1, ["i1", "i5", "nowhere"], {})),
-        ("b", RankCall("u1", acted, T0 + 1, ["i1", "i5"], {})),
-        ("gone", RankCall("u2", UserSequence.unknown(), T0 + 1, ["i1"], {})),
-        ("a", RankCall("u2", UserSequence.unknown(), T0 + 1, [f"i{n}" for n in range(30)], {})),
-        ("a", RankCall("u3", UserSequence.unknown(), T0 + 1, [None], {})),  # type: ignore[list-item]
+        ("a", RankCall.of("u1", acted, T0 + 1, ["i1", "i5", "nowhere"], {})),
+        ("b", RankCall.of("u1", acted, T0 + 1, ["i1", "i5"], {})),
+        ("gone", RankCall.of("u2", UserSequence.unknown(), T0 + 1, ["i1"], {})),
+        ("a", RankCall.of("u2", UserSequence.unknown(), T0 + 1, [f"i{n}" for n in range(30)], {})),
+        ("a", RankCall("u3", UserSequence.unknown(), T0 + 1, None, {})),  # type: ignore[arg-type]
     ]
     rates = LiveRates(root, domain, 4)
     answers = rank_many(shelf.get, rates, domain, calls)
@@ -242,7 +241,7 @@ def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Doma
     bad = dataclasses.replace(good, scorer=good.scorer.on(CPU))
     assert bad.scorer.batched is not None
     bad.scorer.batched.probabilities._scale_H = torch.ones(7)  # as many as no model has heads
-    call = RankCall("u1", UserSequence.unknown(), T0, ["i1"], {})
+    call = RankCall.of("u1", UserSequence.unknown(), T0, ["i1"], {})
     held = {"bad": bad, "a": good}
     answers = rank_many(held.get, LiveRates(root, domain, 4), domain, [("bad", call), ("a", call), ("bad", call)])
     assert [type(answer) for answer in answers] == [RuntimeError, Ranking, RuntimeError]

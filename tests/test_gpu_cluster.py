@@ -11,7 +11,7 @@ import pytest
 import torch
 from ray import serve
 
-from deployments.stages import Ranker
+from deployments.ranker import RankerDeployment
 from rayapp.batch.job import InputKind, Job
 from rayapp.batch.score import Pool, job_of_files, run_job
 from rayapp.loop.artifacts import Prepared
@@ -24,8 +24,7 @@ from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS
 from rayapp.root.publish import read_manifest
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.ranking import rank
-from rayapp.serving.stages import RankCall
+from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.opening import open_store
 
 pytestmark = [
@@ -51,11 +50,11 @@ def test_a_replica_with_a_gpu_ranks_together_what_the_scorer_ranks_alone(world: 
     items = read_catalogue(root)["item_id"].to_pylist()
     store = open_store(root)
     calls = [
-        RankCall(user, store.lookup(user), prepared.test_ms, items[n : 2 * n + 30], {})
+        RankCall.of(user, store.lookup(user), prepared.test_ms, items[n : 2 * n + 30], {})
         for n, user in enumerate(people(root, 24))
     ]
     store.close()
-    on_gpu = Ranker.options(ray_actor_options={"num_cpus": 1, "num_gpus": 1})
+    on_gpu = RankerDeployment.options(ray_actor_options={"num_cpus": 1, "num_gpus": 1})
 
     async def ask(handle: Any) -> list[Any]:
         return await asyncio.gather(*(handle.rank.remote(version, call) for call in calls))

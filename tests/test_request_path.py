@@ -16,17 +16,20 @@ from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import request_schema
 from rayapp.experiments.assignment import Assignment
 from rayapp.features.sequence import History
+from rayapp.retrieval.candidates import Candidates, Query
 from rayapp.serving.answers import add_shadow, feed_body, request_row
-from rayapp.serving.candidates import Candidates, Query
 from rayapp.serving.feed import Answer, Ask, Feed
+from rayapp.serving.live import Live
 from rayapp.serving.paging import MAX_AGE_MS, MAX_SHOWN, BadToken, ExpiredToken, Page, read_token
+from rayapp.serving.ranking import RankCall, Ranking
 from rayapp.serving.request_log import MAX_WAITING as MAX_ROWS_WAITING
 from rayapp.serving.request_log import RequestLog
-from rayapp.serving.stages import Live, RankCall, Ranking
+from rayapp.serving.stages import Stages
 from rayapp.store import UserSequence
 from tests.conftest import T0
 
 ITEMS = [f"i{n}" for n in range(30)]
+NUMBER = {hash64(i): int(i[1:]) for i in ITEMS}
 
 
 async def late() -> Any:
@@ -64,7 +67,10 @@ class Fakes:
         hidden = {*query.exclude_hash.tolist(), *user.history.item_hash_E.tolist()}
         items = [i for i in ITEMS if hash64(i) not in hidden][: query.num_candidates]
         ones = np.ones(len(items), np.float32)
-        return Candidates(items, ["popular"] * len(items), np.linspace(0, 1, len(items), dtype=np.float32), ones)
+        hashes = np.array([hash64(i) for i in items], np.uint64)
+        return Candidates(
+            items, hashes, ["popular"] * len(items), np.linspace(0, 1, len(items), dtype=np.float32), ones
+        )
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         self.asked.append(("ranker", version))
@@ -72,7 +78,7 @@ class Fakes:
             await self.fault["ranker"]()
         if version in self.lacking:
             return None
-        save_C = np.array([int(i[1:]) / 100 for i in call.item_ids], np.float32)
+        save_C = np.array([NUMBER[h] / 100 for h in call.item_hash_C.tolist()], np.float32)
         probability_CH = np.stack([save_C, np.zeros_like(save_C)], axis=1)
         count = len(save_C)
         vector_CE = np.eye(count, 40, dtype=np.float16)
@@ -96,7 +102,8 @@ def ask(user_id: str = "u", **changes: Any) -> Ask:
 
 def recommend(domain: Domain, fakes: Fakes, arms: Any = None, asked: Ask | None = None, share: float = 0.0) -> Answer:
     live = Live("v2", "v1", {"champion": "v2", "challenger": "v3"}, popular=ITEMS[::-1])
-    return asyncio.run(Feed(domain, fakes, live, arms or NoArms(), share).recommend(asked or ask()))
+    stages = Stages(fakes, fakes, fakes, asyncio.Semaphore(8))
+    return asyncio.run(Feed(domain, stages, live, arms or NoArms(), share).recommend(asked or ask()))
 
 
 def shown(answer: Answer) -> list[str]:

@@ -1,6 +1,7 @@
 """Models published, loaded, and held while aliases move and items arrive. No Ray, no HTTP."""
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,12 @@ from rayapp.features.sequence import History
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.registry.models import list_models, load_model
+from rayapp.retrieval.candidates import Query, fetch
 from rayapp.root.catalogue_writer import merge
 from rayapp.root.places import USERS
-from rayapp.root.publish import PublishError, write_json
-from rayapp.serving.candidates import Query
+from rayapp.root.publish import PublishError, read_json, write_json
+from rayapp.serving import index_shelf
+from rayapp.serving.index_shelf import IndexShelf
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_request
@@ -119,12 +122,13 @@ def test_a_corrupt_champion_is_refused_and_the_old_one_stays(
 
 def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path, LmdbStore], domain: Domain) -> None:
     root, store = models
-    shelf = ModelShelf(root, domain, store)
+    shelf, indexes = ModelShelf(root, domain, store), IndexShelf(root, store)
     store.put_item({"item_id": "new", "created_at_ms": 99, "title": "brand new", "genres": ["g1"], "year": None})
+    indexes.refresh()
     shelf.refresh()
-    index = shelf.index("a")
+    index = indexes.get("a")
     assert index is not None
-    assert "new" in index.fetch(History.empty(), domain.vocabulary, Query(10, now_ms=100)).item_ids
+    assert "new" in fetch(index, History.empty(), domain.vocabulary, Query(10, now_ms=100)).item_ids
     promote(root, CHAMPION, "b")
     shelf.refresh()  # a model loaded later gets the items put before
     model = shelf.get("b")
@@ -135,40 +139,80 @@ def test_new_items_reach_every_held_model_and_its_candidates(models: tuple[Path,
 def test_models_over_one_item_table_share_it_and_its_index(models: tuple[Path, LmdbStore], domain: Domain) -> None:
     root, store = models
     promote(root, "shadow", "b")
-    shelf = ModelShelf(root, domain, store)
+    shelf, indexes = ModelShelf(root, domain, store), IndexShelf(root, store)
     for n in (100, 101):
         store.put_item({"item_id": f"i{n}", "created_at_ms": n, "title": "brand new", "genres": ["g1"], "year": None})
         shelf.refresh()
+        indexes.refresh()
         a, b = shelf.get("a"), shelf.get("b")
         assert a is not None
         assert b is not None
         assert a.table is b.table is a.scorer.inputs.table is b.scorer.inputs.table
-        index = shelf.index("a")
-        assert index is shelf.index("b")
+        index = indexes.get("a")
+        assert index is indexes.get("b")
         assert index is not None
-        assert index.table is a.table
-        assert index.fetch(History.empty(), domain.vocabulary, Query(1, now_ms=n)).item_ids == ["i29"]
+        assert index.table.items == a.table.items
+        assert fetch(index, History.empty(), domain.vocabulary, Query(1, now_ms=n)).item_ids == ["i29"]
         newest = Query(5, now_ms=n, mix={"newest": 1.0})
-        assert index.fetch(History.empty(), domain.vocabulary, newest).item_ids[0] == f"i{n}"
-    assert shelf.index("zzz") is None
+        assert fetch(index, History.empty(), domain.vocabulary, newest).item_ids[0] == f"i{n}"
+    assert indexes.get("zzz") is None
 
 
 def test_an_item_taken_out_of_feeds_still_ranks(models: tuple[Path, LmdbStore], domain: Domain) -> None:
     root, store = models
-    shelf = ModelShelf(root, domain, store)
+    shelf, indexes = ModelShelf(root, domain, store), IndexShelf(root, store)
     everything = Query(100, now_ms=100)
-    index = shelf.index("a")
+    index = indexes.get("a")
     assert index is not None
-    assert "i3" in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
+    assert "i3" in fetch(index, History.empty(), domain.vocabulary, everything).item_ids
     store.put_item({"item_id": "i3", "available": False, "created_at_ms": 3})
     shelf.refresh()
-    index, model = shelf.index("a"), shelf.get("a")
+    indexes.refresh()
+    index, model = indexes.get("a"), shelf.get("a")
     assert index is not None
-    assert "i3" not in index.fetch(History.empty(), domain.vocabulary, everything).item_ids
+    assert "i3" not in fetch(index, History.empty(), domain.vocabulary, everything).item_ids
     assert model is not None
     nothing = np.zeros(1, np.uint8), np.zeros(1, np.uint64)
     known = model.scorer.score(make_request(*nothing, np.array([hash64("i3")], np.uint64), num_heads=2)).known
     assert known.all()
+
+
+def test_a_champion_that_rankers_refuse_takes_the_one_that_answers_out_of_no_candidates(
+    models: tuple[Path, LmdbStore], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Item tables are readable whatever a model's weights are, and two broken champions may follow one another."""
+    root, store = models
+    for name in ("junk", "more-junk"):
+        shutil.copytree(root / "models" / "b", root / "models" / name)
+        (root / "models" / name / "weights.safetensors").write_bytes(b"junk")
+    indexes = IndexShelf(root, store)
+    for name in ("junk", "more-junk"):
+        assert indexes.get("a") is not None
+        promote(root, CHAMPION, name)
+        indexes.refresh()
+    assert set(indexes.versions) == {"a", "junk", "more-junk"}
+    started_later = IndexShelf(root, store)
+    assert started_later.get("a") is None, "not held yet"
+    started_later.refresh()
+    assert started_later.get("a") is not None, "held, since it was asked for"
+    monkeypatch.setattr(index_shelf, "HELD_S", 0.0)
+    indexes.refresh()
+    assert indexes.versions == ["more-junk"]
+
+
+def test_an_item_table_that_is_damaged_leaves_the_candidates_of_the_others(
+    models: tuple[Path, LmdbStore], domain: Domain, caplog: pytest.LogCaptureFixture
+) -> None:
+    root, store = models
+    indexes = IndexShelf(root, store)
+    publish_table(root, dataclasses.replace(item_table(domain), name="other"), {})
+    (root / "item_tables" / "other" / "items.parquet").write_bytes(b"junk")
+    manifest = root / "models" / "b" / "manifest.json"
+    write_json(manifest, read_json(manifest) | {"item_table": "other"})
+    promote(root, CHAMPION, "b")
+    indexes.refresh()
+    assert indexes.versions == ["a"]
+    assert "damaged" in caplog.text
 
 
 def test_users_attributes_are_those_of_the_last_export(models: tuple[Path, LmdbStore], domain: Domain) -> None:

@@ -1,5 +1,6 @@
 """The root remembers which store its events are in: no command opens an empty one beside it; no password is kept."""
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
@@ -8,10 +9,11 @@ from pathlib import Path
 import pytest
 from click.testing import CliRunner, Result
 
-from deployments.sequences import Sequences
+from deployments.sequences import SequencesDeployment
 from rayapp.cli.main import cli
 from rayapp.loop.steps import open_store as open_for_retraining
 from rayapp.root.logs import read_log
+from rayapp.serving.sequence_stage import SequenceStage
 from rayapp.store import StoreError
 from rayapp.store.address import address_of, in_use, resolve
 from rayapp.store.opening import open_store
@@ -42,9 +44,16 @@ def run(*arguments: object) -> Result:
 
 def serve(root: Path, url: str | None) -> None:
     """What the graph does with its store when it starts, and an event that it takes."""
-    stage = Sequences.func_or_class(str(root), url)
+    stage = sequences(root, url)
     stage._store.append([make_event(1)])
-    stage._store.close()
+    stage.close()
+
+
+def sequences(root: Path, url: str | None) -> SequenceStage:
+    kind = SequencesDeployment.func_or_class
+    stage: SequenceStage = kind.__new__(kind)
+    asyncio.run(stage.__init__(str(root), url))  # type: ignore[misc]
+    return stage
 
 
 def test_commands_find_the_store_that_the_graph_uses(
@@ -92,7 +101,7 @@ def test_another_store_is_refused_in_words_and_a_move_is_asked_for(root: Path, r
     with pytest.raises(StoreError, match="leave --store"):
         open_store(root, f"lmdb://{root / 'store'}")
     with pytest.raises(StoreError, match="leave --store"):
-        Sequences.func_or_class(str(root), f"lmdb://{tmp_path / 'elsewhere'}")
+        sequences(root, f"lmdb://{tmp_path / 'elsewhere'}")
 
 
 def test_a_graph_does_not_leave_events_of_an_older_release_behind(root: Path, redis_port: int) -> None:
@@ -103,7 +112,7 @@ def test_a_graph_does_not_leave_events_of_an_older_release_behind(root: Path, re
     store.close()
     assert in_use(root) is None, "a command alone takes nothing into use"
     with pytest.raises(StoreError, match="1 rows that nobody has exported"):
-        Sequences.func_or_class(str(root), url)
+        sequences(root, url)
     assert run("export", "--root", root).exit_code == 0
     serve(root, url)
     assert in_use(root) == f"redis://127.0.0.1:{redis_port}/0"

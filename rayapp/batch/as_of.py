@@ -25,14 +25,19 @@ from rayapp.features.sequence import NO_WATERMARK, History
 from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
 from rayapp.registry.models import load_model
+from rayapp.retrieval.candidates import Query, fetch
+from rayapp.retrieval.index import CandidateIndex
+from rayapp.retrieval.sources import SOURCES, Need, default_mix
 from rayapp.root.rates import Snapshot, load_items, load_users, snapshot_start
-from rayapp.serving.candidates import DEFAULT_MIX, CandidateIndex, Query
 from rayapp.store import DEFAULT_CAP
 
 MODELS_HELD: Final = 2
-SETTLED_MIX: Final = {source: share for source, share in DEFAULT_MIX.items() if source != "explore"}
-"""The live graph's sources, but none that is drawn at random: a job that runs again gives the same lists."""
 DAYS_HELD: Final = 4
+
+
+def settled_mix() -> dict[str, float]:
+    """The live graph's sources, but none that draws: a job that runs again gives the same lists."""
+    return {name: share for name, share in default_mix().items() if Need.CHANCE not in SOURCES[name].needs}
 
 
 @dataclass(frozen=True)
@@ -51,8 +56,8 @@ class BatchModel:
     ) -> tuple[list[str], list[str]]:
         """`(item ids, the source of each)` for a user's stored history, newest first, as the live graph fetches them;
         items that appeared only later are left out."""
-        query = Query(num_candidates, now_ms=as_of_ms, mix=SETTLED_MIX, fewest=fewest)
-        found = self._index.fetch(history, vocabulary, query)
+        query = Query(num_candidates, as_of_ms, settled_mix(), fewest=fewest)
+        found = fetch(self._index, history, vocabulary, query)
         return found.item_ids, found.sources
 
 

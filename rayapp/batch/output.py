@@ -20,7 +20,7 @@ from rayapp.batch.accumulators import Accumulators
 from rayapp.batch.grouped_rows import GroupedRows
 from rayapp.contracts.config import Domain
 from rayapp.features.sequence import Sequences
-from rayapp.serving.candidates import SEEN_AGAIN
+from rayapp.retrieval.candidates import SEEN_AGAIN
 
 TOLERANCE: Final = 1e-5
 """Probabilities that differ by less were computed from the same by the same."""

@@ -10,7 +10,7 @@ from rayapp.launch.graph import metrics_url, running_graph
 from rayapp.launch.ports import check_port, is_loopback
 from rayapp.launch.runtime import Profile, local_ray
 from rayapp.pipeline.restore import seed_store
-from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.aliases import read_champion
 from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root
 from rayapp.root.places import SERVING
@@ -26,9 +26,7 @@ def check_champion(root: Path) -> str:
         PublishError: no root, no champion, or one that does not load.
     """
     domain, _ = read_root(root)
-    version = read_aliases(root).get(CHAMPION)
-    if version is None:
-        raise PublishError(f"{root} has no champion; train one: `rayapp train --root {root}`")
+    version = read_champion(root)
     load_model(root, version, domain)
     return version
 

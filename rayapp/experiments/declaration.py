@@ -23,7 +23,7 @@ head = "hide"
 must_not = "rise"               # or "fall"
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final, Literal
@@ -34,11 +34,11 @@ from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.tables import Moment, Table, read_toml
 from rayapp.registry.aliases import NAME
+from rayapp.retrieval.sources import SOURCES
 from rayapp.root.places import EXPERIMENTS_FILE
 
 NUM_SLOTS: Final = 10_000
 MAX_DAYS: Final = 60
-SOURCES: Final = ("nearest", "interests", "trending", "newest", "explore", "popular")
 Direction = Literal["rise", "fall"]
 
 
@@ -146,7 +146,7 @@ def _arm(where: str, table: "_ArmTable", domain: Domain) -> Arm:
     return Arm(table.name, table.share, table.alias, utilities, table.mix)
 
 
-def _known(said: str, name: str, known: tuple[str, ...]) -> None:
+def _known(said: str, name: str, known: Collection[str]) -> None:
     if name not in known:
         raise ExperimentError(f"{said} {name!r}; known: {', '.join(known)}")
 

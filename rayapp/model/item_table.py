@@ -75,6 +75,12 @@ class ItemTable:
     def num_rows(self) -> int:
         return len(self.items) + 1
 
+    def hashes(self) -> NDArray[np.uint64]:
+        """`hash64` of each row's item id `[N]`; 0 for row 0. Made anew at every call."""
+        hash_N = np.zeros(self.num_rows, np.uint64)
+        hash_N[self._sorted_row] = self._sorted_hash
+        return hash_N
+
     def rows_of(self, item_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Rows of `hash64(item_id)` in any shape; ABSENT for items the table does not hold."""
         if not len(self._sorted_hash):

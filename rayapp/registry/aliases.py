@@ -20,6 +20,18 @@ def read_aliases(root: Path) -> dict[str, str]:
     return {alias: str(record["version"]) for alias, record in _records(root).items()}
 
 
+def read_champion(root: Path) -> str:
+    """The version of the champion.
+
+    Raises:
+        PublishError: there is none yet.
+    """
+    aliases = read_aliases(root)
+    if CHAMPION not in aliases:
+        raise PublishError(f"{root} has no champion; train one: `rayapp train --root {root}`")
+    return aliases[CHAMPION]
+
+
 def read_previous(root: Path) -> dict[str, str]:
     """Alias -> the version it pointed at before, where there was one: what a rollback goes to."""
     return {alias: str(r["previous"]) for alias, r in _records(root).items() if r.get("previous")}

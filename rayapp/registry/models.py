@@ -136,6 +136,18 @@ def published(root: Path, version: str) -> tuple[Path, Manifest]:
     return directory, manifest
 
 
+def item_table_of(root: Path, version: str) -> str:
+    """Name of the item table that a model ranks over.
+
+    Raises:
+        PublishError: there is no such model, it is of another format, or its manifest is damaged.
+    """
+    directory, manifest = published(root, version)
+    if not isinstance(name := manifest.get("item_table"), str):
+        raise PublishError(f"{directory / 'manifest.json'} names no item table; restore it or promote another model")
+    return name
+
+
 def _check_format(version: str, manifest: Manifest) -> None:
     """Raises:
     PublishError: another version of this program wrote the model, one that keeps other files in it.

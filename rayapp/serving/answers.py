@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from rayapp.serving.feed import Answer, Shown
-from rayapp.serving.stages import Ranking
+from rayapp.serving.ranking import Ranking
 from rayapp.store import UserSequence
 
 

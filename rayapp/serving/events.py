@@ -33,7 +33,7 @@ class EventBody(BaseModel):
 
 
 @dataclass(frozen=True, slots=True)
-class Rejection:
+class RejectedEvent:
     """Why one event of a batch was not taken."""
 
     index: int
@@ -46,7 +46,7 @@ class BadBody(ValueError):
     """The body as a whole can't be read."""
 
 
-def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[Rejection]]:
+def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[RejectedEvent]]:
     """The JSON values of a body: one object, a list, `{"events": [...]}`, or one object per line (NDJSON).
 
     A line that is not JSON is rejected alone; `None` stands in its place.
@@ -54,7 +54,7 @@ def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[Rejectio
     Raises:
         BadBody: not JSON, or more than MAX_EVENTS events.
     """
-    rejections: list[Rejection] = []
+    rejections: list[RejectedEvent] = []
     values: list[Any] = []
     if content_type.split(";", maxsplit=1)[0].strip().lower() == NDJSON:
         lines = [line for line in body.split(b"\n") if line.strip()]
@@ -65,7 +65,7 @@ def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[Rejectio
                 values.append(json.loads(line))
             except (ValueError, RecursionError) as error:
                 values.append(None)
-                rejections.append(Rejection(index, "malformed_json", None, f"this line is not JSON: {error}"))
+                rejections.append(RejectedEvent(index, "malformed_json", None, f"this line is not JSON: {error}"))
         return values, rejections
     try:
         value = json.loads(body)
@@ -81,52 +81,52 @@ def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[Rejectio
 
 def check_events(
     values: Sequence[Any], domain: Domain, now_ms: int, *, skip: frozenset[int] = frozenset()
-) -> tuple[list[tuple[int, Event]], list[Rejection]]:
+) -> tuple[list[tuple[int, Event]], list[RejectedEvent]]:
     """`(index and event of each good one, rejections)`. `now_ms` is the server's clock."""
     good: list[tuple[int, Event]] = []
-    rejections: list[Rejection] = []
+    rejections: list[RejectedEvent] = []
     actions = domain.vocabulary.names
     for index, value in enumerate(values):
         if index in skip:
             continue
         checked = _check(index, value, actions, domain.earliest_ms, now_ms)
-        if isinstance(checked, Rejection):
+        if isinstance(checked, RejectedEvent):
             rejections.append(checked)
         else:
             good.append((index, checked))
     return good, rejections
 
 
-def _check(index: int, value: Any, actions: tuple[str, ...], earliest_ms: int, now_ms: int) -> Event | Rejection:
+def _check(index: int, value: Any, actions: tuple[str, ...], earliest_ms: int, now_ms: int) -> Event | RejectedEvent:
     if not isinstance(value, dict):
-        return Rejection(index, "wrong_type", None, "an event must be a JSON object")
+        return RejectedEvent(index, "wrong_type", None, "an event must be a JSON object")
     try:
         body = EventBody.model_validate(value)
     except ValidationError as error:
         first = error.errors(include_url=False, include_input=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         code = {"missing": "missing_field", "extra_forbidden": "unknown_field"}.get(first["type"], "wrong_type")
-        return Rejection(index, code, field, first["msg"])
+        return RejectedEvent(index, code, field, first["msg"])
     for field in ("user_id", "item_id", "event_id", "request_id", "surface"):
         text = getattr(body, field)
         if text is not None and (problem := id_problem(text)):
-            return Rejection(index, "bad_id", field, f"{field} {problem}")
+            return RejectedEvent(index, "bad_id", field, f"{field} {problem}")
     if body.action not in actions:
-        return Rejection(
+        return RejectedEvent(
             index,
             "unknown_action",
             "action",
             f"{body.action[:64]!r} is none of the configured actions {list(actions)}",
         )
     if body.value is not None and not math.isfinite(body.value):
-        return Rejection(index, "not_finite", "value", "value must be a finite number")
+        return RejectedEvent(index, "not_finite", "value", "value must be a finite number")
     if body.timestamp_ms < earliest_ms:
         seconds = (
             " (it looks like seconds: multiply by 1000)"
             if earliest_ms <= body.timestamp_ms * 1000 <= 2 * now_ms
             else ""
         )
-        return Rejection(
+        return RejectedEvent(
             index,
             "bad_timestamp",
             "timestamp_ms",
@@ -134,7 +134,7 @@ def _check(index: int, value: Any, actions: tuple[str, ...], earliest_ms: int, n
             f"1970 are expected{seconds}",
         )
     if body.timestamp_ms > now_ms + MAX_FUTURE_MS:
-        return Rejection(
+        return RejectedEvent(
             index,
             "bad_timestamp",
             "timestamp_ms",

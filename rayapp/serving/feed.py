@@ -8,7 +8,6 @@ popular items are ranked; no store, and the user is treated as new.
 Shapes: C candidates, H heads, P items shown.
 """
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
@@ -19,10 +18,14 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.experiments.assignment import Assignment
+from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query
+from rayapp.retrieval.sources import POPULAR, default_mix
 from rayapp.serving.blend import Ranked, blend, shuffled
-from rayapp.serving.candidates import DEFAULT_MIX, POPULAR, SEEN_AGAIN, Candidates, Query
+from rayapp.serving.live import Live
 from rayapp.serving.paging import Page
-from rayapp.serving.stages import Live, RankCall, Ranking, Run, Stages
+from rayapp.serving.ranking import RankCall, Ranking
+from rayapp.serving.run import Run
+from rayapp.serving.stages import Stages
 from rayapp.store import UserSequence
 
 STORE_UNTIL: Final = 0.35
@@ -88,6 +91,15 @@ class Answer:
         return self.ask.page.next_token(self.ask.user_id, [item.item_id for item in self.shown])
 
 
+@dataclass(frozen=True, slots=True)
+class RankAnswer:
+    """The caller's own items, ranked; `ranking` is None where nothing ranked them in time."""
+
+    user: UserSequence
+    ranking: Ranking | None
+    run: Run
+
+
 class Arms(Protocol):
     """Who is in which arm of the running experiment."""
 
@@ -107,15 +119,15 @@ class Feed:
         run = Run(ask.deadline_ms / 1000)
         arm = self._arms.arm_of(ask.user_id, ask.at_ms)
         versions = self.live.versions_for(arm.alias if arm else None)
-        user = await run.stage("store", STORE_UNTIL, lambda: self._stages.lookup(ask.user_id))
+        user = await run.stage("store", STORE_UNTIL, lambda: self._stages.sequences.lookup(ask.user_id))
         user = user or UserSequence.unknown()
         query = self._query(ask, arm)
         found = await run.with_model(
-            "candidates", CANDIDATES_UNTIL, versions, lambda v: self._stages.fetch(v, user, query)
+            "candidates", CANDIDATES_UNTIL, versions, lambda v: self._stages.candidates.fetch(v, user, query)
         )
         if found is None:
             found = self._popular(ask, user)
-        call = RankCall(ask.user_id, user, ask.at_ms, found.item_ids, ask.context)
+        call = RankCall(ask.user_id, user, ask.at_ms, found.item_hash_C, ask.context)
         ranking = None
         if found.item_ids:
             ranking = await run.with_model("ranker", RANKER_UNTIL, versions, lambda v: self._stages.rank(v, call))
@@ -131,21 +143,29 @@ class Feed:
         return Answer(ask, shown, user, ranking, arm, random_order, degraded, reason, run)
 
     async def rank(
-        self, call: RankCall, version: str | None, deadline_ms: float
-    ) -> tuple[Run, RankCall, Ranking | None]:
-        """Ranks the caller's items with `version`, or with the champion; `call.user` is looked up here."""
+        self,
+        user_id: str,
+        item_ids: Sequence[str],
+        context: dict[str, Any],
+        at_ms: int,
+        *,
+        version: str | None,
+        deadline_ms: float,
+    ) -> RankAnswer:
+        """Ranks the caller's items with `version`, or with the champion."""
         run = Run(deadline_ms / 1000)
-        user = await run.stage("store", STORE_UNTIL, lambda: self._stages.lookup(call.user_id))
-        call = dataclasses.replace(call, user=user or UserSequence.unknown())
+        user = await run.stage("store", STORE_UNTIL, lambda: self._stages.sequences.lookup(user_id))
+        user = user or UserSequence.unknown()
+        call = RankCall.of(user_id, user, at_ms, item_ids, context)
         versions = [version] if version else self.live.versions_for(None)
         ranking = await run.with_model("ranker", RANKER_UNTIL, versions, lambda v: self._stages.rank(v, call))
-        return run, call, ranking
+        return RankAnswer(user, ranking, run)
 
     def _query(self, ask: Ask, arm: Assignment | None) -> Query:
         exclude = np.array([hash64(item_id) for item_id in ask.exclude], np.uint64)
         return Query(
             num_candidates=max(ask.num_candidates, ask.num_results),
-            mix=(arm.mix if arm else None) or DEFAULT_MIX,
+            mix=(arm.mix if arm else None) or default_mix(),
             exclude_hash=np.concatenate([exclude, ask.page.shown_hash_S]),
             require=ask.require,
             seed=hash64(ask.request_id),
@@ -158,13 +178,15 @@ class Feed:
         attributes can't be kept here."""
         last_seen = {item_id: -n for n, item_id in reversed(list(enumerate(user.item_ids)))}
         hidden = {hash64(item_id) for item_id in ask.exclude} | set(ask.page.shown_hash_S.tolist())
-        allowed = [] if ask.require else [i for i in self.live.popular if hash64(i) not in hidden]
+        hashes = {} if ask.require else {item_id: hash64(item_id) for item_id in self.live.popular}
+        allowed = [item_id for item_id, item_hash in hashes.items() if item_hash not in hidden]
         fresh = [i for i in allowed if i not in last_seen][: ask.num_candidates]
         again = sorted((i for i in allowed if i in last_seen), key=lambda i: last_seen[i])
         again = again[: max(ask.num_results - len(fresh), 0)]
         sources = [POPULAR] * len(fresh) + [SEEN_AGAIN] * len(again)
         score_C = np.linspace(1.0, 0.0, len(sources), endpoint=False, dtype=np.float32)
-        return Candidates(fresh + again, sources, score_C, np.ones(len(sources), np.float32))
+        item_hash_C = np.array([hashes[item_id] for item_id in fresh + again], np.uint64)
+        return Candidates(fresh + again, item_hash_C, sources, score_C, np.ones(len(sources), np.float32))
 
     def _choose(
         self, ask: Ask, arm: Assignment | None, found: Candidates, ranking: Ranking | None, random_order: bool

@@ -1,11 +1,14 @@
 """Ranking calls, as every replica answers them: cut the sequence, look up the rates, score; alone or several at once.
 
-Shapes: C candidates, K rate features.
+Shapes: C candidates, H heads, E vector width, K rate features.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
@@ -14,7 +17,42 @@ from rayapp.features.sequence import at_request
 from rayapp.model.batched import Scores
 from rayapp.registry.models import LoadedModel
 from rayapp.serving.live_rates import LiveRates
-from rayapp.serving.stages import RankCall, Ranking
+from rayapp.store import UserSequence
+
+
+@dataclass(frozen=True, slots=True)
+class RankCall:
+    """What the ranker is asked, but for the model."""
+
+    user_id: str
+    user: UserSequence
+    timestamp_ms: int
+    """The sequence is cut as of this time."""
+    item_hash_C: NDArray[np.uint64]
+    context: dict[str, Any]
+
+    @staticmethod
+    def of(
+        user_id: str, user: UserSequence, timestamp_ms: int, item_ids: Sequence[str], context: dict[str, Any]
+    ) -> "RankCall":
+        """For items that nobody has hashed yet."""
+        item_hash_C = np.fromiter((hash64(item_id) for item_id in item_ids), np.uint64, len(item_ids))
+        return RankCall(user_id, user, timestamp_ms, item_hash_C, context)
+
+
+@dataclass(frozen=True, slots=True)
+class Ranking:
+    """The ranker's answer: which model scored, over what sequence."""
+
+    model_version: str
+    probability_CH: NDArray[np.float32]
+    known_C: NDArray[np.bool_]
+    vector_CE: NDArray[np.float16]
+    """Item vectors, for the diversity of the list."""
+    sequence_length: int
+    sequence_hash: int
+    item_table: str
+    rate_snapshot: str | None
 
 
 def rank(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankCall) -> Ranking:
@@ -63,11 +101,10 @@ def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankC
         length=model.config.history_length,
         vocabulary=domain.vocabulary,
     )
-    candidate_hash_C = np.fromiter((hash64(i) for i in call.item_ids), np.uint64, len(call.item_ids))
-    user_rate_K, item_rate_CK, day = rates.features(call.user_id, candidate_hash_C)
+    user_rate_K, item_rate_CK, day = rates.features(call.user_id, call.item_hash_C)
     context = context_row(domain.context_attributes, call.timestamp_ms, call.context)
     request = Requests.of_one(
-        hash64(call.user_id), call.timestamp_ms, context, sequences, candidate_hash_C, user_rate_K, item_rate_CK
+        hash64(call.user_id), call.timestamp_ms, context, sequences, call.item_hash_C, user_rate_K, item_rate_CK
     )
     return request, day
 

@@ -1,9 +1,7 @@
 """The models a replica holds: the champion, the one before it, and every other alias's; swapped while serving."""
 
 import dataclasses
-import logging
 import threading
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,17 +12,14 @@ from rayapp.contracts.config import Domain
 from rayapp.features.requests import Requests, full_request
 from rayapp.model.inputs import UserTable
 from rayapp.model.item_table import ItemTable
-from rayapp.registry.aliases import CHAMPION, read_aliases
+from rayapp.registry.aliases import CHAMPION, read_aliases, read_champion
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.catalogue import read_users
 from rayapp.root.places import USERS
 from rayapp.root.publish import PublishError, log_manifest
-from rayapp.serving.candidates import CandidateIndex
+from rayapp.serving.refreshed import PutItems, Refusals
 from rayapp.store import ItemStore
 
-log = logging.getLogger(__name__)
-RETRY_S = 30.0
-"""A model that did not load is tried again after this long: its files may have been mended."""
 WARM_UP_CANDIDATES = 200
 """As many as a feed asks for unless told otherwise: on a GPU, calls of this size find their graphs captured."""
 
@@ -38,20 +33,12 @@ class ModelShelf:
         Raises:
             PublishError: there is no champion, or it does not load.
         """
-        self._root, self._domain, self._store, self._device = root, domain, store, device
+        self._root, self._domain, self._device = root, domain, device
+        self._items, self._refusals = PutItems(store), Refusals()
         self._lock = threading.Lock()
-        self._item_sequence, self._new_items = store.items_since(0)
         self._users_number, _ = log_manifest(root / USERS)
-        self._failed: dict[str, float] = {}
-        self.refused: dict[str, str] = {}
-        """Why a version that an alias names is not held."""
-        aliases = read_aliases(root)
-        if CHAMPION not in aliases:
-            raise PublishError(f"{root} has no champion; train one: `rayapp train --root {root}`")
-        self._champion, self._previous = aliases[CHAMPION], ""
-        self._models: dict[str, LoadedModel] = {self._champion: self._load(self._champion, {})}
-        self._indexes: dict[str, CandidateIndex] = {}
-        """By item table; empty until somebody asks for one."""
+        self._champion, self._previous = read_champion(root), ""
+        self._models = {self._champion: self._load(self._champion, {})}
         self.refresh()
 
     @property
@@ -62,24 +49,14 @@ class ModelShelf:
     def versions(self) -> list[str]:
         return list(self._models)
 
+    @property
+    def refused(self) -> dict[str, str]:
+        """Why a version that an alias names is not held."""
+        return self._refusals.reasons
+
     def get(self, version: str) -> LoadedModel | None:
         """The model, or None when this replica does not hold it (yet)."""
         return self._models.get(version)
-
-    def index(self, version: str) -> CandidateIndex | None:
-        """The candidate index over that model's item table.
-
-        The first call makes it; from then on `refresh` keeps one for every model, before the model is held.
-        """
-        model = self._models.get(version)
-        if model is None:
-            return None
-        index = self._indexes.get(model.table.name)
-        if index is None:
-            with self._lock:
-                self._indexes = self._indexes_of(self._models)
-                index = self._indexes.get(model.table.name)
-        return index
 
     def refresh(self) -> None:
         """Picks up moved aliases and new items. A model that does not load is refused; the old one stays live."""
@@ -90,34 +67,25 @@ class ModelShelf:
 
     def _refresh_models(self) -> None:
         aliases = read_aliases(self._root)
-        loaded, refused = dict(self._models), dict(self.refused)
+        loaded = dict(self._models)
         for version in dict.fromkeys(aliases.values()):
-            if version in loaded or time.monotonic() - self._failed.get(version, -RETRY_S) < RETRY_S:
-                continue
-            try:
-                loaded[version] = self._load(version, loaded)
-                refused.pop(version, None)
-            except PublishError as error:
-                self._failed[version] = time.monotonic()
-                refused[version] = str(error)
-                log.error("model %s was refused and %s stays live: %s", version, self._champion, error)
+            if version not in loaded and not self._refusals.blocks(version):
+                try:
+                    loaded[version] = self._load(version, loaded)
+                except PublishError as error:
+                    self._refusals.add(version, error)
         champion = aliases.get(CHAMPION, self._champion)
         if champion != self._champion and champion in loaded:
             self._previous, self._champion = self._champion, champion
         keep = {self._champion, self._previous, *aliases.values()}
-        self._hold({version: model for version, model in loaded.items() if version in keep})
-        self._failed = {v: when for v, when in self._failed.items() if v in aliases.values()}
-        self.refused = {v: reason for v, reason in refused.items() if v in aliases.values()}
+        self._models = {version: model for version, model in loaded.items() if version in keep}
+        self._refusals.keep(set(aliases.values()) - loaded.keys())
 
     def _refresh_items(self) -> None:
-        sequence, items = self._store.items_since(self._item_sequence)
-        if not items:
-            return
-        latest = {item["item_id"]: item for item in [*self._new_items, *items]}
-        self._item_sequence, self._new_items = sequence, list(latest.values())
-        # Models over one item table go on sharing it.
-        tables = {table.name: table.with_items(items) for table in self._tables(self._models).values()}
-        self._hold({version: _over(model, tables[model.table.name]) for version, model in self._models.items()})
+        if items := self._items.news():
+            # Models over one item table go on sharing it.
+            tables = {table.name: table.with_items(items) for table in self._tables(self._models).values()}
+            self._models = {version: _over(model, tables[model.table.name]) for version, model in self._models.items()}
 
     def _refresh_users(self) -> None:
         """Users' attributes as the last export or import left them."""
@@ -125,20 +93,8 @@ class ModelShelf:
         if number == self._users_number:
             return
         users = read_users(self._root, self._domain)
-        self._hold({version: _told(model, users) for version, model in self._models.items()})
+        self._models = {version: _told(model, users) for version, model in self._models.items()}
         self._users_number = number
-
-    def _hold(self, models: dict[str, LoadedModel]) -> None:
-        if self._indexes:
-            self._indexes = self._indexes_of(models)
-        self._models = models
-
-    def _indexes_of(self, models: dict[str, LoadedModel]) -> dict[str, CandidateIndex]:
-        indexes = {}
-        for name, table in self._tables(models).items():
-            old = self._indexes.get(name)
-            indexes[name] = CandidateIndex(table) if old is None else old.extended(table)
-        return indexes
 
     def _load(self, version: str, held: dict[str, LoadedModel]) -> LoadedModel:
         model = load_model(self._root, version, self._domain)
@@ -150,7 +106,7 @@ class ModelShelf:
             model = _on(self._device, model, request)
         table = self._tables(held).get(model.table.name)
         if table is None:
-            table = model.table.with_items(self._new_items) if self._new_items else model.table
+            table = model.table.with_items(self._items.items) if self._items.items else model.table
         return _over(model, table)
 
     @staticmethod

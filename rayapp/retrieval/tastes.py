@@ -3,7 +3,6 @@
 Shapes: E events of the history, N item table rows, L likes.
 """
 
-from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
@@ -13,8 +12,7 @@ from rayapp.contracts.schema import ActionKind, Vocabulary
 from rayapp.features.attributes import ABSENT
 from rayapp.features.sequence import History
 from rayapp.model.item_table import ItemTable
-
-Rows = NDArray[np.int64]
+from rayapp.retrieval.sources import Rows, Tastes
 
 NUM_NEWEST: Final = 10
 """Newest likes that each look for their neighbours."""
@@ -22,17 +20,6 @@ NUM_INTERESTS: Final = 5
 NUM_HIDDEN: Final = 20
 SAME_INTEREST: Final = 0.6
 """Likes whose vectors have at least this cosine are one interest."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tastes:
-    """Rows of the item table, newest first; each once, and only items with a vector."""
-
-    newest: Rows
-    interests: Rows
-    """One like for each of the largest groups among the older likes, the largest first."""
-    hidden: Rows
-    """Items with a negative action; a like does not outweigh it."""
 
 
 def tastes_of(table: ItemTable, history: History, vocabulary: Vocabulary) -> Tastes:

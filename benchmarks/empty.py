@@ -8,7 +8,7 @@ from ray import serve
 from ray.serve import Application
 
 from deployments.http import RecommendationsBody
-from deployments.local import Stage, bound
+from deployments.placement import StageName, placed, plain
 
 app = FastAPI()
 
@@ -43,13 +43,13 @@ class EmptyIngress:
     """Asks the three, one after another."""
 
     async def __init__(self, sequences: Any, candidates: Any, ranker: Any) -> None:  # type: ignore[misc]
-        self._sequences, self._candidates, self._ranker = sequences, candidates, ranker
+        self._sequences, self._candidates, self._ranker = plain(sequences), plain(candidates), plain(ranker)
 
     @app.post("/v1/recommendations")
     async def recommendations(self, body: RecommendationsBody) -> JSONResponse:
-        user = await self._sequences.lookup.remote(body.user_id)
-        item_ids = await self._candidates.fetch.remote(user, body.num_candidates)
-        scores = await self._ranker.rank.remote(item_ids)
+        user = await self._sequences.lookup(body.user_id)
+        item_ids = await self._candidates.fetch(user, body.num_candidates)
+        scores = await self._ranker.rank(item_ids)
         rows = zip(item_ids, scores, strict=True)
         items = [{"item_id": item, "score": score} for item, score in list(rows)[: body.num_results]]
         return JSONResponse({"items": items})
@@ -57,10 +57,10 @@ class EmptyIngress:
 
 def build(args: dict[str, Any]) -> Application:
     """As `deployments.app.build`, of stages that do nothing."""
-    inline: list[Stage] = args["inline"]
-    apart: dict[Stage, dict[str, Any]] = args["apart"]
+    inline: list[StageName] = args["inline"]
+    apart: dict[StageName, dict[str, Any]] = args["apart"]
     return EmptyIngress.bind(  # type: ignore[attr-defined]
-        bound("sequences", EmptySequences, inline, apart),
-        bound("candidates", EmptyCandidates, inline, apart),
+        placed("sequences", EmptySequences, inline, apart),
+        placed("candidates", EmptyCandidates, inline, apart),
         EmptyRanker.bind(),  # type: ignore[attr-defined]
     )

@@ -1,0 +1,18 @@
+"""The deployment of the stage that fetches items worth ranking."""
+
+from pathlib import Path
+from typing import Any
+
+from ray import serve
+
+from deployments.placement import plain
+from rayapp.serving.candidate_stage import CandidateStage
+from rayapp.store.opening import open_store
+
+
+@serve.deployment(name="Candidates")
+class CandidatesDeployment(CandidateStage):
+    """`CandidateStage` over the root's item tables and the graph's store."""
+
+    async def __init__(self, root: str, store: str | None, sequences: Any) -> None:  # type: ignore[misc]
+        super().__init__(Path(root), open_store(Path(root), store), plain(sequences))

@@ -1,0 +1,141 @@
+"""The candidates of one request: what must not be shown is struck out once, then each source brings its share.
+
+Shapes: N item table rows, C candidates.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.contracts.schema import ActionKind, Vocabulary
+from rayapp.features.sequence import History
+from rayapp.retrieval.index import CandidateIndex
+from rayapp.retrieval.sources import NO_ROWS, NO_SCORES, SOURCES, Found, LiveItems, Need, Pool, Rows, default_mix
+from rayapp.retrieval.tastes import tastes_of
+
+SEEN_AGAIN: Final = "seen_again"
+"""Marks what the user acted on before, where nothing else is left."""
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """What one request asks for."""
+
+    num_candidates: int
+    now_ms: int
+    """An item created later than this is not available yet."""
+    mix: Mapping[str, float] = field(default_factory=default_mix)
+    """The most that each source may bring, as a share; popular items fill what is left."""
+    exclude_hash: NDArray[np.uint64] = field(default_factory=lambda: np.zeros(0, np.uint64))
+    """Hashes of item ids: shown earlier in this paging chain, and the caller's."""
+    require: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Categorical attribute -> values, of which an item must have one."""
+    seed: int = 0
+    """Of the exploration draw; not negative."""
+    fewest: int = 0
+    """With fewer new items than this, what the user acted on is shown again, least recently first."""
+
+    def __post_init__(self) -> None:
+        if unknown := set(self.mix) - set(SOURCES):
+            raise ValueError(f"no source is called {sorted(unknown)[0]!r}; there are {sorted(SOURCES)}")
+        if any(share < 0 for share in self.mix.values()) or sum(self.mix.values()) > 1 + 1e-9:
+            raise ValueError(f"the shares of a mix must not be negative nor add up to more than 1: {dict(self.mix)}")
+
+    def quota(self, source: str) -> int:
+        return int(self.mix.get(source, 0.0) * self.num_candidates + 1e-9)
+
+
+@dataclass(frozen=True, slots=True)
+class Candidates:
+    """Items to rank, without repeats."""
+
+    item_ids: list[str]
+    item_hash_C: NDArray[np.uint64]
+    sources: list[str]
+    """The source that proposed each."""
+    score_C: NDArray[np.float32]
+    """In [0, 1]: the mean of the source's own score and the item's popularity. An answer without the ranker is sorted
+    by it."""
+    propensity_C: NDArray[np.float32]
+    """The probability with which a source drew the item; 1 where nothing was drawn."""
+
+
+def fetch(
+    index: CandidateIndex,
+    history: History,
+    vocabulary: Vocabulary,
+    query: Query,
+    live: Mapping[Need, LiveItems] | None = None,
+) -> Candidates:
+    """As many items as asked for, or all that are left, then up to `query.fewest` that the user acted on before.
+
+    `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. May be
+    called from several threads.
+    """
+    allowed_N = index.allowed(query.now_ms, query.require, query.exclude_hash)
+    chosen = _Chosen(index, allowed_N, index.rows_of(history.item_hash_E))
+    pool = Pool(index, chosen.free_N, tastes_of(index.table, history, vocabulary), live or {}, query.seed)
+    reserved = sum(query.quota(name) for name in SOURCES)
+    for name, source in SOURCES.items():
+        count = query.quota(name)
+        reserved -= count
+        if source.share is None:
+            count = query.num_candidates - len(chosen) - reserved
+        if count > 0:
+            chosen.take(name, source.fetch(pool, count))
+    if (count := query.fewest - len(chosen)) > 0:
+        again = _seen_again(index, history, vocabulary, allowed_N, nothing_else=not len(chosen))[:count]
+        chosen.take(SEEN_AGAIN, Found(again, np.zeros(len(again), np.float32)))
+    return chosen.candidates()
+
+
+def _seen_again(
+    index: CandidateIndex,
+    history: History,
+    vocabulary: Vocabulary,
+    allowed_N: NDArray[np.bool_],
+    *,
+    nothing_else: bool,
+) -> Rows:
+    """What the user acted on, least recently first; what was rejected only where there is nothing else."""
+    row_E = index.rows_of(history.item_hash_E)
+    newest_first = row_E[np.sort(np.unique(row_E, return_index=True)[1])]
+    rows = newest_first[allowed_N[newest_first]][::-1]
+    rejected = np.isin(rows, row_E[vocabulary.flags(kind=ActionKind.NEGATIVE)[history.action_E]])
+    liked = rows[~rejected]
+    return rows if nothing_else and not len(liked) else liked
+
+
+class _Chosen:
+    """The rows that sources have brought so far; whoever comes first keeps a row."""
+
+    def __init__(self, index: CandidateIndex, allowed_N: NDArray[np.bool_], seen: Rows) -> None:
+        self._index, self._rows, self._scores = index, [NO_ROWS], [NO_SCORES]
+        self._propensities = [NO_SCORES]
+        self._sources: list[str] = []
+        self.free_N = allowed_N.copy()
+        self.free_N[seen] = False
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def take(self, source: str, found: Found) -> None:
+        row_K, size = found.row_K, len(found.row_K)
+        self.free_N[row_K] = False
+        self._rows.append(row_K)
+        self._scores.append(np.asarray((found.score_K + self._index.popularity_N[row_K]) / 2, np.float32))
+        self._propensities.append(np.full(size, found.propensity, np.float32))
+        self._sources += [source] * size
+
+    def candidates(self) -> Candidates:
+        row_C, table = np.concatenate(self._rows), self._index.table
+        return Candidates(
+            [table.item(row)["item_id"] for row in row_C.tolist()],
+            self._index.item_hash_N[row_C],
+            self._sources,
+            np.concatenate(self._scores),
+            np.concatenate(self._propensities),
+        )

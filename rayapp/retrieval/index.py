@@ -1,0 +1,136 @@
+"""One item table made ready for the candidate sources: availability, dates, categories, popularity, neighbours.
+
+Shapes: N item table rows (row 0 is "absent"), S seeds, K neighbours of each.
+"""
+
+import bisect
+import copy
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.contracts.schema import AttributeKind
+from rayapp.features.attributes import ABSENT
+from rayapp.model.item_table import ItemTable
+from rayapp.retrieval.neighbours import Neighbours
+from rayapp.retrieval.sources import NO_ROWS, Rows, Scores
+
+
+class CandidateIndex:
+    """What `sources.Index` promises, over one item table. Not changed once made, so any thread may read it."""
+
+    def __init__(self, table: ItemTable) -> None:
+        self.table, self.item_hash_N = table, table.hashes()
+        size = table.num_rows
+        self._available_N = np.ones(size, bool)
+        self._created_ms_N = np.zeros(size, np.int64)
+        self.popularity_N = _popularity(table.likes_N)
+        rows = np.arange(1, size)
+        self._read(rows)
+        self._having = {key: np.array(having, np.int64) for key, having in _by_category(table, rows).items()}
+        self.popular = np.argsort(-table.likes_N, kind="stable")
+        # Likes break ties, so that a catalogue dated by year does not call its oldest rows new.
+        self.newest = np.lexsort((-table.likes_N, -self._created_ms_N))
+        self._neighbours = Neighbours(table.vectors_NE)
+
+    def extended(self, table: ItemTable) -> "CandidateIndex":
+        """The index over `table`, which is this one's plus items put since; costs copies of a few columns."""
+        changed = table.changed_since(self.table)
+        added = np.arange(self.table.num_rows, table.num_rows)
+        more = copy.copy(self)
+        more.table, more.item_hash_N = table, table.hashes()
+        more._available_N = np.append(self._available_N, np.ones(len(added), bool))
+        more._created_ms_N = np.append(self._created_ms_N, np.zeros(len(added), np.int64))
+        more.popularity_N = np.append(self.popularity_N, _popularity(np.zeros(len(added), np.int64)))
+        more._read(changed)
+        more._having = self._having_with(table, changed)
+        more.popular = np.append(self.popular, added)  # without likes: behind all others
+        more.newest = more._newest_with(changed)
+        more._neighbours = self._neighbours.extended(table.vectors_NE, changed)
+        return more
+
+    def rows_of(self, item_hash: NDArray[np.uint64]) -> Rows:
+        """Rows of `hash64(item_id)`; ABSENT for items that the table does not hold."""
+        return self.table.rows_of(item_hash)
+
+    def allowed(
+        self, now_ms: int, require: Mapping[str, frozenset[str]], exclude_hash: NDArray[np.uint64]
+    ) -> NDArray[np.bool_]:
+        """`[N]`: what is available now, has one of the values of each required attribute, and is not excluded."""
+        allowed_N = self._available_N & (self._created_ms_N <= now_ms)
+        for attribute, values in require.items():
+            allowed_N &= self._with_category(attribute, values)
+        allowed_N[self.rows_of(exclude_hash)] = False
+        allowed_N[ABSENT] = False
+        return allowed_N
+
+    def _with_category(self, attribute: str, values: frozenset[str]) -> NDArray[np.bool_]:
+        """Rows whose item has one of the values; none for an attribute that is not categorical or not known."""
+        has_N = np.zeros(self.table.num_rows, bool)
+        for value in values:
+            has_N[self._having.get((attribute, value), NO_ROWS)] = True
+        return has_N
+
+    def near(self, seeds: Rows, hidden: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
+        """Rows by turns: the best neighbour of the newest seed, of the next, and so on round; and how near.
+
+        Left out is what stands nearer to an item that the user rejected than to the seed that found it.
+        """
+        vectors_NE = self.table.vectors_NE
+        row_SK, similarity_SK = self._neighbours.search(vectors_NE[seeds], count, free_N)
+        found, similarity = row_SK.T.ravel(), similarity_SK.T.ravel()
+        first = np.sort(np.unique(found, return_index=True)[1])
+        first = first[found[first] != ABSENT]
+        found, similarity = found[first], similarity[first]
+        if len(hidden):
+            keep = (vectors_NE[found] @ vectors_NE[hidden].T).max(axis=1) <= similarity + 1e-5
+            found, similarity = found[keep], similarity[keep]
+        return found, np.clip(similarity, 0, 1)
+
+    def _read(self, rows: Rows) -> None:
+        """Availability and date of these rows' items."""
+        items = [self.table.item(row) for row in rows.tolist()]
+        self._available_N[rows] = [item.get("available") is not False for item in items]
+        self._created_ms_N[rows] = [item["created_at_ms"] for item in items]
+
+    def _having_with(self, table: ItemTable, changed: Rows) -> dict[tuple[str, str], Rows]:
+        """`_having` after the items of `changed` were replaced or added."""
+        gone = _by_category(self.table, changed[changed < self.table.num_rows])
+        come = _by_category(table, changed)
+        having = dict(self._having)
+        for key in gone.keys() | come.keys():
+            rows = having.get(key, NO_ROWS)
+            having[key] = np.append(rows[~np.isin(rows, gone.get(key, []))], np.array(come.get(key, []), np.int64))
+        return having
+
+    def _newest_with(self, changed: Rows) -> Rows:
+        """The newest-first order after the dates of `changed` were read anew."""
+
+        def key(row: int) -> tuple[int, int, int]:
+            return -int(self._created_ms_N[row]), -int(self.table.likes_N[row]), int(row)
+
+        is_changed_N = np.zeros(self.table.num_rows, bool)
+        is_changed_N[changed] = True
+        others = self.newest[~is_changed_N[self.newest]]
+        rows = sorted(changed.tolist(), key=key)
+        places = [bisect.bisect_left(others, key(row), key=key) for row in rows]
+        return np.insert(others, places, rows)
+
+
+def _by_category(table: ItemTable, rows: Rows) -> dict[tuple[str, str], list[int]]:
+    """(attribute, value) -> those of `rows` whose item has it."""
+    names = [a.name for a in table.tower.attributes if a.kind is AttributeKind.CATEGORIES]
+    having: dict[tuple[str, str], list[int]] = {}
+    for row in rows.tolist():
+        item = table.item(row)
+        for name in names:
+            for value in item.get(name) or ():
+                having.setdefault((name, value), []).append(row)
+    return having
+
+
+def _popularity(likes_N: NDArray[np.int64]) -> Scores:
+    """Likes on a logarithmic scale, in [0, 1]."""
+    log_N = np.log1p(likes_N)
+    return np.asarray(log_N / max(float(log_N.max(initial=0.0)), 1e-9), np.float32)

@@ -1,0 +1,81 @@
+"""The candidate indexes a replica holds, each over one item table; no model is loaded for them."""
+
+import threading
+import time
+from pathlib import Path
+from typing import Final
+
+from rayapp.registry.aliases import read_aliases, read_champion
+from rayapp.registry.item_tables import load_table
+from rayapp.registry.models import item_table_of
+from rayapp.retrieval.index import CandidateIndex
+from rayapp.root.publish import PublishError
+from rayapp.serving.refreshed import PutItems, Refusals
+from rayapp.store import ItemStore
+
+HELD_S: Final = 3_600.0
+
+
+class IndexShelf:
+    """Indexes for the models that aliases name, and for those that were loaded or asked for in the last HELD_S.
+
+    The latter include the champion that answers while rankers refuse the one that the alias names: this shelf can't
+    know of that, since an item table is readable whatever the model's weights are. Readers never wait for a load.
+    """
+
+    def __init__(self, root: Path, store: ItemStore) -> None:
+        """Raises:
+        PublishError: there is no champion, or its item table can't be read.
+        """
+        self._root, self._items, self._refusals = root, PutItems(store), Refusals()
+        self._lock = threading.Lock()
+        self._asked_at: dict[str, float] = {}
+        champion = read_champion(root)
+        self._indexes = {champion: self._load(champion, {})}
+        self.refresh()
+
+    @property
+    def versions(self) -> list[str]:
+        return list(self._indexes)
+
+    def get(self, version: str) -> CandidateIndex | None:
+        """The index over that model's item table, or None when this replica does not hold it (yet)."""
+        self._asked_at[version] = time.monotonic()
+        return self._indexes.get(version)
+
+    def refresh(self) -> None:
+        """Picks up moved aliases and new items. A table that can't be read leaves everything as it was."""
+        with self._lock:
+            self._refresh_items()
+            self._refresh_versions()
+
+    def _refresh_items(self) -> None:
+        items = self._items.news()
+        if items:
+            # Models over one item table go on sharing its index.
+            extended = {index: index.extended(index.table.with_items(items)) for index in set(self._indexes.values())}
+            self._indexes = {version: extended[index] for version, index in self._indexes.items()}
+
+    def _refresh_versions(self) -> None:
+        asked_at, now = self._asked_at.copy(), time.monotonic()
+        lately = [version for version, at in asked_at.items() if now - at < HELD_S]
+        wanted = {*read_aliases(self._root).values(), *lately}
+        indexes = {version: index for version, index in self._indexes.items() if version in wanted}
+        for version in wanted - indexes.keys():
+            if not self._refusals.blocks(version):
+                try:
+                    indexes[version] = self._load(version, indexes)
+                except PublishError as error:
+                    self._refusals.add(version, error)
+        self._refusals.keep(wanted - indexes.keys())
+        self._indexes = indexes
+        for version in asked_at.keys() - wanted:
+            self._asked_at.pop(version, None)
+
+    def _load(self, version: str, held: dict[str, CandidateIndex]) -> CandidateIndex:
+        name, self._asked_at[version] = item_table_of(self._root, version), time.monotonic()
+        for index in held.values():
+            if index.table.name == name:
+                return index
+        table = load_table(self._root, name)
+        return CandidateIndex(table.with_items(self._items.items) if self._items.items else table)

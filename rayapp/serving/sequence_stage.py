@@ -1,0 +1,180 @@
+"""The stage that owns the sequence store: what users did, what is told of users and items, and what people like now."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import FIRST_ACTION_ID, ActionKind, Event
+from rayapp.retrieval.sources import LIVE, SOURCES, LiveCounts, LiveItems, Need
+from rayapp.root.catalogue import read_item
+from rayapp.root.erasure import erase_user
+from rayapp.root.facts import read_root
+from rayapp.serving.group_commit import GroupCommit
+from rayapp.store import AppendStatus, OutboxKind, Store, StoreError, UserSequence
+
+PROBE_S: Final = 0.5
+"""How long whoever asks after the store waits for it."""
+FAILED_FOR_S: Final = 10.0
+"""The store counts as unwell this long after a write that failed."""
+LIVE_ITEMS: Final = 500
+"""Items told to the candidates."""
+WARM_UP_ROWS: Final = 20_000
+"""Rows of the outbox that a new replica counts as what happened lately."""
+
+
+class SequenceStage:
+    """Everything that is stored of users and items goes through here."""
+
+    def __init__(self, root: Path, store: Store, freshness_ms: Callable[[int], Any]) -> None:
+        """`freshness_ms` is told how long an action took from its receipt until a look-up shows it."""
+        self._root, self._store, self._freshness_ms = root, store, freshness_ms
+        domain, num_buckets = read_root(root)
+        self._names = domain.vocabulary.names
+        self._positive = {a.name for a in domain.vocabulary.actions if a.kind is ActionKind.POSITIVE}
+        needs = {need for source in SOURCES.values() for need in source.needs}
+        self._live: dict[Need, LiveCounts] = {need: make() for need, make in LIVE.items() if need in needs}
+        self._count_recent(num_buckets)
+        self._commits = GroupCommit(store, self._accepted)
+        self._probe: asyncio.Task[UserSequence] | None = None
+        self._measuring: asyncio.Task[None] | None = None
+
+    # ---- events and requests ---------------------------------------------------------------------------------------
+
+    async def append(self, events: list[Event]) -> list[AppendStatus]:
+        """Answers when the events are durable.
+
+        Raises:
+            Busy: too many wait.
+            StoreError: they can't be made durable now.
+        """
+        return await self._commits.append(events)
+
+    async def log_requests(self, rows: Sequence[dict[str, Any]]) -> None:
+        """Puts rows of the request log into the outbox."""
+        await self._commits.log_requests(rows)
+
+    def _accepted(self, events: list[Event]) -> None:
+        now_ms = time.time_ns() // 1_000_000
+        for event in events:
+            self._count(event.action, event.item_id, min(event.timestamp_ms, now_ms))
+        if events and (self._measuring is None or self._measuring.done()):
+            self._measuring = asyncio.create_task(self._measure(min(events, key=lambda e: e.received_at_ms)))
+
+    async def _measure(self, event: Event) -> None:
+        """How long an action took from its receipt until a look-up shows it: of a commit the one that waited longest.
+
+        One look-up at a time; whoever reads the user's sequence, and when, is no part of it. A late action that is
+        older than all that are stored is never shown, and not measured.
+        """
+        with contextlib.suppress(StoreError):
+            found = await asyncio.to_thread(self._store.lookup, event.user_id)
+            if hash64(event.event_id) in found.history.event_hash_E:
+                self._freshness_ms(max(time.time_ns() // 1_000_000 - event.received_at_ms, 0))
+
+    async def lookup(self, user_id: str) -> UserSequence:
+        return await asyncio.to_thread(self._store.lookup, user_id)
+
+    async def problem(self) -> str | None:
+        """Why the store does not answer, or why writing failed in the last FAILED_FOR_S; None while all is well."""
+        if self._probe is None or self._probe.done():  # one at a time: behind a store that hangs more would queue up
+            self._probe = asyncio.create_task(asyncio.to_thread(self._store.lookup, "health"))
+            self._probe.add_done_callback(lambda probe: probe.exception())  # whoever asked may have gone
+        try:
+            async with asyncio.timeout(PROBE_S):
+                await asyncio.shield(self._probe)
+        except TimeoutError:
+            return "it does not answer"
+        except Exception as error:
+            return str(error) or type(error).__name__
+        return self._commits.failure(FAILED_FOR_S)
+
+    # ---- what people like now --------------------------------------------------------------------------------------
+
+    async def live_items(self) -> dict[Need, LiveItems]:
+        """What is counted for the candidate sources, as of now."""
+        now_ms = time.time_ns() // 1_000_000
+        return {need: LiveItems.of(counts.top(LIVE_ITEMS, now_ms)) for need, counts in self._live.items()}
+
+    def _count(self, action: str, item_id: str, timestamp_ms: int) -> None:
+        if action in self._positive:
+            for counts in self._live.values():
+                counts.add([item_id], timestamp_ms)
+
+    def _count_recent(self, num_buckets: int) -> None:
+        """What the outbox holds of the last hours, so that a new replica does not start without any trend."""
+        for bucket in range(num_buckets):
+            for row in self._store.drain(bucket, 0, WARM_UP_ROWS // num_buckets):
+                if row.kind is OutboxKind.EVENT:
+                    self._count(row.value["action"], row.value["item_id"], row.value["timestamp_ms"])
+
+    # ---- users and items -------------------------------------------------------------------------------------------
+
+    async def put_item(self, item: dict[str, Any]) -> int:
+        return await asyncio.to_thread(self._store.put_item, item)
+
+    async def patch_item(self, item_id: str, changes: dict[str, Any]) -> dict[str, Any] | None:
+        """The item with some fields changed; None where nobody knows it."""
+
+        def patch() -> dict[str, Any] | None:
+            imported = read_item(self._root, item_id)
+
+            def change(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+                item = stored or imported
+                return None if item is None else {**item, **changes}
+
+            return self._store.change_item(item_id, change)
+
+        return await asyncio.to_thread(patch)
+
+    async def item(self, item_id: str) -> dict[str, Any] | None:
+        """An item as it was put last, or else as it was imported."""
+        return await asyncio.to_thread(lambda: self._store.item(item_id) or read_item(self._root, item_id))
+
+    async def put_user(self, user: dict[str, Any]) -> None:
+        await asyncio.to_thread(self._store.put_user, user)
+
+    async def user(self, user_id: str) -> dict[str, Any] | None:
+        return await asyncio.to_thread(self._store.user, user_id)
+
+    async def merge(self, anonymous_id: str, user_id: str, now_ms: int) -> list[AppendStatus]:
+        """Copies what is stored of an anonymous user to a known one, as actions that arrive now: no answer given
+        before knew that they were this user's. A repeated merge adds nothing."""
+        found = await self.lookup(anonymous_id)
+        history = found.history
+        rows = zip(
+            history.event_hash_E.tolist(),
+            found.item_ids,
+            history.action_E.tolist(),
+            history.timestamp_ms_E.tolist(),
+            strict=True,
+        )
+        events = [
+            Event(
+                event_id=f"m-{event_hash:016x}",
+                user_id=user_id,
+                item_id=item_id,
+                action=self._names[action - FIRST_ACTION_ID],
+                timestamp_ms=timestamp_ms,
+                received_at_ms=now_ms,
+            )
+            for event_hash, item_id, action, timestamp_ms in rows
+            if action >= FIRST_ACTION_ID
+        ]
+        return await self.append(events) if events else []
+
+    async def erase(self, user_id: str, now_ms: int) -> None:
+        """Hides the user from feeds, and from everything that is built from the logs from now on. `rayapp compact`
+        removes what is on disk."""
+
+        def erase() -> None:
+            erase_user(self._root, user_id, now_ms)
+            self._store.erase(user_id, now_ms)
+
+        await asyncio.to_thread(erase)
+
+    def close(self) -> None:
+        self._store.close()
