@@ -15,9 +15,8 @@ from rayapp.retrieval.candidates import Query, fetch
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.sources import SOURCES, Found, LiveItems, Need, Pool, Source, default_mix
 from rayapp.store.lmdb import LmdbStore
-from tests.test_api import running
+from tests.api_in_process import running
 from tests.test_candidates import NOW, by_source, item, table_of
-from tests.test_serving import models  # noqa: F401  # a root with two models
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = """
@@ -64,7 +63,7 @@ def test_a_source_of_the_list_is_in_the_mix_in_experiments_and_in_candidates(dom
 
 
 @pytest.mark.usefixtures("added")
-def test_a_source_of_the_list_is_in_answers(models: tuple[Path, LmdbStore], domain: Domain) -> None:  # noqa: F811
+def test_a_source_of_the_list_is_in_answers(models: tuple[Path, LmdbStore], domain: Domain) -> None:
     root, store = models
     store.close()
 
@@ -78,7 +77,7 @@ def test_a_source_of_the_list_is_in_answers(models: tuple[Path, LmdbStore], doma
 
 
 def test_a_source_that_needs_what_is_counted_live_has_it(
-    models: tuple[Path, LmdbStore],  # noqa: F811
+    models: tuple[Path, LmdbStore],
     domain: Domain,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from rayapp.loop.workflow import import_once
 
 from rayapp.importing.domains import BUILT_IN, load_domain
+from rayapp.loop.first_import import import_once
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.root.logs import read_log
 from rayapp.sources import Size, SourceError

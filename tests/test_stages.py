@@ -15,7 +15,7 @@ from rayapp.serving import group_commit
 from rayapp.serving.background import Background
 from rayapp.serving.group_commit import Busy, GroupCommit
 from rayapp.serving.live import Live
-from rayapp.store import Outcome, StoreError
+from rayapp.store import AppendStatus, StoreError
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import make_event
 
@@ -27,7 +27,7 @@ class Held(LmdbStore):
         super().__init__(*arguments, **named)
         self.go, self.groups = threading.Event(), list[int]()
 
-    def append(self, events: Any) -> list[Outcome]:
+    def append(self, events: Any) -> list[AppendStatus]:
         self.go.wait(10)
         self.groups.append(len(events))
         return super().append(events)
@@ -43,7 +43,7 @@ def store(root: Path, domain: Domain) -> Iterator[Held]:
 def test_what_arrives_during_a_commit_shares_the_next_one(store: Held) -> None:
     told: list[list[Event]] = []
 
-    async def session() -> list[list[Outcome]]:
+    async def session() -> list[list[AppendStatus]]:
         commits = GroupCommit(store, told.append)
         sent = [asyncio.create_task(commits.append([make_event(n)])) for n in (1, 2, 3, 1)]
         await asyncio.sleep(0.01)
@@ -52,7 +52,7 @@ def test_what_arrives_during_a_commit_shares_the_next_one(store: Held) -> None:
         return await asyncio.gather(sent[0], sent[2], sent[3])
 
     outcomes = asyncio.run(session())
-    assert outcomes == [[Outcome.ACCEPTED], [Outcome.ACCEPTED], [Outcome.DUPLICATE]]
+    assert outcomes == [[AppendStatus.ACCEPTED], [AppendStatus.ACCEPTED], [AppendStatus.DUPLICATE]]
     assert store.groups[0] <= 4
     assert len(store.groups) <= 2
     assert sum(store.groups) == 4, "what a client sent that went away is stored"
