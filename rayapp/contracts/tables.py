@@ -6,6 +6,7 @@ import tomllib
 from typing import Annotated, Any, Final, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 
 T = TypeVar("T")
 UNIT_MS: Final = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000, "d": 86_400_000}
@@ -21,7 +22,8 @@ class Table(BaseModel):
     def _knows_every_key(cls, values: Any) -> Any:
         known = [field.alias or name for name, field in cls.model_fields.items()]
         if isinstance(values, dict) and (unknown := [key for key in values if key not in known]):
-            raise ValueError(f"has no key {unknown[0]!r}; known: {', '.join(known)}")
+            words = {"key": repr(unknown[0]), "known": ", ".join(known)}
+            raise PydanticCustomError("unknown_key", "has no key {key}; known: {known}", words)
         return values
 
 
@@ -58,13 +60,12 @@ def first_mistake(error: ValidationError) -> str:
     place = ""
     for part in first["loc"]:
         place += f"[{part + 1}]" if isinstance(part, int) else f" {part}"
-    place = place.strip()
-    said = first["msg"].removeprefix("Value error, ")
+    place, said = place.strip(), first["msg"].removeprefix("Value error, ")
     if first["type"] == "missing":
         return f"{place} is missing"
     if first["type"] == "unexpected_keyword_argument":
         return f"{place} is unknown to this version"
-    if said.startswith("has no key"):
+    if first["type"] == "unknown_key":
         return f"{place} {said}".strip()
     given = "" if isinstance(first["input"], dict | list) else f", not {first['input']!r}"
     return f"{place}{': ' * bool(place)}{said[0].lower()}{said[1:]}{given}"
