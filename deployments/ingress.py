@@ -46,7 +46,7 @@ def build_api(service: Service) -> FastAPI:
 @serve.deployment
 @serve.ingress()
 class Ingress:
-    """Holds handles to the stages and the version that answers; nothing else lives here."""
+    """Puts the stages, the feed and the routes together, and keeps them fresh; nothing else lives here."""
 
     async def __init__(  # type: ignore[misc]
         self,
