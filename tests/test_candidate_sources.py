@@ -16,7 +16,7 @@ from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.sources import SOURCES, Found, LiveItems, Need, Pool, Source, default_mix
 from rayapp.store.lmdb import LmdbStore
 from tests.api_in_process import running
-from tests.test_candidates import NOW, by_source, item, table_of
+from tests.films import NOW, by_source, item, table_of
 
 ROOT = Path(__file__).parents[1]
 EXPERIMENT = """

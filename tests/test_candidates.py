@@ -11,35 +11,16 @@ from hypothesis import strategies as st
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.schema import Attribute, AttributeKind, Vocabulary
+from rayapp.contracts.schema import Vocabulary
 from rayapp.features.sequence import History
-from rayapp.model.item_table import ItemTable
-from rayapp.model.tower import LinearTower
 from rayapp.retrieval import neighbours
-from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query, fetch
+from rayapp.retrieval.candidates import SEEN_AGAIN, Query, fetch
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.neighbours import Neighbours
 from rayapp.retrieval.sources import LiveItems, Need, default_mix
+from tests.films import NOW, WIDTH, by_source, item, table_of
 
-ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
 CLICK, SAVE, HIDE, IMPRESSION = 2, 3, 4, 5
-NOW = 1_000
-WIDTH = 16
-
-
-def item(n: int, **changes: Any) -> dict[str, Any]:
-    """The n-th item: made at n, of one of three genres."""
-    return {"item_id": f"i{n}", "created_at_ms": n, "title": f"film {n}", "genres": [f"g{n % 3}"]} | changes
-
-
-def table_of(items: list[dict[str, Any]], seed: int = 0) -> ItemTable:
-    """The n-th item has n likes; vectors cluster by genre."""
-    rng = np.random.default_rng(seed)
-    tower = LinearTower(rng.normal(size=(4096, WIDTH)).astype(np.float32), ATTRIBUTES)
-    centre = np.eye(WIDTH)[[int(each["genres"][0][1:]) for each in items]].reshape(-1, WIDTH)
-    vectors = (centre + 0.1 * rng.normal(size=(len(items), WIDTH))).astype(np.float32)
-    vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
-    return ItemTable.make("table", tower, items, np.arange(len(items)), vectors, 0)
 
 
 def history(*actions: tuple[str, int]) -> History:
@@ -52,13 +33,6 @@ def history(*actions: tuple[str, int]) -> History:
 
 def trending(scores: dict[str, float]) -> dict[Need, LiveItems]:
     return {Need.TRENDS: LiveItems.of(scores)}
-
-
-def by_source(found: Candidates) -> dict[str, list[str]]:
-    groups: dict[str, list[str]] = {}
-    for item_id, source in zip(found.item_ids, found.sources, strict=True):
-        groups.setdefault(source, []).append(item_id)
-    return groups
 
 
 def genres(item_ids: list[str]) -> set[int]:
