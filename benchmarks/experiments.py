@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from rayapp.contracts.config import DAY_MS
-from rayapp.experiments.assignment import SlotMap, deal_slots, slots_of
+from rayapp.experiments.assignment import Layout, lay_out, slots_of
 from rayapp.experiments.decision import ALPHA, judge
 from rayapp.experiments.declaration import NUM_SLOTS, Arm, Experiment, Guardrail
 from rayapp.experiments.effects import rates
@@ -57,9 +57,9 @@ def simulate(
     experiment = Experiment(
         f"a-a-{number}", f"salt-{seed}-{number}", DAY_MS, planned_days, arms, (Guardrail(HEAD, "rise"),)
     )
-    slots = _halves()
+    layout = _halves()
     users = pa.array([f"user-{n}" for n in range(num_users)])
-    arm_U = slots.arm_S[slots_of(experiment.salt, users)]
+    arm_U = layout.arm_S[slots_of(experiment.salt, users)]
     requests_U = rng.lognormal(-1.0, 1.2, num_users)  # a day; half of all requests are made by 5 % of the users
     rate_U = rng.beta(0.5, 24.5, num_users)  # 2 % of shown items; many users never do it
     shown_UD = rng.poisson(requests_U[:, None], (num_users, planned_days)) * SHOWN
@@ -77,13 +77,13 @@ def simulate(
     return Outcome(
         guarded.crossed_day,
         bool((difference.rate_Q > NAIVE * difference.deviations).any()),
-        sample_ratio(users_1A, slots.count(1, 2)).alarm,
+        sample_ratio(users_1A, layout.count(1, 2)).alarm,
     )
 
 
 @functools.cache
-def _halves() -> SlotMap:
-    return deal_slots([[NUM_SLOTS // 2, NUM_SLOTS // 2]])
+def _halves() -> Layout:
+    return lay_out([[NUM_SLOTS // 2, NUM_SLOTS // 2]])
 
 
 def share(hits: int, trials: int) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 import asyncio
 import importlib
+import inspect
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Literal
 
@@ -54,7 +55,9 @@ class Inline:
         module, name = self._name
         kind = getattr(importlib.import_module(module), name).func_or_class
         stage = kind.__new__(kind)
-        await stage.__init__(*self._arguments)
+        made = stage.__init__(*self._arguments)
+        if inspect.isawaitable(made):  # as Serve itself allows
+            await made
         return stage
 
 

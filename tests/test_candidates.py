@@ -183,6 +183,7 @@ def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
     require = {} if required is None else {"genres": required}
     query = Query(number, NOW, exclude_hash=np.array([hash64(i) for i in exclude], np.uint64), require=require)
     found = fetch(CandidateIndex(table), history(*acted), words, query, trending(trends))
+    assert found.item_hash_C.tolist() == [hash64(i) for i in found.item_ids]
     struck_out = exclude | {i for i, _ in acted}
     may_come = {
         each["item_id"]
@@ -219,6 +220,7 @@ def test_an_extended_index_answers_like_a_fresh_one(
     extended, fresh = (fetch(i, history(*acted), words, query) for i in (index, CandidateIndex(table)))
     assert extended.item_ids == fresh.item_ids
     assert extended.sources == fresh.sources
+    assert extended.item_hash_C.tolist() == fresh.item_hash_C.tolist()
     np.testing.assert_allclose(extended.score_C, fresh.score_C, atol=1e-6)
 
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.contracts.config import DAY_MS
-from rayapp.experiments.assignment import FREE, ExperimentBook, deal_slots, read_state, slot_of, stop
+from rayapp.experiments.assignment import FREE, ExperimentBook, lay_out, read_state, slot_of, stop
 from rayapp.experiments.declaration import NUM_SLOTS, ExperimentError, parse_experiments
 from rayapp.importing.domains import load_domain
 from rayapp.root.places import EXPERIMENTS_STATE
@@ -110,12 +110,12 @@ def growing(draw: st.DrawFn) -> list[list[int]]:
 def test_growing_adds_users_and_moves_none(steps: list[list[int]]) -> None:
     before = np.full(NUM_SLOTS, FREE)
     for k in range(len(steps)):
-        slots = deal_slots(steps[: k + 1])
-        assert np.bincount(slots.arm_S[slots.arm_S >= 0], minlength=len(steps[k])).tolist() == steps[k]
+        layout = lay_out(steps[: k + 1])
+        assert np.bincount(layout.arm_S[layout.arm_S >= 0], minlength=len(steps[k])).tolist() == steps[k]
         owned = before != FREE
-        assert (slots.arm_S[owned] == before[owned]).all()
-        assert ((slots.step_S == k) >= (~owned & (slots.arm_S != FREE))).all()
-        before = slots.arm_S
+        assert (layout.arm_S[owned] == before[owned]).all()
+        assert ((layout.step_S == k) >= (~owned & (layout.arm_S != FREE))).all()
+        before = layout.arm_S
 
 
 @settings(max_examples=30, deadline=None)
@@ -123,7 +123,7 @@ def test_growing_adds_users_and_moves_none(steps: list[list[int]]) -> None:
 def test_with_two_arms_the_order_of_growth_does_not_matter(control: int, data: st.DataObject) -> None:
     treatment = data.draw(st.integers(0, NUM_SLOTS - control))
     first = [data.draw(st.integers(0, control)), data.draw(st.integers(0, treatment))]
-    grown, at_once = deal_slots([first, [control, treatment]]), deal_slots([[control, treatment]])
+    grown, at_once = lay_out([first, [control, treatment]]), lay_out([[control, treatment]])
     assert (grown.arm_S == at_once.arm_S).all()
 
 

@@ -36,7 +36,7 @@ from rayapp.root.publish import PublishError, read_json, write_json
 log = logging.getLogger(__name__)
 FREE: Final = -1
 SEPARATOR: Final = "\x1f"
-ExperimentStates = dict[str, Any]
+State = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ def slots_of(salt: str, users: pa.Array) -> NDArray[np.int64]:
 
 
 @dataclass(frozen=True)
-class SlotMap:
+class Layout:
     """The slots of one experiment's arms, and the step of growth that gave each."""
 
     arm_S: NDArray[np.int16]
@@ -85,7 +85,7 @@ class SlotMap:
         return [int(arm) for arm in self.arm_S]
 
 
-def deal_slots(steps: list[list[int]]) -> SlotMap:
+def lay_out(steps: list[list[int]]) -> Layout:
     """Deals slots: `steps[k][a]` is how many slots arm `a` owns after step k.
 
     Each arm looks for free slots from its own end: the last one downward from the top, the others upward from their
@@ -107,7 +107,7 @@ def deal_slots(steps: list[list[int]]) -> SlotMap:
                     f"arm {a + 1} can't come to {count} slots: it needs {more} of {len(free)} free ones"
                 )
             arm_S[free[:more]], step_S[free[:more]] = a, k
-    return SlotMap(arm_S, step_S)
+    return Layout(arm_S, step_S)
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ class Running:
     """An experiment with its slots and what the state knows of it."""
 
     experiment: Experiment
-    slots: SlotMap
+    layout: Layout
     steps: list[dict[str, Any]]
     """`{"at_ms", "arms": [{name, share, alias, utilities, mix}]}`: the declaration each time it changed."""
     stopped: dict[str, Any] | None
@@ -146,7 +146,7 @@ class Running:
 
     def assign(self, user_id: str) -> Arm | None:
         """The user's arm, whatever the time is."""
-        arm = self.slots.arms[slot_of(self.experiment.salt, user_id)]
+        arm = self.layout.arms[slot_of(self.experiment.salt, user_id)]
         return None if arm == FREE else self.experiment.arms[arm]
 
 
@@ -204,9 +204,9 @@ class ExperimentBook:
         return Assignment(running.experiment.name, arm.name, arm.alias, arm.utilities, arm.mix)
 
 
-def read_state(root: Path) -> ExperimentStates:
+def read_state(root: Path) -> State:
     """`experiments.state.json`: name -> `{"salt", "fixed", "steps", "stopped"}`."""
-    state: ExperimentStates = read_json(root / EXPERIMENTS_STATE) if (root / EXPERIMENTS_STATE).exists() else {}
+    state: State = read_json(root / EXPERIMENTS_STATE) if (root / EXPERIMENTS_STATE).exists() else {}
     return state
 
 
@@ -259,7 +259,7 @@ def stop(root: Path, domain: Domain, name: str, why: str, now_ms: int) -> None:
         write_json(root / EXPERIMENTS_STATE, state)
 
 
-def _record_step(state: ExperimentStates, experiment: Experiment, now_ms: int) -> None:
+def _record_step(state: State, experiment: Experiment, now_ms: int) -> None:
     entry = state.setdefault(experiment.name, {"salt": experiment.salt, "steps": [], "stopped": None})
     fixed = {
         "salt": experiment.salt,
@@ -293,7 +293,7 @@ def _record_step(state: ExperimentStates, experiment: Experiment, now_ms: int) -
         entry["steps"].append({"at_ms": now_ms, "arms": arms})
 
 
-def _all_declared(state: ExperimentStates, experiments: tuple[Experiment, ...], now_ms: int) -> None:
+def _all_declared(state: State, experiments: tuple[Experiment, ...], now_ms: int) -> None:
     """A file that an editor has just emptied ends nothing."""
     names = {experiment.name for experiment in experiments}
     for name, entry in state.items():
@@ -306,13 +306,11 @@ def _all_declared(state: ExperimentStates, experiments: tuple[Experiment, ...], 
                 )
 
 
-def _running(experiment: Experiment, state: ExperimentStates) -> Running:
+def _running(experiment: Experiment, state: State) -> Running:
     entry = state.get(experiment.name, {"steps": [], "stopped": None})
     steps = entry["steps"]
     counts = [[round(arm["share"] * NUM_SLOTS) for arm in step["arms"]] for step in steps]
-    return Running(
-        experiment, deal_slots(counts or [[arm.num_slots for arm in experiment.arms]]), steps, entry["stopped"]
-    )
+    return Running(experiment, lay_out(counts or [[arm.num_slots for arm in experiment.arms]]), steps, entry["stopped"])
 
 
 def _one_at_a_time(found: tuple[Running, ...]) -> None:

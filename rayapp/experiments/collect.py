@@ -186,8 +186,8 @@ def _users(requests: pa.Table, arm_R: NDArray[np.int64], running: Running) -> tu
     """`(users_KA, misplaced)`: a user counts for the arm that was logged and the step of the slot."""
     pairs = pd.DataFrame({"user": requests["user_id"].to_numpy(zero_copy_only=False), "arm": arm_R}).drop_duplicates()
     slot_U = slots_of(running.experiment.salt, pa.array(pairs["user"], pa.string()))
-    arm_U, slots = pairs["arm"].to_numpy(np.int64), running.slots
-    right_U = slots.arm_S[slot_U] == arm_U
+    arm_U, layout = pairs["arm"].to_numpy(np.int64), running.layout
+    right_U = layout.arm_S[slot_U] == arm_U
     users_KA = np.zeros((running.num_steps, len(running.arm_names)), np.int64)
-    np.add.at(users_KA, (slots.step_S[slot_U[right_U]], arm_U[right_U]), 1)
+    np.add.at(users_KA, (layout.step_S[slot_U[right_U]], arm_U[right_U]), 1)
     return users_KA, int((~right_U).sum())

@@ -156,7 +156,7 @@ def build(
     ends_ms = np.arange(experiment.starts_ms + DAY_MS, bounds_ms[-1] + 1, DAY_MS)
     looks_KP = period_starts[None, :] < ends_ms[:, None]
     per_item = [moments.grouped(looks_KP) for moments in tally.per_item]
-    slots_KA = running.slots.count(running.num_steps, len(experiment.arms))
+    slots_KA = running.layout.count(running.num_steps, len(experiment.arms))
     return Report(
         *common,
         len(ends_ms),

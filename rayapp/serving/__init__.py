@@ -1,1 +1,1 @@
-"""What happens inside a request, without Ray or HTTP: event validation, candidates, blending, models held in memory."""
+"""What happens inside a request, without Ray or HTTP: checks of what arrives, the three stages, the feed over them."""
