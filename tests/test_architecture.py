@@ -97,6 +97,7 @@ def test_rooms_without_ray_stay_so(path: Path) -> None:
         assert not any(n.split(".")[0] == "ray" for n in imports(path)), f"{path} must stay importable without Ray"
 
 
+@pytest.mark.slow
 def test_importing_everything_does_nothing(tmp_path: Path) -> None:
     """Imports make no file, start no process and connect to nothing."""
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in FILES]
