@@ -129,14 +129,16 @@ def test_rooms_without_ray_stay_so(path: Path) -> None:
 
 
 def test_the_logs_have_one_reader() -> None:
-    """Past it come repeated requests and erased users. A compaction rewrites the files themselves."""
+    """Past it come repeated rows and erased users. A compaction rewrites the files themselves, and a store that is
+    restored takes no event twice."""
     past_it = {f"rayapp.root.{name}" for name in ("logs.read_bucket", "logs.read_log", "erasure.tombstones")}
     rooms = {"pipeline", "experiments", "batch"}
     readers = [path for path in FILES if room(path) in rooms or path.name == "day_counts.py"]
     found = {str(path.relative_to(ROOT / "rayapp")) for path in readers if imports(path) & past_it}
-    assert found == {"pipeline/log_view.py", "pipeline/compact.py"}
+    assert found == {"pipeline/log_view.py", "pipeline/compact.py", "pipeline/restore.py"}
 
 
+@pytest.mark.slow
 def test_importing_everything_does_nothing(tmp_path: Path) -> None:
     """Imports make no file, start no process and connect to nothing."""
     modules = [".".join(p.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for p in FILES]

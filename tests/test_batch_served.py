@@ -150,6 +150,7 @@ def test_histories_are_what_the_store_holds(served: Path, domain: Domain, tmp_pa
 # ---- a full disk -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_full_disk_leaves_no_half_part_and_the_next_run_makes_it_whole(served: Path, tmp_path: Path) -> None:
     asked = Job(root=str(served), kind=InputKind.REQUESTS)
     out = tmp_path / "out"

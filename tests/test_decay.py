@@ -44,6 +44,7 @@ def test_no_training_sees_a_day_whose_labels_are_open(domain: Domain, lag: int) 
         assert study.seen(day, warm=True)[0] == study.seen(before, warm=True)[-1], "the next unseen day, and no gap"
 
 
+@pytest.mark.slow
 def test_ageing_is_told_where_it_is_and_only_there(domain: Domain, tmp_path: Path) -> None:
     with click.Context(click.Command("decay"), info_name="rayapp"):
         report = tell(ages(0.01), domain, "Ageing", ["A note."], False, tmp_path / "decay.md")
@@ -60,6 +61,7 @@ def test_ageing_is_told_where_it_is_and_only_there(domain: Domain, tmp_path: Pat
     assert all((tmp_path / name).read_text().startswith("<?xml") for name in ("decay.svg", "decay_cost.svg"))
 
 
+@pytest.mark.slow
 def test_pictures_are_the_same_when_drawn_again(tmp_path: Path) -> None:
     for draw in (draw_curves, draw_costs):
         draw(tmp_path / "a.svg", "t", ages(0.01))

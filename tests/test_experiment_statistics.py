@@ -117,6 +117,7 @@ def test_sample_ratio_follows_the_steps_of_growth() -> None:
     assert sample_ratio(np.array([[5_000, 0]]), np.array([[1, 0]])).p_value is None, "one arm, nothing to compare"
 
 
+@pytest.mark.slow
 def test_the_stop_is_wrong_as_seldom_as_it_says_and_a_broken_split_is_caught() -> None:
     """200 experiments without an effect, looked at daily. The bench `experiments` runs 1,000 and more users."""
     number = 200

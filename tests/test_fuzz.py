@@ -104,6 +104,7 @@ def good_event(user_id: str, number: int) -> dict[str, Any]:
     return {**event, "timestamp_ms": now_ms - number}
 
 
+@pytest.mark.slow
 def test_no_good_event_is_lost_beside_bad_ones(url: str) -> None:
     client = httpx.Client(base_url=url, timeout=30)
 

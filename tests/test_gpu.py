@@ -247,6 +247,7 @@ def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Doma
     assert [type(answer) for answer in answers] == [RuntimeError, Ranking, RuntimeError]
 
 
+@pytest.mark.slow
 def test_the_benchmark_measures_what_it_is_given() -> None:
     domain = load_domain("synthetic").domain
     scored = Scored.make(domain, CONFIG.item_dim)

@@ -71,6 +71,7 @@ def parts_of(events: pa.Table) -> list[pa.Table]:
     return [columns.slice(0, columns.num_rows // 2 + 1), columns.slice(columns.num_rows // 3)]
 
 
+@pytest.mark.slow
 @given(logs, st.integers(1, 5))
 def test_histories_equal_slow_pandas(domain: Domain, log: list[Any], length: int) -> None:
     events = event_table(log)

@@ -157,6 +157,7 @@ def test_two_items_of_one_id_are_refused() -> None:
         ItemTable.make("t", tower, items, np.zeros(2, np.int64), tower.embed(items), 0)
 
 
+@pytest.mark.slow
 def test_a_tower_fitted_to_given_vectors_says_them_for_new_items() -> None:
     items = [{"item_id": f"i{n}", "created_at_ms": 0, "title": f"t{n}", "genres": [f"g{n % 2}"]} for n in range(60)]
     given = np.eye(2, dtype=np.float32)[np.arange(60) % 2]

@@ -10,6 +10,7 @@ from click.testing import CliRunner
 from rayapp.record import MOST_BARS, Bars, draw, record
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [2, MOST_BARS + 5])
 def test_every_series_is_named_inside_the_picture_and_drawn_twice_it_is_the_same(tmp_path: Path, count: int) -> None:
     names = [f"variant-{n}" for n in range(count)]

@@ -225,6 +225,7 @@ def logits(window: EvaluationSet, rng: np.random.Generator, signal: float | np.n
     return (signal * (label_RCH - 0.2) - 1.7 + 0.8 * rng.normal(size=label_RCH.shape)).astype(np.float32)
 
 
+@pytest.mark.slow
 def test_an_equal_model_passes_and_a_better_one_that_harms_cold_users_does_not(
     window: EvaluationSet, domain: Domain, rng: np.random.Generator
 ) -> None:
