@@ -19,14 +19,16 @@ QUARANTINED_EXIT = 3
 @click.argument("name", type=click.Choice(names()))
 @click.option("--out", type=click.Path(path_type=Path, file_okay=False), required=True, help="Directory for the files.")
 @click.option(
-    "--users", "num_users", type=click.IntRange(1), default=600, show_default=True, help="People, if made up."
+    "--users", "num_users", type=click.IntRange(1), help="People, if made up; 600 unless told, of a shop 2,000."
 )
 @click.option(
-    "--items", "num_items", type=click.IntRange(1), default=1_200, show_default=True, help="Items, if made up."
+    "--items", "num_items", type=click.IntRange(1), help="Items, if made up; 1,200 unless told, of news 4,000."
 )
-@click.option("--days", "num_days", type=click.IntRange(1), default=20, show_default=True, help="Days, if made up.")
+@click.option(
+    "--days", "num_days", type=click.IntRange(1), help="Days, if made up; 20 unless told, of news 10, of a shop 90."
+)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same files.")
-def fetch(name: str, out: Path, num_users: int, num_items: int, num_days: int, seed: int) -> None:
+def fetch(name: str, out: Path, num_users: int | None, num_items: int | None, num_days: int | None, seed: int) -> None:
     """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
     from rayapp.sources import Size
     from rayapp.sources.data_sets import data_set

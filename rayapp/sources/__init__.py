@@ -20,12 +20,12 @@ class SourceError(RayappError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What a data set is asked for. A public one takes the seed alone; its size is what it is."""
+    """What a data set is asked for. A public one takes the seed alone; None is the size that a made-up one has."""
 
     seed: int = 0
-    num_users: int = 600
-    num_items: int = 1_200
-    num_days: int = 20
+    num_users: int | None = None
+    num_items: int | None = None
+    num_days: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

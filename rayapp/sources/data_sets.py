@@ -36,6 +36,8 @@ class DataSet:
 DATA_SETS: Final = [
     DataSet("movielens", "rayapp.sources.movielens", "movielens", "MovieLens-100K, real ratings fetched from PyPI"),
     DataSet("synthetic", "rayapp.sources.synthetic", "synthetic", "a made-up world of any size that needs no network"),
+    DataSet("news", "rayapp.sources.news", "synthetic", "a made-up news site, whose articles live for a day"),
+    DataSet("shop", "rayapp.sources.shop", "synthetic", "a made-up shop, whose customers come every other week"),
 ]
 """The first is what `rayapp demo` takes unless told."""
 

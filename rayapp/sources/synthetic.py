@@ -12,7 +12,7 @@ Shapes: U users of a chunk, T topics, S styles, N items, R requests of a chunk, 
 C places of a list.
 """
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +51,12 @@ __all__ = [
 
 def write_files(directory: Path, size: Size, run_parts: RunParts) -> Files:
     """The world of that size as files that `domains/synthetic.toml` reads."""
-    return write_world(World(**asdict(size)), directory, run_parts)
+    return write_world(of_size(World(), size), directory, run_parts)
+
+
+def of_size(world: World, size: Size) -> World:
+    """The world with another seed, and with what the size says of it."""
+    return replace(world, **{name: value for name, value in asdict(size).items() if value is not None})
 
 
 def write_world(world: World, directory: Path, run_parts: RunParts) -> Files:

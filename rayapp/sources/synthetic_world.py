@@ -10,7 +10,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import DAY_MS
-from rayapp.sources import Size
 
 TOPICS: Final = (
     "Cooking", "Travel", "Gardening", "Fashion", "Running", "Woodwork", "Photography", "Camping",
@@ -27,10 +26,14 @@ Ints = NDArray[np.int64]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class World(Size):
+class World:
     """Size first, then how people behave. The defaults were set before any model saw this world, and
     `tests/golden/synthetic_world.json` holds them: to change one is a decision for `docs/log.md`."""
 
+    seed: int = 0
+    num_users: int = 600
+    num_items: int = 1_200
+    num_days: int = 20
     start_ms: int = 1_735_689_600_000
     """2025-01-01."""
 
