@@ -26,7 +26,7 @@ from rayapp.loop.results import EXPORT, TRAIN
 from rayapp.loop.retrain import retrain
 from rayapp.loop.run_state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
 from rayapp.pipeline.export import Exported
-from rayapp.registry.aliases import CHAMPION, promote, read_aliases, rollback
+from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases, rollback
 from rayapp.registry.retrainings import read_retrainings
 from rayapp.registry.verdicts import read_verdict
 from rayapp.root.publish import PublishError, exclusive, read_json, read_manifest, write_json
@@ -35,6 +35,7 @@ from tests.retraining_world import DOMAIN, LIMITS, NEXT, OPTIONS, day_ms, import
 
 pytestmark = pytest.mark.cluster
 POISONED = NEXT + 1
+KILLED_IN = ("export", "windows", "judge", "item table of champion", "train champion", "gates of champion")
 ARM = "treatment"
 EXPERIMENT = """
 [[experiments]]
@@ -91,9 +92,12 @@ class Night:
     """A root after the retraining of a day."""
 
     root: Path
-    before: str
-    """The champion before it."""
+    before: dict[str, str]
+    """Its aliases before it."""
     state: RunState
+    output: str = ""
+    while_killed: tuple[dict[str, str], ...] = ()
+    """Its aliases after each SIGKILL."""
 
     def copy(self, to: Path) -> Path:
         return shutil.copytree(self.root, to / "root")
@@ -106,21 +110,35 @@ def copy_of(trained: Path, to: Path) -> Path:
 
 
 @pytest.fixture(scope="module")
-def promoted(trained_world: tuple[Path, Prepared], tmp_path_factory: pytest.TempPathFactory) -> Night:
-    """A day that is right, with an experiment whose second arm has a model of its own."""
+def promoted(
+    trained_world: tuple[Path, Prepared], on_our_ray: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> Night:
+    """A day that is right, with an experiment whose second arm has a model of its own. Its run is killed with SIGKILL
+    in one step after another, and ends at last."""
     root = copy_of(trained_world[0], tmp_path_factory.mktemp("promoted"))
-    before = read_aliases(root)[CHAMPION]
-    promote(root, ARM, before)
+    promote(root, ARM, read_aliases(root)[BASELINE])
     (root / "experiments.toml").write_text(EXPERIMENT.format(starts=time.strftime("%Y-%m-%d")))
+    before, while_killed = read_aliases(root), []
     import_day(root, NEXT)
-    return Night(root, before, on_day(root, NEXT))
+    command = [RAYAPP, "retrain", "--root", str(root)]
+    command += ["--train-window-days", "3", "--as-of", day_name(day_ms(NEXT + 2))]
+    for step in KILLED_IN:
+        with subprocess.Popen(command, env=on_our_ray, stdout=subprocess.PIPE, text=True) as process:
+            assert process.stdout is not None
+            assert any(line.startswith(f"{step} …") for line in process.stdout)
+            os.kill(process.pid, signal.SIGKILL)
+        while_killed.append(read_aliases(root))
+    done = subprocess.run(command, env=on_our_ray, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    (run,) = read_runs(root)
+    return Night(root, before, run, done.stdout, tuple(while_killed))
 
 
 @pytest.fixture(scope="module")
 def refused(promoted: Night, tmp_path_factory: pytest.TempPathFactory) -> Night:
     """The day after, whose saves got lost on the way."""
     root = promoted.copy(tmp_path_factory.mktemp("refused"))
-    before = read_aliases(root)[CHAMPION]
+    before = read_aliases(root)
     import_day(root, POISONED, without="save")
     return Night(root, before, on_day(root, POISONED))
 
@@ -138,28 +156,13 @@ def on_day(root: Path, day: int) -> RunState:
     return retrain(root, OPTIONS, as_of_ms=day_ms(day + 2))
 
 
-def test_a_run_that_is_killed_in_any_step_goes_on_and_nothing_moves_before_its_end(
-    trained_world: tuple[Path, Prepared], on_our_ray: dict[str, str], tmp_path: Path
-) -> None:
-    """SIGKILL in one step after another of one run."""
-    root = copy_of(trained_world[0], tmp_path)
-    before = read_aliases(root)
-    import_day(root, NEXT)
-    command = [RAYAPP, "retrain", "--root", str(root)]
-    command += ["--train-window-days", "3", "--as-of", day_name(day_ms(NEXT + 2))]
-    killed_in = ["export", "windows", "judge", "item table of champion", "train champion", "gates of champion"]
-    for step in killed_in:
-        with subprocess.Popen(command, env=on_our_ray, stdout=subprocess.PIPE, text=True) as process:
-            assert process.stdout is not None
-            assert any(line.startswith(f"{step} …") for line in process.stdout)
-            os.kill(process.pid, signal.SIGKILL)
-        assert read_aliases(root) == before
-    done = subprocess.run(command, env=on_our_ray, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "train champion: done before" in done.stdout
-    (run,) = read_runs(root)
-    assert (run.outcome, run.resumed) == (PROMOTED, len(killed_in))
-    assert read_aliases(root) == before | {CHAMPION: run.find(TRAIN.of(CHAMPION))}
+def test_a_run_that_is_killed_in_any_step_goes_on_and_nothing_moves_before_its_end(promoted: Night) -> None:
+    root, run = promoted.root, promoted.state
+    assert promoted.while_killed == (promoted.before,) * len(KILLED_IN)
+    assert "train champion: done before" in promoted.output
+    assert (run.outcome, run.resumed) == (PROMOTED, len(KILLED_IN))
+    new = {alias: run.find(TRAIN.of(alias)) for alias in (CHAMPION, ARM)}
+    assert read_aliases(root) == promoted.before | new
     built = {path.name for path in (root / "windows").iterdir()}
     assert built >= {day_window(day_ms(day)) for day in range(NEXT - 4, NEXT + 1)}
     assert not [name for name in built if name.startswith(".")], "nothing half-built is left"
@@ -167,22 +170,24 @@ def test_a_run_that_is_killed_in_any_step_goes_on_and_nothing_moves_before_its_e
 
 
 def test_an_arm_of_an_experiment_has_a_line_of_its_own_in_the_same_run(promoted: Night) -> None:
-    assert promoted.state.outcome == PROMOTED, promoted.state.why
     live = read_aliases(promoted.root)
     last = read_retrainings(promoted.root)[-1]
-    assert last.aliases[CHAMPION] == {"from": promoted.before, "to": live[CHAMPION]}
-    assert last.aliases[ARM] == {"from": promoted.before, "to": live[ARM]}, "on the same day"
+    assert last.aliases[CHAMPION] == {"from": promoted.before[CHAMPION], "to": live[CHAMPION]}
+    assert last.aliases[ARM] == {"from": promoted.before[ARM], "to": live[ARM]}, "on the same day"
+    manifests = [read_manifest(promoted.root / "models" / live[alias]) for alias in (CHAMPION, ARM)]
+    assert [manifest["preset"]["variant"] for manifest in manifests] == ["v1.1", "no-sequence"]
+    assert {manifest["test_window"] for manifest in manifests} == {day_window(day_ms(NEXT))}
     verdict = read_verdict(promoted.root, live[CHAMPION])
     assert verdict is not None
     assert verdict["promoted"]
-    assert verdict["champion"] == promoted.before
+    assert verdict["champion"] == promoted.before[CHAMPION]
 
 
 def test_a_good_day_reaches_a_live_graph_and_a_rollback_answers(promoted: Night, tmp_path: Path) -> None:
     """From one model to the next and back while clients ask; no request fails."""
     root = promoted.copy(tmp_path)
     (root / "experiments.toml").unlink()
-    live = [promoted.before, read_aliases(root)[CHAMPION]]
+    live = [promoted.before[CHAMPION], read_aliases(root)[CHAMPION]]
     day = NEXT + 1
     with running_graph(root, free_port()) as url, Load(url) as load:
         seconds_until_live(load.client, live[-1])
@@ -213,7 +218,7 @@ def test_a_poisoned_day_is_refused_and_the_report_says_why(refused: Night) -> No
     state = refused.state
     assert state.outcome == REFUSED
     assert "'save' vanished" in state.why
-    assert read_aliases(refused.root)[CHAMPION] == refused.before
+    assert read_aliases(refused.root) == refused.before
     assert refused_windows(refused.root) == {day_window(day_ms(POISONED))}
     text = (state.directory / "report.md").read_text()
     for words in (
