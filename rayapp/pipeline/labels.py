@@ -97,7 +97,7 @@ def label_requests(
         received_A = acted["received"].to_numpy()
         for h, head in enumerate(domain.heads):
             counts = acted["action"].isin(head.actions).to_numpy()
-            np.minimum.at(known_MH, (row_A[counts], h), received_A[counts])
+            np.minimum.at(known_MH[:, h], row_A[counts], received_A[counts])
     if given_R.any():
         given_M = given_R[request_M]
         mature_ms_M = shown["time"].to_numpy()[given_M] + domain.attribution_ms
@@ -126,7 +126,7 @@ def _relevant(events: pa.Table, heads: Sequence[Head]) -> pd.DataFrame:
             "time": events["timestamp_ms"].to_numpy(),
             "received": events["received_at_ms"].to_numpy(),
             "action": pd.Categorical.from_codes(
-                pc.index_in(events["action"], value_set=pa.array(names, pa.string())).to_numpy(), names
+                pc.index_in(events["action"], value_set=pa.array(names, pa.string())).to_numpy(), pd.Index(names)
             ),
         }
     )
@@ -153,7 +153,7 @@ def _latest_shown(shown: pd.DataFrame, acted: pd.DataFrame, attribution_ms: int)
     if not len(acted) or not len(shown):
         return np.full(len(acted), NONE, np.int64)
     both = pd.concat([shown[["user", "item"]], acted[["user", "item"]]], ignore_index=True)
-    pair = both.groupby(["user", "item"], sort=False).ngroup().to_numpy(np.int64)
+    pair = np.asarray(both.groupby(["user", "item"], sort=False).ngroup(), np.int64)
     pair_M, pair_A = pair[: len(shown)], pair[len(shown) :]
     time_M, time_A = shown["time"].to_numpy(np.int64), acted["time"].to_numpy(np.int64)
     order = np.lexsort((time_M, pair_M))
