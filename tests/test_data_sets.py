@@ -122,10 +122,10 @@ def test_every_data_set_has_its_module_its_domain_file_and_its_row_in_the_docume
     text = (Path(__file__).parents[1] / "docs/data.md").read_text()
     row = r"^\| \[`([a-z]+)`\]\([^)]+/([a-z_]+)\.toml\) \| `rayapp fetch ([a-z]+)`: (.+) \|$"
     rows = re.findall(row, text, flags=re.M)
-    assert rows == [(known.name, known.domain, known.name, known.summary) for known in DATA_SETS]
+    assert rows == [(known.domain, known.domain, known.name, known.summary) for known in DATA_SETS]
     for known in DATA_SETS:
         assert known.domain in BUILT_IN
-        assert load_domain(known.domain).domain.name == known.name
+        assert load_domain(known.domain).domain.name == known.domain
     assert set(re.findall(r"^\| \[`([a-z]+)`\]", text, flags=re.M)) == set(BUILT_IN)
 
 
