@@ -14,7 +14,7 @@ from typing import Any, Final
 import click
 
 from benchmarks.host import graph
-from benchmarks.http_load import FEED, Answer, closed_loop, feed_bodies, open_loop, quantile_ms, session
+from benchmarks.http_load import FEED, HttpAnswer, closed_loop, feed_bodies, open_loop, quantile_ms, session
 from benchmarks.processes import replica_pids, wait_until_ready
 from benchmarks.served import USERS, fill_store, make_served_root
 from rayapp.launch.graph import serve_config
@@ -70,7 +70,9 @@ def run_autoscale(root: Path, preset: str, seconds: float, as_json: bool, write:
         )
 
 
-async def _steps(url: str, host: int, seconds: float) -> tuple[list[tuple[float, Answer]], list[dict[str, Any]], float]:
+async def _steps(
+    url: str, host: int, seconds: float
+) -> tuple[list[tuple[float, HttpAnswer]], list[dict[str, Any]], float]:
     """Answers and replica counts with the second of the run, and the low rate."""
     warm = 3.0
     for _ in range(2):  # with one client for each core, so that nothing scales yet; the first one warms up
@@ -111,7 +113,7 @@ def _flaps(values: list[int]) -> int:
     return max(sum(a != b for a, b in pairwise(moves)) - 1, 0)
 
 
-def _step(name: str, answers: list[Answer]) -> dict[str, Any]:
+def _step(name: str, answers: list[HttpAnswer]) -> dict[str, Any]:
     return {
         "step": name,
         "sent": len(answers),

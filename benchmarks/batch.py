@@ -20,7 +20,7 @@ import torch
 
 from benchmarks.memory import PeakMemory
 from rayapp.batch.job import InputKind, Job, Workspace, workspace
-from rayapp.batch.score import Pool, job_of_files, parts_of, run_job, score_parts, stage_input
+from rayapp.batch.score import ScorerPool, job_of_files, parts_of, run_job, score_parts, stage_input
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.presets import PRESETS
 from rayapp.contracts.schema import attribute_fields
@@ -167,7 +167,7 @@ def _speeds(root: Path, place: Path) -> dict[str, Any]:
         parts = parts_of(work, staged)
         for _ in range(REPEATS):
             seconds["plain_s"].append(_timed(lambda: _plain(work.directory, parts)))
-            seconds["job_s"].append(_timed(lambda: score_parts(parts, work, Pool(PROCESSES))))
+            seconds["job_s"].append(_timed(lambda: score_parts(parts, work, ScorerPool(PROCESSES))))
         rows = _scored(work)
     return {**seconds, "rows": rows, "parts": len(parts)}
 
@@ -194,7 +194,7 @@ def _plain(directory: Path, parts: list[int]) -> None:
 def _peak_mb(root: Path, place: Path, times: int) -> float:
     job, files = _job(root, _pairs(root, place / f"pairs-{times}.parquet", times * ROWS // 2))
     with PeakMemory() as memory:
-        run_job(job, files, place / f"out-{times}", Pool(PROCESSES), now_ms=time.time_ns() // 1_000_000)
+        run_job(job, files, place / f"out-{times}", ScorerPool(PROCESSES), now_ms=time.time_ns() // 1_000_000)
     shutil.rmtree(place / f"out-{times}")
     return memory.peak_bytes / 1e6
 
@@ -216,7 +216,7 @@ def _on_gpu(root: Path, place: Path) -> dict[str, Any]:
         staged = stage_input(work, files, time.time_ns() // 1_000_000, lambda _title: quiet)
         write_json(work.directory / "staged.json", staged)
         watcher.start()
-        seconds = _timed(lambda: score_parts(parts_of(work, staged), work, Pool(1, gpus_each=1.0)))
+        seconds = _timed(lambda: score_parts(parts_of(work, staged), work, ScorerPool(1, gpus_each=1.0)))
         ended.set()
         rows = _scored(work)
     return {"gpu_rows_per_s": rows / seconds, "gpu_busy_share": statistics.mean(busy) / 100 if busy else None}

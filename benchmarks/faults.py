@@ -26,7 +26,7 @@ from benchmarks.host import graph
 from benchmarks.http_load import (
     FEED,
     NO_ANSWER,
-    Answer,
+    HttpAnswer,
     ask,
     closed_loop,
     feed_bodies,
@@ -64,8 +64,8 @@ class Phase:
     """What clients saw."""
 
     name: str
-    feeds: list[Answer] = field(default_factory=list)
-    events: list[Answer] = field(default_factory=list)
+    feeds: list[HttpAnswer] = field(default_factory=list)
+    events: list[HttpAnswer] = field(default_factory=list)
     mixed: int = 0
     """Answers whose scores are not those of the model they name."""
     checked: int = 0

@@ -20,7 +20,7 @@ FEED: Final = "/v1/recommendations"
 
 
 @dataclass(frozen=True, slots=True)
-class Answer:
+class HttpAnswer:
     """One request and what came of it."""
 
     at_s: float
@@ -48,7 +48,7 @@ async def session(url: str, headers: Mapping[str, str] | None = None) -> AsyncIt
         yield opened
 
 
-async def ask(client: aiohttp.ClientSession, path: str, body: Any) -> tuple[Answer, bytes]:
+async def ask(client: aiohttp.ClientSession, path: str, body: Any) -> tuple[HttpAnswer, bytes]:
     """One POST; never raises for what a server or a network does."""
     started = time.monotonic()
     try:
@@ -58,12 +58,12 @@ async def ask(client: aiohttp.ClientSession, path: str, body: Any) -> tuple[Answ
     except (aiohttp.ClientError, TimeoutError, OSError):
         text, status, retry_after = b"", NO_ANSWER, False
     seconds = time.monotonic() - started
-    return Answer(started, seconds, status, retry_after, b'"degraded":true' in text), text
+    return HttpAnswer(started, seconds, status, retry_after, b'"degraded":true' in text), text
 
 
-async def closed_loop(url: str, path: str, body: Body, clients: int, seconds: float) -> list[Answer]:
+async def closed_loop(url: str, path: str, body: Body, clients: int, seconds: float) -> list[HttpAnswer]:
     """Each client sends its next request when it has the answer to the last one."""
-    answers: list[Answer] = []
+    answers: list[HttpAnswer] = []
     until = time.monotonic() + seconds
 
     async def one(client: aiohttp.ClientSession) -> None:
@@ -75,9 +75,9 @@ async def closed_loop(url: str, path: str, body: Body, clients: int, seconds: fl
     return answers
 
 
-async def alternating(urls: Mapping[str, str], path: str, body: Body, seconds: float) -> dict[str, list[Answer]]:
+async def alternating(urls: Mapping[str, str], path: str, body: Body, seconds: float) -> dict[str, list[HttpAnswer]]:
     """One client that asks every server once, then every one again in the opposite order, and so on."""
-    answers: dict[str, list[Answer]] = {name: [] for name in urls}
+    answers: dict[str, list[HttpAnswer]] = {name: [] for name in urls}
     until = time.monotonic() + seconds
     async with AsyncExitStack() as stack:
         clients = {name: await stack.enter_async_context(session(url)) for name, url in urls.items()}
@@ -91,9 +91,9 @@ async def alternating(urls: Mapping[str, str], path: str, body: Body, seconds: f
 
 async def open_loop(
     client: aiohttp.ClientSession, path: str, body: Body, rate: Callable[[float], float], seconds: float
-) -> list[Answer]:
+) -> list[HttpAnswer]:
     """Sends at `rate(seconds since the start)` a second, whatever comes back: users do not wait for one another."""
-    tasks: list[asyncio.Task[tuple[Answer, bytes]]] = []
+    tasks: list[asyncio.Task[tuple[HttpAnswer, bytes]]] = []
     started = time.monotonic()
     due = started
     while (now := time.monotonic()) < started + seconds:
@@ -110,12 +110,12 @@ def feed_bodies(users: Sequence[str], candidates: int, results: int = 20) -> Bod
     return lambda: {"user_id": next(turn), "num_candidates": candidates, "num_results": results}
 
 
-def good(answers: Sequence[Answer], within_s: float) -> int:
+def good(answers: Sequence[HttpAnswer], within_s: float) -> int:
     """Whole answers that came in time."""
     return sum(a.whole and a.seconds <= within_s for a in answers)
 
 
-def quantile_ms(answers: Sequence[Answer], q: float) -> float:
+def quantile_ms(answers: Sequence[HttpAnswer], q: float) -> float:
     """Of the answers with status 200."""
     seconds = sorted(a.seconds for a in answers if a.status == 200)
     return 1000 * seconds[min(int(q * len(seconds)), len(seconds) - 1)] if seconds else float("nan")

@@ -16,7 +16,7 @@ from typing import Any, Final
 from benchmarks.host import empty_config, graph, handwritten, side_by_side, sized
 from benchmarks.http_load import (
     FEED,
-    Answer,
+    HttpAnswer,
     alternating,
     closed_loop,
     feed_bodies,
@@ -159,11 +159,11 @@ def _turn(urls: dict[str, str], number: int) -> list[str]:
     return list(urls)[:: 1 if number % 2 == 0 else -1]
 
 
-def _closed(url: str, clients: int, seconds: float) -> list[Answer]:
+def _closed(url: str, clients: int, seconds: float) -> list[HttpAnswer]:
     return asyncio.run(closed_loop(url, FEED, feed_bodies(USERS, CANDIDATES), clients, seconds))
 
 
-def _doubled(url: str, seconds: float, rounds: int) -> tuple[list[float], list[Answer]]:
+def _doubled(url: str, seconds: float, rounds: int) -> tuple[list[float], list[HttpAnswer]]:
     """Goodput at twice the peak ÷ the peak, a round, each against the peak just before it; and all those answers."""
     goodput, answers = [], []
     for number in range(1, rounds + 1):
@@ -177,7 +177,7 @@ def _doubled(url: str, seconds: float, rounds: int) -> tuple[list[float], list[A
     return goodput, answers
 
 
-async def _open(url: str, per_s: float, seconds: float) -> list[Answer]:
+async def _open(url: str, per_s: float, seconds: float) -> list[HttpAnswer]:
     async with session(url) as client:
         return await open_loop(client, FEED, feed_bodies(USERS, CANDIDATES), lambda _: per_s, seconds)
 

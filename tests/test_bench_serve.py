@@ -11,7 +11,7 @@ from aiohttp import web
 
 from benchmarks.autoscale import _flaps
 from benchmarks.host import empty_config, says_ready, side_by_side, sized
-from benchmarks.http_load import FEED, Answer, closed_loop, feed_bodies, good, quantile_ms
+from benchmarks.http_load import FEED, HttpAnswer, closed_loop, feed_bodies, good, quantile_ms
 from benchmarks.processes import wait_for_start
 from benchmarks.serve import ALONE, EMPTY, GRAPH, HANDWRITTEN, PLAIN, PLAIN_INLINE, Loaded, _ratios
 from benchmarks.truth import Truth
@@ -29,10 +29,10 @@ def test_a_step_up_and_a_step_down_are_no_flap(counts: list[int], flaps: int) ->
 
 def test_goodput_counts_whole_answers_that_came_in_time() -> None:
     answers = [
-        Answer(0.0, 0.1, 200, False, False),
-        Answer(0.0, 5.0, 200, False, False),
-        Answer(0.0, 0.1, 200, False, True),
-        Answer(0.0, 0.1, 429, True, False),
+        HttpAnswer(0.0, 0.1, 200, False, False),
+        HttpAnswer(0.0, 5.0, 200, False, False),
+        HttpAnswer(0.0, 0.1, 200, False, True),
+        HttpAnswer(0.0, 0.1, 429, True, False),
     ]
     assert good(answers, 1.0) == 1
     assert quantile_ms(answers, 0.99) == 5_000
@@ -64,7 +64,7 @@ def test_a_server_that_ended_is_told_with_its_last_words(tmp_path: Path) -> None
 
 
 def test_load_is_sent_to_a_url_that_ends_in_a_path_too() -> None:
-    async def session() -> list[Answer]:
+    async def session() -> list[HttpAnswer]:
         async def feed(request: web.Request) -> web.Response:
             user = (await request.json())["user_id"]
             return web.json_response({"degraded": False}, status=200 if user == "a" else 429)

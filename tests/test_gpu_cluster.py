@@ -13,7 +13,7 @@ from ray import serve
 
 from deployments.ranker import RankerDeployment
 from rayapp.batch.job import InputKind, Job
-from rayapp.batch.score import Pool, job_of_files, run_job
+from rayapp.batch.score import ScorerPool, job_of_files, run_job
 from rayapp.loop.artifacts import Prepared
 from rayapp.model.batched import LARGEST_BF16_ERROR
 from rayapp.registry.aliases import CHAMPION, read_aliases
@@ -86,7 +86,7 @@ def test_a_batch_job_scores_the_same_on_a_gpu(world: tuple[Path, Prepared], tmp_
         rows_per_part=500,
     )
     scored = {}
-    for name, pool in (("cpu", Pool(1)), ("gpu", Pool(2, gpus_each=0.5))):
+    for name, pool in (("cpu", ScorerPool(1)), ("gpu", ScorerPool(2, gpus_each=0.5))):
         run_job(job, files, tmp_path / name, pool, now_ms=prepared.test_ms)
         table = pq.read_table(tmp_path / name / "scores", partitioning=None)
         scored[name] = table.sort_by([("user_id", "ascending"), ("item_id", "ascending")])

@@ -19,7 +19,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from benchmarks.http_load import FEED, Answer, ask, session
+from benchmarks.http_load import FEED, HttpAnswer, ask, session
 from benchmarks.processes import CHECKOUT, replica_pids, tree, wait_until_ready
 from rayapp.launch.ports import free_port
 from rayapp.loop.artifacts import Prepared
@@ -135,7 +135,7 @@ def test_a_client_that_goes_away_or_sends_half_a_body_harms_nobody(served: Serve
 
 
 def test_what_comes_beyond_the_queue_is_told_to_come_again(served: Served) -> None:
-    async def burst() -> list[Answer]:
+    async def burst() -> list[HttpAnswer]:
         async with session(served.url, served.headers) as client:
             body = {"user_id": "u1", "num_candidates": 200}
             return [answer for answer, _ in await asyncio.gather(*(ask(client, FEED, body) for _ in range(300)))]

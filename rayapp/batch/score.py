@@ -55,7 +55,7 @@ class QuarantinedError(PublishError):
 
 
 @dataclass(frozen=True, slots=True)
-class Pool:
+class ScorerPool:
     """The actors that score."""
 
     size: int
@@ -72,7 +72,7 @@ def to_nobody(_done: int, _count: int, _rows: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class JobProgress:
     """Who is told of the two stages."""
 
     staging: Callable[[str], Told] = lambda _title: quiet
@@ -83,12 +83,12 @@ def run_job(
     job: Job,
     files: Sequence[Path],
     out: Path,
-    pool: Pool,
+    pool: ScorerPool,
     *,
     now_ms: int,
     overwrite: bool = False,
     strict: bool = False,
-    progress: Progress | None = None,
+    progress: JobProgress | None = None,
 ) -> tuple[Manifest, bool]:
     """Scores what is not scored yet and publishes `out`; its manifest, and whether there was anything to do.
 
@@ -98,7 +98,7 @@ def run_job(
         PublishError: another job's output or workspace is in the way; nothing to score; something can't be read or
             written, in which case the finished parts are kept for the next run.
     """
-    told = progress or Progress()
+    told = progress or JobProgress()
     manifest = finished_output(out, job, overwrite=overwrite)
     if manifest is not None:
         return manifest, False
@@ -210,7 +210,7 @@ class _Actor:
             yield {"part": np.array([part]), "scored": np.array([record["scored"]])}
 
 
-def score_parts(parts: Sequence[int], work: Workspace, pool: Pool, told: PartsTold = to_nobody) -> None:
+def score_parts(parts: Sequence[int], work: Workspace, pool: ScorerPool, told: PartsTold = to_nobody) -> None:
     """Scores `parts`; each leaves its record in `work.done`. A killed actor's part is scored again by another."""
     if not parts:
         return

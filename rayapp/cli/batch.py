@@ -107,14 +107,14 @@ def batch_score(
 def _run(
     job: "Job", files: list[Path], out: Path, workers: int | None, gpus: float, *, overwrite: bool, strict: bool
 ) -> dict[str, Any]:
-    from rayapp.batch.score import Pool, Progress, QuarantinedError, run_job
+    from rayapp.batch.score import JobProgress, QuarantinedError, ScorerPool, run_job
     from rayapp.cli.progress import progress
     from rayapp.launch.runtime import job_ray
 
     # What Ray has to say, as of a worker that died, goes to stderr: stdout is for the result.
     with contextlib.redirect_stdout(sys.stderr), job_ray():
-        pool = Pool(workers or _room(gpus), gpus)
-        told = Progress(progress, _rows_told())
+        pool = ScorerPool(workers or _room(gpus), gpus)
+        told = JobProgress(progress, _rows_told())
         now_ms = time.time_ns() // 1_000_000
         try:
             return run_job(job, files, out, pool, now_ms=now_ms, overwrite=overwrite, strict=strict, progress=told)[0]

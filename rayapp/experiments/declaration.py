@@ -94,7 +94,7 @@ def parse_experiments(text: str, domain: Domain) -> tuple[Experiment, ...]:
         ExperimentError: not TOML, a missing or misspelt key, a name that the domain lacks, or shares above 1.
     """
     try:
-        tables = read_toml(_File, text).experiments
+        tables = read_toml(_Experiments, text).experiments
     except ValueError as error:
         raise ExperimentError(f"{EXPERIMENTS_FILE}: {error}") from None
     for key in ("name", "salt"):
@@ -184,5 +184,5 @@ class _ExperimentTable(Table):
     guardrails: list[_GuardrailTable] = Field(default=[])
 
 
-class _File(Table):
+class _Experiments(Table):
     experiments: list[_ExperimentTable] = Field(default=[])

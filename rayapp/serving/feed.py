@@ -24,7 +24,7 @@ from rayapp.serving.blend import Ranked, blend, shuffled
 from rayapp.serving.live import Live
 from rayapp.serving.paging import Page
 from rayapp.serving.ranking import RankCall, Ranking
-from rayapp.serving.run import Run
+from rayapp.serving.request_run import Run
 from rayapp.serving.stages import Stages
 from rayapp.store import UserSequence
 

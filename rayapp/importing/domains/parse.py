@@ -31,7 +31,7 @@ def parse_domain(text: str) -> DomainFile:
         DomainError: not TOML, a missing or misspelt key, or values that contradict each other.
     """
     try:
-        return _domain_file(read_toml(_File, text))
+        return _domain_file(read_toml(_DomainTables, text))
     except ValueError as error:
         raise DomainError(str(error)) from None
 
@@ -82,7 +82,7 @@ class _Items(_Users):
     title: str
 
 
-class _File(Table):
+class _DomainTables(Table):
     name: str
     positive_head: str
     attribution: Duration = DAY_MS
@@ -99,7 +99,7 @@ class _File(Table):
     requests: ListOf[RequestLayout] = ()
 
 
-def _domain_file(file: _File) -> DomainFile:
+def _domain_file(file: _DomainTables) -> DomainFile:
     domain = Domain(
         name=file.name,
         vocabulary=Vocabulary(tuple(Action(**dict(action)) for action in file.actions)),
