@@ -1,5 +1,6 @@
 """What errors tell people to do next is right for their own root."""
 
+import math
 import re
 from pathlib import Path
 
@@ -55,12 +56,23 @@ def test_a_log_without_shown_lists_is_told_what_it_lacks(root: Path) -> None:
     assert "no shown lists" in str(done.exception)
 
 
-@pytest.mark.parametrize(("auc", "popularity", "said"), [(0.5, 0.58, True), (0.58, 0.58, True), (0.6, 0.58, False)])
-def test_a_model_that_is_not_above_popularity_is_not_promoted_without_a_word(
-    auc: float, popularity: float, said: bool
+@pytest.mark.parametrize(
+    ("auc", "popularity", "counts", "better"),
+    [
+        (0.5, 0.58, 0.57, "popularity"),
+        (0.58, 0.58, 0.57, "popularity"),
+        (0.6, 0.58, 0.7, "counts"),
+        (0.6, 0.58, math.nan, None),
+        (0.6, 0.58, 0.59, None),
+        (math.nan, 0.58, 0.57, "popularity"),
+    ],
+)
+def test_a_model_that_is_not_above_the_better_baseline_is_not_promoted_without_a_word(
+    auc: float, popularity: float, counts: float, better: str | None
 ) -> None:
-    rows = {name: {"save": {"auc": value}} for name, value in (("v1.1", auc), ("popularity", popularity))}
-    words = not_above(rows, "v1.1", "save")
-    assert (words is not None) is said
-    if words:
-        assert f"{auc:.4f} against {popularity:.4f}" in words
+    values = {"v1.1": auc, "popularity": popularity, "counts": counts}
+    words = not_above({name: {"save": {"auc": value}} for name, value in values.items()}, "v1.1", "save")
+    assert (words is not None) is (better is not None)
+    if words and better:
+        assert f"v1.1 is not above {better}" in words
+        assert f"against {values[better]:.4f}" in words

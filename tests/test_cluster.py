@@ -366,7 +366,7 @@ def test_what_was_served_is_scored_again_from_the_log(
 def test_models_are_compared_on_a_window(world: tuple[Path, Prepared], tmp_path: Path) -> None:
     root, prepared = world
     out = tmp_path / "compared.md"
-    names = [CHAMPION, BASELINE, "popularity"]
+    names = [CHAMPION, BASELINE, "popularity", "counts"]
     done = CliRunner().invoke(
         cli, ["evaluate", "--root", str(root), *names, "--head", "save", "--json", "--write", str(out)]
     )

@@ -73,7 +73,7 @@ def evaluate(
     as_json: bool,
     write: Path | None,
 ) -> None:
-    """Compare MODELS (versions or aliases; `popularity` too) on one window, with 95 % intervals over users.
+    """Compare MODELS (versions or aliases, `popularity`, `counts`) on one window, with 95 % intervals over users.
 
     AUC, AUC within requests, HIT@3 (by the feed score), normalised entropy and calibration of each head: for everyone,
     and for cold (under 5 actions), casual (under 50) and core users.

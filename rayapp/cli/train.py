@@ -19,6 +19,7 @@ from rayapp.loop.plan import Split
 from rayapp.pipeline.restore import seed_store
 from rayapp.root.facts import read_root
 from rayapp.root.publish import exclusive
+from rayapp.training.baselines import COUNTS, POPULARITY
 from rayapp.training.evaluate import Report
 from rayapp.training.run import TrainingRun
 
@@ -104,19 +105,28 @@ def train_and_tell(
     click.echo()
     click.echo(metric_table(trained.reports, domain, trained.test_window))
     if words := not_above(trained.reports, preset.variant, domain.positive_head):
-        click.echo(f"warning: {words}; `rayapp evaluate --root {root} champion popularity` gives intervals", err=True)
+        click.echo(
+            f"warning: {words}; `rayapp evaluate --root {root} champion popularity counts` gives intervals", err=True
+        )
 
 
 def not_above(rows: dict[str, Report], variant_name: str, head: str) -> str | None:
-    """That the model which was just promoted orders lists no better than popularity does; None where it does."""
-    auc = {name: rows[name][head]["auc"] for name in (variant_name, "popularity")}
-    if None not in auc.values() and auc[variant_name] > auc["popularity"]:
+    """That the model which was just promoted orders lists no better than the better baseline does; None where it
+    does."""
+    auc = {name: _number(rows[name][head]["auc"]) for name in (variant_name, POPULARITY, COUNTS)}
+    better = max((POPULARITY, COUNTS), key=lambda name: auc[name])
+    if auc[variant_name] > auc[better]:
         return None
-    of = {name: _text(value) for name, value in auc.items()}
+    of = {name: _text(rows[name][head]["auc"]) for name in (variant_name, better)}
     return (
-        f"{variant_name} is not above popularity (AUC of {head!r} {of[variant_name]} against {of['popularity']}), and "
+        f"{variant_name} is not above {better} (AUC of {head!r} {of[variant_name]} against {of[better]}), and "
         "is the champion all the same: it learnt too little from too few lists"
     )
+
+
+def _number(value: float | None) -> float:
+    """A metric to compare by; what is not known counts as nothing."""
+    return -1.0 if value is None or math.isnan(value) else value
 
 
 def metric_table(rows: dict[str, Report], domain: Domain, window: str) -> str:

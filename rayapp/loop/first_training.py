@@ -12,11 +12,11 @@ from rayapp.contracts.presets import NO_SEQUENCE, Preset, variant
 from rayapp.loop.artifacts import Prepared, build_windows, item_table, train_model, training_run
 from rayapp.loop.plan import Split, make_split
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
-from rayapp.registry.item_tables import load_table
 from rayapp.root.logs import read_log
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, read_json
-from rayapp.training.evaluate import Report, read_window, report, score_popularity
+from rayapp.training.baselines import Baselines
+from rayapp.training.evaluate import Report, read_window, report
 from rayapp.training.run import TrainingRun
 
 
@@ -40,7 +40,8 @@ class FirstTraining:
 
     test_window: str
     reports: dict[str, Report]
-    """Metrics on the test window of popularity, the baseline, and the champion under its variant's name."""
+    """Metrics on the test window: of popularity and counts, of the ranker without the sequence, and of the champion,
+    under its variant's name."""
 
 
 def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None, until_ms: int | None = None) -> Split:
@@ -81,7 +82,7 @@ def train_first(
         with progress.step(f"train {title} with Ray Train") as done, progress.training(run):
             done(train_model(run, domain))
     with progress.step("evaluate and promote the champion") as done:
-        reports = {"popularity": _popularity(root, prepared, table)}
+        reports = _baselines(root, prepared)
         aliases = {CHAMPION: runs[preset.variant].version, BASELINE: runs[NO_SEQUENCE].version}
         moved = {alias: version for alias, version in aliases.items() if read_aliases(root).get(alias) != version}
         for alias, version in moved.items():
@@ -91,7 +92,8 @@ def train_first(
     return FirstTraining(prepared.test_window, reports)
 
 
-def _popularity(root: Path, prepared: Prepared, table: str) -> Report:
+def _baselines(root: Path, prepared: Prepared) -> dict[str, Report]:
     window, domain = prepared.test_window, prepared.domain
-    popular = score_popularity(load_table(root, table), root, window, domain)
-    return report(read_window(root, window, domain), popular, domain)
+    fitted = Baselines.fit(root, domain, prepared.train_windows, prepared.validation_window)
+    judged = read_window(root, window, domain)
+    return {name: report(judged, logit_RCH, domain) for name, logit_RCH in fitted.score(root, window).items()}

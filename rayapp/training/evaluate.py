@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.features.requests import Requests, pad, valid_places
 from rayapp.features.segments import CORE_ACTIONS, SEGMENTS
-from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
 from rayapp.pipeline.window_loader import WindowReader
 from rayapp.training import metrics
@@ -65,20 +64,9 @@ def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArr
     return of_candidates(reader, lambda requests: scorer.logits(requests).float().cpu().numpy())
 
 
-def score_popularity(table: ItemTable, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
-    """The comparison without any model: `popularity_logits` of the likes before the test window."""
-    most = int(table.likes_N.max())
-    reader = WindowReader(root, [name], domain, 1, rates=False)
-
-    def logits(requests: Requests) -> NDArray[np.float32]:
-        return popularity_logits(table.likes_N[table.rows_of(requests.candidate_hash_N)], most, domain)
-
-    return of_candidates(reader, logits)
-
-
-def popularity_logits(likes_N: NDArray[np.int64], most: int, domain: Domain) -> NDArray[np.float32]:
-    """`[N, H]`: a head's log-odds are those of the item's share of `most` likes; a negative head's are their
-    opposite, so that the feed score puts the liked first whatever the utilities are."""
+def popularity_logits(likes_N: NDArray[Any], most: float, domain: Domain) -> NDArray[np.float32]:
+    """`[N, H]`: a head's log-odds are those of the item's share of `most` likes, which may have faded; a negative
+    head's are their opposite, so that the feed score puts the liked first whatever the utilities are."""
     share_N = (likes_N + 0.5) / (max(most, 1) + 1.5)
     log_odds_N = np.log(share_N / (1 - share_N)).astype(np.float32)
     sign_H = np.where(np.array(domain.utilities) < 0, -1, 1).astype(np.float32)
