@@ -150,3 +150,5 @@ def test_popularity_sorts_a_list_by_likes_whatever_the_utilities(domain: Domain,
     logit_CH = popularity_logits(np.array([3, 0, 10, 7]), 10, weighed)
     score_C = feed_score(1 / (1 + np.exp(-logit_CH)), weighed)
     assert np.argsort(-score_C).tolist() == [2, 3, 0, 1]
+    more = popularity_logits(np.array([10, 11, 40]), 10, weighed)[:, 0]
+    assert (np.diff(more) > 0).all(), "what is tested on may be liked more than anything was before"

@@ -65,10 +65,9 @@ def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArr
 
 
 def popularity_logits(likes_N: NDArray[Any], most: float, domain: Domain) -> NDArray[np.float32]:
-    """`[N, H]`: a head's log-odds are those of the item's share of `most` likes, which may have faded; a negative
-    head's are their opposite, so that the feed score puts the liked first whatever the utilities are."""
-    share_N = (likes_N + 0.5) / (max(most, 1) + 1.5)
-    log_odds_N = np.log(share_N / (1 - share_N)).astype(np.float32)
+    """`[N, H]`: a head's odds are the item's likes, which may have faded, over `most`; a negative head's are their
+    inverse, so that the feed score puts the liked first whatever the utilities are."""
+    log_odds_N = np.log((likes_N + 0.5) / (max(most, 1) + 0.5)).astype(np.float32)
     sign_H = np.where(np.array(domain.utilities) < 0, -1, 1).astype(np.float32)
     return np.asarray(log_odds_N[:, None] * sign_H, np.float32)
 
