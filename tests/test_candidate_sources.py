@@ -19,6 +19,8 @@ from tests.api_in_process import running
 from tests.films import NOW, by_source, item, table_of
 
 ROOT = Path(__file__).parents[1]
+IN_TIME = {"deadline_ms": 10_000}
+"""A first feed sets much up, and this machine may be busy."""
 EXPERIMENT = """
 [[experiments]]
 name = "first"
@@ -69,7 +71,7 @@ def test_a_source_of_the_list_is_in_answers(models: tuple[Path, LmdbStore], doma
 
     async def session() -> None:
         async with running(root, domain) as graph:
-            feed: dict[str, Any] = await graph.feed("ann", num_results=20, num_candidates=20)
+            feed: dict[str, Any] = await graph.feed("ann", num_results=20, num_candidates=20, **IN_TIME)
             named = {row["item_id"] for row in feed["items"] if row["sources"] == ["first"]}
             assert named == {"i0", "i1"}
 
@@ -96,10 +98,10 @@ def test_a_source_that_needs_what_is_counted_live_has_it(
         async with running(root, domain) as graph:
             await graph.act("ann", "i3")
             await graph.act("bob", "i4", "hide")  # nobody likes it
-            async with asyncio.timeout(10):
-                await graph.feed("cid")
-                while not asked or not asked[-1].score_K.size:  # a first feed may come without candidates
-                    await graph.feed("cid")
+            async with asyncio.timeout(30):
+                await graph.feed("cid", **IN_TIME)
+                while not asked[-1].score_K.size:
+                    await graph.feed("cid", **IN_TIME)
 
     asyncio.run(session())
     assert asked[-1].item_hash_K.tolist() == [hash64("i3")]
