@@ -14,9 +14,10 @@ from rayapp.loop.artifacts import Prepared
 from rayapp.pipeline.export import export_all
 from rayapp.pipeline.item_counts import FLAG_DELAY_MS, IMPRESSIONS, count_items
 from rayapp.store import Store
-from rayapp.training.baselines import COUNTS, GRID, POPULARITY, Baselines, Statistics, _logistic
+from rayapp.training.baselines import COUNTS, GRID, POPULARITY, Baselines, Statistics, _logistic, _reader
 from rayapp.training.evaluate import read_window, report
 from tests.conftest import T0, make_event, make_request
+from tests.small_window import publish_window
 
 MINUTE_MS = 60_000
 ALL_TIME = GRID.half_lives_ms.index(FOREVER)
@@ -119,6 +120,11 @@ def test_the_regression_finds_the_odds_it_was_drawn_from(rng: np.random.Generato
     weight_FH, bias_H = _logistic(x_NF, label_NH)
     np.testing.assert_allclose(weight_FH, [[1.0, 0.0], [-0.5, 0.0], [0.0, 2.0]], atol=0.1)
     np.testing.assert_allclose(bias_H, [-1.0, 0.0], atol=0.1)
+
+
+def test_windows_that_keep_few_actions_are_read_as_they_are(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    assert _reader(root, ["w"], domain).history_length == 8
 
 
 @pytest.mark.cluster

@@ -26,7 +26,7 @@ from rayapp.batch.output import total
 from rayapp.batch.part import PartScorer
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import EVENT_SCHEMA
+from rayapp.contracts.schema import EVENT_SCHEMA, columns_of
 from rayapp.importing.files import expand
 from rayapp.importing.staging import Staging
 from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
@@ -159,7 +159,7 @@ def _all_users(work: Workspace, told: Told) -> list[Path]:
     domain, num_buckets = read_root(root)
     view = work.log_view()
     columns = ("user_id", "timestamp_ms", "received_at_ms")
-    schema = coded(pa.schema([EVENT_SCHEMA.field(name) for name in columns]), ["user_id"])
+    schema = coded(columns_of(EVENT_SCHEMA, *columns), ["user_id"])
 
     def task(bucket: int) -> dict[str, Any]:
         users: set[str] = set()

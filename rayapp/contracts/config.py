@@ -13,7 +13,8 @@ from pydantic import model_serializer
 from rayapp.contracts.json_values import to_json as to_json  # noqa: PLC0414
 from rayapp.contracts.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
 
-DAY_MS: Final = 24 * 60 * 60 * 1000
+HOUR_MS: Final = 60 * 60 * 1000
+DAY_MS: Final = 24 * HOUR_MS
 YEAR_2000_MS: Final = 946_684_800_000
 RESERVED_NAMES: Final = frozenset(
     {

@@ -34,6 +34,15 @@ def hash64(text: str) -> int:
     return xxhash.xxh64_intdigest(text.encode())
 
 
+def places_of(sorted_K: U64, wanted_Q: U64) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+    """Where each wanted value, in any shape, stands among sorted ones, and whether it does; 0 where it does not."""
+    if not len(sorted_K):
+        return np.zeros(wanted_Q.shape, np.int64), np.zeros(wanted_Q.shape, bool)
+    place_Q = np.minimum(np.searchsorted(sorted_K, wanted_Q), len(sorted_K) - 1)
+    known_Q = sorted_K[place_Q] == wanted_Q
+    return np.where(known_Q, place_Q, 0), known_Q
+
+
 def hash64_column(column: pa.ChunkedArray | pa.Array) -> U64:
     """`hash64` of a text column. A null's hash is the empty text's."""
     if isinstance(column, pa.ChunkedArray):

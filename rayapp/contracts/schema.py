@@ -202,6 +202,11 @@ def request_schema(context: Sequence[Attribute]) -> pa.Schema:
     return pa.schema(list(REQUEST_SCHEMA) + attribute_fields(context))
 
 
+def columns_of(schema: pa.Schema, *names: str) -> pa.Schema:
+    """Some columns of a schema, in the order of the names."""
+    return pa.schema([schema.field(name) for name in names])
+
+
 def fingerprint(value: object) -> str:
     """16 hex digits that name a schema or any value with a stable `str`: equal fingerprints, equal meaning."""
     return hashlib.sha256(str(value).encode()).hexdigest()[:16]

@@ -22,7 +22,7 @@ from pydantic import PlainSerializer, PlainValidator
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.json_values import from_json, to_json
-from rayapp.contracts.schema import REQUEST_SCHEMA
+from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
 from rayapp.experiments.assignment import Running, slots_of
 from rayapp.experiments.moments import Moments
 from rayapp.pipeline.labels import LabelledRequests
@@ -39,20 +39,16 @@ Counts = Annotated[
 ]
 NO_ARM: Final = -1
 PART_USERS: Final = 4_096
-COLUMNS: Final = pa.schema(
-    [
-        REQUEST_SCHEMA.field(name)
-        for name in (
-            "request_id",
-            "user_id",
-            "timestamp_ms",
-            "item_ids",
-            "labels",
-            "model_version",
-            "experiment",
-            "fallback_reason",
-        )
-    ]
+COLUMNS: Final = columns_of(
+    REQUEST_SCHEMA,
+    "request_id",
+    "user_id",
+    "timestamp_ms",
+    "item_ids",
+    "labels",
+    "model_version",
+    "experiment",
+    "fallback_reason",
 )
 
 

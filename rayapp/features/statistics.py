@@ -15,6 +15,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.contracts.hashing import places_of
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 FOREVER: Final = 0
@@ -22,6 +24,8 @@ FOREVER: Final = 0
 EPOCH_HALF_LIVES: Final = 12
 KEPT_EPOCHS: Final = 3
 """What is older than two whole epochs weighs less than 2 ** -24 and is left out."""
+SPAN: Final = np.int64(1) << 32
+"""More steps than any grid has: key rank and step fit one integer."""
 UNIT: Final = 1 << 8
 """Weight of an increment at the start of an epoch: rounding is off by 0.2 % at the most."""
 
@@ -63,13 +67,12 @@ class DecayedCounts:
     def __init__(self, grid: Grid, key_E: NDArray[np.uint64], step_E: Ints, count_EA: Ints) -> None:
         """`key_E`: what is counted; `count_EA`: what happened to it in that step. Any order; repeats add up."""
         order = np.lexsort((step_E, key_E))
-        self.grid, self._step_E = grid, step_E[order]
-        self._key_K, start_K = np.unique(key_E[order], return_index=True)
-        self._bound_K = np.r_[start_K, len(key_E)]
-        self._place_E = np.repeat(np.arange(len(start_K)), np.diff(self._bound_K)) * _SPAN + self._step_E
+        self.grid, step_E = grid, step_E[order]
+        self._key_K, rank_E = np.unique(key_E[order], return_inverse=True)
+        self._place_E = rank_E * SPAN + step_E
         zero_A = np.zeros((1, count_EA.shape[1]), np.int64)
         self._up_to = [
-            np.concatenate([zero_A, np.cumsum(count_EA[order] * grid.weight(self._step_E, s)[:, None], axis=0)])
+            np.concatenate([zero_A, np.cumsum(count_EA[order] * grid.weight(step_E, s)[:, None], axis=0)])
             for s in range(len(grid.half_lives_ms))
         ]
 
@@ -77,10 +80,7 @@ class DecayedCounts:
         """`[Q, S, A]`: the counts of each key at its moment; zeros for a key that nothing happened to."""
         grid, num_kinds = self.grid, self._up_to[0].shape[1]
         count_QSA = np.zeros((len(key_Q), len(grid.half_lives_ms), num_kinds))
-        if not len(self._key_K):
-            return count_QSA
-        rank_Q = np.searchsorted(self._key_K, key_Q).clip(max=len(self._key_K) - 1)
-        known_Q = self._key_K[rank_Q] == key_Q
+        rank_Q, known_Q = places_of(self._key_K, key_Q)
         rank_Q, step_Q = rank_Q[known_Q], grid.step(timestamp_ms_Q[known_Q])
         for s, half_life_ms in enumerate(grid.half_lives_ms):
             if half_life_ms == FOREVER:
@@ -95,9 +95,5 @@ class DecayedCounts:
 
     def _between(self, s: int, rank_Q: Ints, since_Q: Ints, until_Q: Ints) -> Ints:
         """Sums of the weighted increments of the steps `[since, until)`."""
-        low_Q, high_Q = (np.searchsorted(self._place_E, rank_Q * _SPAN + step.clip(0)) for step in (since_Q, until_Q))
+        low_Q, high_Q = (np.searchsorted(self._place_E, rank_Q * SPAN + step.clip(0)) for step in (since_Q, until_Q))
         return np.asarray(self._up_to[s][high_Q] - self._up_to[s][low_Q])
-
-
-_SPAN: Final = np.int64(1) << 32
-"""More steps than any grid has: key rank and step fit one integer."""

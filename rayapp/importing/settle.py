@@ -17,8 +17,8 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import DAY_MS, Domain
-from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import EVENT_SCHEMA, request_schema
+from rayapp.contracts.hashing import hash64_column, places_of
+from rayapp.contracts.schema import EVENT_SCHEMA, columns_of, request_schema
 from rayapp.importing.files import RejectedRow
 from rayapp.importing.rows import MAX_LIST_ITEMS
 from rayapp.root.erasure import Tombstones, hide
@@ -60,8 +60,8 @@ def settle_events(
 def _known_events(root: Path, manifest: Manifest, bucket: int, rows: pa.Table) -> pa.Table:
     """The log's own rows that share an id with the new ones. Hashes first: mostly there are none."""
     columns = ["event_hash", *CONTENT]
-    schema = pa.schema([EVENT_SCHEMA.field(c) for c in columns])
-    hashes = read_bucket(root, EVENTS, bucket, manifest, pa.schema([EVENT_SCHEMA.field("event_hash")]))
+    schema = columns_of(EVENT_SCHEMA, *columns)
+    hashes = read_bucket(root, EVENTS, bucket, manifest, columns_of(EVENT_SCHEMA, "event_hash"))
     new = rows["event_hash"].to_numpy()
     if not any(np.isin(t["event_hash"].to_numpy(), new).any() for t in hashes):
         return schema.empty_table()
@@ -211,11 +211,9 @@ def _written(log: Path, place: tuple[str, str], bucket: int, rows: pa.Table) -> 
 def items_seen(item_ids: pa.ChunkedArray, catalogue_hash: NDArray[np.uint64]) -> dict[str, Any]:
     """Which rows of the (sorted) catalogue occur, as packed bits, how many ids are none of its, and one of those."""
     hashes, first, rows = np.unique(hash64_column(item_ids), return_index=True, return_counts=True)
-    seen, known = np.zeros(len(catalogue_hash), bool), np.zeros(len(hashes), bool)
-    if len(catalogue_hash):
-        place = np.minimum(np.searchsorted(catalogue_hash, hashes), len(catalogue_hash) - 1)
-        known = catalogue_hash[place] == hashes
-        seen[place[known]] = True
+    place, known = places_of(catalogue_hash, hashes)
+    seen = np.zeros(len(catalogue_hash), bool)
+    seen[place[known]] = True
     unknown = first[~known]
     return {
         "items": len(item_ids),

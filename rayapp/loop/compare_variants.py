@@ -60,7 +60,7 @@ def run_evaluate(
     window = read_window(root, window_name, domain)
     first, baselines = manifests[trained[0]], dict[str, Logits]()
     if len(trained) < len(versions):
-        fitted = Baselines.fit(root, domain, tuple(first["train_windows"]), first["validation_window"])
+        fitted = Baselines.fit(root, domain, first["train_windows"], first["validation_window"])
         baselines = fitted.score(root, window_name)
     logits: dict[str, list[Logits]] = {}
     for name, version in versions.items():

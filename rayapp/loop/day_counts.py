@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS, Domain
-from rayapp.contracts.schema import REQUEST_SCHEMA
+from rayapp.contracts.config import DAY_MS, HOUR_MS, Domain
+from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
 from rayapp.loop.watch import DayFacts
 from rayapp.pipeline.labels import LabelledRequests, between
 from rayapp.pipeline.log_view import LogView
@@ -22,23 +22,18 @@ from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.facts import read_root
 from rayapp.root.places import REQUESTS
 
-HOUR_MS: Final = 3_600_000
 NOT_DEGRADED: Final = "unknown_user"
 """A fallback that is nobody's failure."""
-COLUMNS: Final = pa.schema(
-    [
-        REQUEST_SCHEMA.field(name)
-        for name in (
-            "request_id",
-            "user_id",
-            "timestamp_ms",
-            "item_ids",
-            "labels",
-            "probabilities",
-            "model_version",
-            "fallback_reason",
-        )
-    ]
+COLUMNS: Final = columns_of(
+    REQUEST_SCHEMA,
+    "request_id",
+    "user_id",
+    "timestamp_ms",
+    "item_ids",
+    "labels",
+    "probabilities",
+    "model_version",
+    "fallback_reason",
 )
 
 
@@ -46,7 +41,7 @@ def days_with_requests(root: Path, until_ms: int) -> list[int]:
     """Starts of the UTC days before `until_ms` that hold a request, oldest first."""
     _, num_buckets = read_root(root)
     view = LogView.of(root)
-    schema = pa.schema([REQUEST_SCHEMA.field(name) for name in ("user_id", "timestamp_ms")])
+    schema = columns_of(REQUEST_SCHEMA, "user_id", "timestamp_ms")
 
     def task(bucket: int) -> dict[str, Any]:
         days = [table["timestamp_ms"].to_numpy() // DAY_MS for table in view.stored(REQUESTS, bucket, schema)]

@@ -66,7 +66,8 @@ def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None
 def train_first(
     root: Path, domain: Domain, preset: Preset, split: Split, progress: Progress, num_workers: int = 1
 ) -> FirstTraining:
-    """All steps; those whose result is published already take no time. Ray must be initialised."""
+    """All steps; those whose result is published already take no time, the baselines are fitted each time. Ray must be
+    initialised."""
     with progress.step("windows with Ray Data: histories, requests, past rates") as done:
         prepared, worked = build_windows(root, domain, split)
         done(worked)

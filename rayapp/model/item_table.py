@@ -13,7 +13,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.contracts.hashing import hash64
+from rayapp.contracts.hashing import hash64, places_of
 from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
 from rayapp.model.tower import LinearTower
@@ -83,10 +83,10 @@ class ItemTable:
 
     def rows_of(self, item_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
         """Rows of `hash64(item_id)` in any shape; ABSENT for items the table does not hold."""
-        if not len(self._sorted_hash):
-            return np.full(item_hash.shape, ABSENT, np.int64)
-        place = np.minimum(np.searchsorted(self._sorted_hash, item_hash), len(self._sorted_hash) - 1)
-        return np.where(self._sorted_hash[place] == item_hash, self._sorted_row[place], ABSENT)
+        place, known = places_of(self._sorted_hash, item_hash)
+        rows = np.full(item_hash.shape, ABSENT, np.int64)
+        rows[known] = self._sorted_row[place[known]]
+        return rows
 
     def rows_of_ids(self, item_ids: Sequence[str]) -> NDArray[np.int64]:
         return self.rows_of(np.fromiter((hash64(i) for i in item_ids), np.uint64, len(item_ids)))

@@ -15,7 +15,7 @@ import ray
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.hashing import hash64_column, places_of
 from rayapp.contracts.schema import ActionKind
 from rayapp.pipeline.histories import EVENT_COLUMNS
 from rayapp.pipeline.log_view import LogView
@@ -69,9 +69,9 @@ def read_engagements(root: Path, catalogue: pa.Table, domain: Domain, told: Told
             return {"rows": 0}
         known_hashes, rows = ray.get(lookup)
         item = hash64_column(bucket.events["item_id"])
-        place = np.minimum(np.searchsorted(known_hashes, item), len(known_hashes) - 1)
+        place, known = places_of(known_hashes, item)
         from_end = np.flatnonzero(np.r_[np.diff(bucket.user_E) != 0, True])[bucket.user_E] - np.arange(len(item))
-        keep = (known_hashes[place] == item) & (from_end < PER_USER)
+        keep = known & (from_end < PER_USER)
         table = pa.table(
             {
                 "user": bucket.user_E[keep],

@@ -15,8 +15,8 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import EVENT_SCHEMA
+from rayapp.contracts.hashing import hash64_column, places_of
+from rayapp.contracts.schema import EVENT_SCHEMA, columns_of
 from rayapp.features.sequence import History, Ints
 from rayapp.pipeline.search import group_numbers, group_starts, search_in_groups
 from rayapp.root.logs import coded, codes, sort_log
@@ -31,7 +31,7 @@ HISTORY_SCHEMA: Final = pa.schema(
 """One row per user; the lists are aligned and ordered by (timestamp_ms, event_hash)."""
 
 TEXT_COLUMNS: Final = ("user_id", "item_id", "action")
-EVENT_COLUMNS: Final = coded(pa.schema([EVENT_SCHEMA.field(n) for n in ("user_id", *HISTORY_COLUMNS)]), TEXT_COLUMNS)
+EVENT_COLUMNS: Final = coded(columns_of(EVENT_SCHEMA, "user_id", *HISTORY_COLUMNS), TEXT_COLUMNS)
 """What histories need of an event."""
 LABEL_COLUMNS: Final = EVENT_COLUMNS.append(EVENT_SCHEMA.field("request_id"))
 """What histories and labels need of an event."""
@@ -94,8 +94,7 @@ class UserHistories:
         num_users = len(self.hash_U)
         if not num_users:
             return np.zeros(len(user_hash_R), np.int64), np.zeros(len(user_hash_R), np.int64)
-        place_R = np.searchsorted(self.hash_U, user_hash_R).clip(max=num_users - 1)
-        known_R = self.hash_U[place_R] == user_hash_R
+        place_R, known_R = places_of(self.hash_U, user_hash_R)
         user_R = np.where(known_R, self.number_U[place_R], num_users)
         end_R = search_in_groups(self.user_E, self.history.timestamp_ms_E, user_R, timestamp_ms_R, "left")
         return self.start_U[user_R], end_R

@@ -17,16 +17,16 @@ import pyarrow.compute as pc
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import REQUEST_SCHEMA
+from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
 from rayapp.features.statistics import DecayedCounts, Grid
 from rayapp.pipeline.log_view import LogView
 from rayapp.root.facts import read_root
 
 FLAG_DELAY_MS: Final = 10 * 60_000
 IMPRESSIONS: Final = "impressions"
-COLUMNS: Final = pa.schema(
-    [REQUEST_SCHEMA.field(name) for name in ("request_id", "user_id", "timestamp_ms", "item_ids", "labels")]
-)
+FLAG: Final = "flag/"
+"""Before a head's name: what its flags count, beside what its events do."""
+COLUMNS: Final = columns_of(REQUEST_SCHEMA, "request_id", "user_id", "timestamp_ms", "item_ids", "labels")
 KEYS: Final = ["item_hash", "step"]
 
 
@@ -36,11 +36,15 @@ def count_items(root: Path, domain: Domain, grid: Grid) -> pd.DataFrame:
     One pass over the logs in this process, a bucket at a time.
     """
     view, parts = LogView.of(root), []
-    flagged = _heads_without_events(view, domain, read_root(root)[1])
     for bucket in range(read_root(root)[1]):
         requests, events = view.requests(bucket, COLUMNS), view.events(bucket).events
-        parts.append(_fold([*_shown(requests, domain, grid, flagged), *_acted(events, domain, grid)], domain))
-    return _fold(parts, domain)
+        parts.append(_fold([*_shown(requests, domain, grid), *_acted(events, domain, grid)], domain))
+    counts = _fold(parts, domain)
+    for head in domain.head_names:
+        if not counts[head].any():
+            counts[head] = counts[FLAG + head]
+    counted = [IMPRESSIONS, *domain.head_names]
+    return counts.loc[counts[counted].any(axis=1), [*KEYS, *counted]]
 
 
 def decayed(counts: pd.DataFrame, grid: Grid, domain: Domain) -> DecayedCounts:
@@ -49,27 +53,19 @@ def decayed(counts: pd.DataFrame, grid: Grid, domain: Domain) -> DecayedCounts:
     return DecayedCounts(grid, counts["item_hash"].to_numpy(np.uint64), counts["step"].to_numpy(np.int64), values_EA)
 
 
-def _heads_without_events(view: LogView, domain: Domain, num_buckets: int) -> list[str]:
-    actions: set[str] = set()
-    for bucket in range(num_buckets):
-        actions |= set(view.events(bucket).events["action"].unique().cast(pa.string()).to_pylist())
-    return [head.name for head in domain.heads if not actions & set(head.actions)]
-
-
-def _shown(requests: pa.Table, domain: Domain, grid: Grid, flagged: list[str]) -> list[pd.DataFrame]:
+def _shown(requests: pa.Table, domain: Domain, grid: Grid) -> list[pd.DataFrame]:
     item_lists = requests["item_ids"].combine_chunks()
     size_R = pc.list_value_length(item_lists).to_numpy(zero_copy_only=False)
     item_hash_M = hash64_column(pc.list_flatten(item_lists))
     time_M = np.repeat(requests["timestamp_ms"].to_numpy(), size_R)
     rows = [_increments(item_hash_M, grid.step(time_M), IMPRESSIONS)]
     given_R = pc.is_valid(requests["labels"]).to_numpy()
-    if flagged and given_R.any():
+    if given_R.any():
         given_M = np.repeat(given_R, size_R)
         label_GH = pc.list_flatten(requests["labels"]).to_numpy().reshape(-1, len(domain.heads))
         step_G = grid.step(time_M[given_M] + FLAG_DELAY_MS)
-        for name in flagged:
-            is_set_G = label_GH[:, domain.head_names.index(name)] > 0
-            rows.append(_increments(item_hash_M[given_M][is_set_G], step_G[is_set_G], name))
+        for name, label_G in zip(domain.head_names, label_GH.T, strict=True):
+            rows.append(_increments(item_hash_M[given_M][label_G > 0], step_G[label_G > 0], FLAG + name))
     return rows
 
 
@@ -89,4 +85,5 @@ def _increments(item_hash_E: Any, step_E: Any, counted: str) -> pd.DataFrame:
 
 def _fold(parts: list[pd.DataFrame], domain: Domain) -> pd.DataFrame:
     every = pd.concat(parts, ignore_index=True).groupby(KEYS, sort=True).sum()
-    return every.reindex(columns=[IMPRESSIONS, *domain.head_names]).fillna(0).astype(np.int64).reset_index()
+    flags = [FLAG + head for head in domain.head_names]
+    return every.reindex(columns=[IMPRESSIONS, *domain.head_names, *flags]).fillna(0).astype(np.int64).reset_index()

@@ -20,7 +20,7 @@ import pyarrow.compute as pc
 from rayapp.contracts.config import Domain, ModelConfig
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.json_values import from_json, to_json
-from rayapp.contracts.schema import REQUEST_SCHEMA
+from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
 from rayapp.features.sequence import History, Sequences, at_request, point_in_time
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.histories import EVENT_COLUMNS, UserHistories
@@ -31,11 +31,8 @@ from rayapp.root.facts import read_root
 from rayapp.root.places import EVENTS, MODELS
 from rayapp.root.publish import PublishError, read_json
 
-COLUMNS: Final = pa.schema(
-    [
-        REQUEST_SCHEMA.field(name)
-        for name in ("request_id", "user_id", "timestamp_ms", "model_version", "watermark", "sequence_hash")
-    ]
+COLUMNS: Final = columns_of(
+    REQUEST_SCHEMA, "request_id", "user_id", "timestamp_ms", "model_version", "watermark", "sequence_hash"
 )
 SHOWN: Final = 5
 """Mismatches that are looked into, per bucket and in the report."""

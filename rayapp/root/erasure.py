@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayapp.contracts.hashing import hash64, hash64_column
+from rayapp.contracts.hashing import hash64, hash64_column, places_of
 from rayapp.root.places import ERASED
 from rayapp.root.publish import read_json, write_json
 
@@ -38,8 +38,8 @@ def erased_rows(table: pa.Table, erased: Tombstones) -> NDArray[np.bool_]:
     hashes = np.array(sorted(erased), np.uint64)
     until_ms = np.array([erased[int(h)] for h in hashes], np.int64)
     user_N = hash64_column(table["user_id"])
-    place = np.minimum(np.searchsorted(hashes, user_N), len(hashes) - 1)
-    return np.asarray((hashes[place] == user_N) & (table["timestamp_ms"].to_numpy() <= until_ms[place]))
+    place, known = places_of(hashes, user_N)
+    return np.asarray(known & (table["timestamp_ms"].to_numpy() <= until_ms[place]))
 
 
 def hide(table: pa.Table, erased: Tombstones) -> pa.Table:

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import DAY_MS, Domain
-from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.hashing import hash64_column, places_of
 from rayapp.root.places import RATES
 from rayapp.root.publish import PublishError, read_manifest
 
@@ -45,20 +45,18 @@ class Snapshot:
         A rate is drawn towards the average of all by PRIOR_STRENGTH impressions.
         """
         feature_QR = np.zeros((*hash_Q.shape, len(self.average_H) + 1), np.float32)
-        if not len(self.hash_N):
-            return feature_QR
-        place_Q = np.searchsorted(self.hash_N, hash_Q).clip(max=len(self.hash_N) - 1)
-        known_Q = self.hash_N[place_Q] == hash_Q
+        place_Q, known_Q = places_of(self.hash_N, hash_Q)
         place_K = place_Q[known_Q]
         impressions_K = self.impressions_N[place_K]
         smoothed_KH = self.positives_NH[place_K] + PRIOR_STRENGTH * self.average_H
         smoothed_KH /= (impressions_K + PRIOR_STRENGTH)[:, None]
-        above_KH = _log_odds(smoothed_KH) - _log_odds(self.average_H)
+        above_KH = log_odds(smoothed_KH) - log_odds(self.average_H)
         feature_QR[known_Q] = np.column_stack([above_KH, np.log1p(impressions_K) / 5])
         return feature_QR
 
 
-def _log_odds(rate: NDArray[np.float64]) -> NDArray[np.float64]:
+def log_odds(rate: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Of rates in any shape; those of 0 and 1 are kept finite."""
     rate = rate.clip(LOWEST_RATE, 1 - LOWEST_RATE)
     return np.asarray(np.log(rate / (1 - rate)))
 

@@ -10,12 +10,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS
+from rayapp.contracts.config import DAY_MS, HOUR_MS
 from rayapp.sources.synthetic_world import (
     ACTIONS,
     COUNTRIES,
     DEVICES,
-    HOUR_MS,
     STYLES,
     TOPICS,
     Floats,

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS
+from rayapp.contracts.config import DAY_MS, HOUR_MS
 
 TOPICS: Final = (
     "Cooking", "Travel", "Gardening", "Fashion", "Running", "Woodwork", "Photography", "Camping",
@@ -20,7 +20,6 @@ COUNTRIES: Final = ("AT", "BR", "CA", "DE", "IN", "JP")
 DEVICES: Final = ("phone", "tablet", "desktop")
 USERS_PER_CHUNK: Final = 250
 ACTIONS: Final = ("save", "hide", "click")
-HOUR_MS: Final = 3_600_000
 Floats = NDArray[np.float64]
 Ints = NDArray[np.int64]
 

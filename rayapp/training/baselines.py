@@ -5,9 +5,11 @@ Both read decayed counts as of each request's time (`features.statistics`), so t
 and of its categories, the user's own actions on those categories by kind, and the item's age.
 
 Shapes: R requests, N candidates of all of them, C of the largest, H heads, A = H + 1 counted kinds (impressions first),
-S half-lives, L history rows, V category values of candidates end to end, K = 3 kinds of action, F features.
+S half-lives, L history rows, V category values of candidates end to end, K = 3 kinds of action, F features,
+B = 2 baselines.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -18,31 +20,32 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS, Domain
-from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.config import DAY_MS, HOUR_MS, Domain
+from rayapp.contracts.hashing import hash64_column, places_of
 from rayapp.contracts.schema import ActionKind, AttributeKind
 from rayapp.features.requests import Requests, offsets, ragged_places
 from rayapp.features.statistics import FOREVER, DecayedCounts, Grid
 from rayapp.pipeline.item_counts import IMPRESSIONS, KEYS, count_items, decayed
 from rayapp.pipeline.window_loader import WindowReader
 from rayapp.root.catalogue import read_catalogue
+from rayapp.root.places import WINDOWS
+from rayapp.root.publish import read_manifest
+from rayapp.root.rates import PRIOR_STRENGTH, log_odds
 from rayapp.training import metrics
+from rayapp.training.comparison import Logits
 from rayapp.training.evaluate import BATCH_REQUESTS, of_candidates, popularity_logits
 
 POPULARITY: Final = "popularity"
 COUNTS: Final = "counts"
-HOUR_MS: Final = 3_600_000
 GRID: Final = Grid(10 * 60_000, (HOUR_MS, DAY_MS, 7 * DAY_MS, FOREVER))
-PRIOR_IMPRESSIONS: Final = 20.0
-"""A rate counts as many impressions of the average besides its own."""
 MAX_EXAMPLES: Final = 200_000
 WEIGHT_DECAY: Final = 1e-4
 HISTORY_LENGTH: Final = 100
+"""The most actions of a user that `counts` reads."""
 SPREAD: Final = np.uint64(0x9E3779B97F4A7C15)
 """An odd number whose multiples lie far apart."""
 KINDS: Final = (ActionKind.POSITIVE, ActionKind.NEGATIVE, ActionKind.NEUTRAL)
 Floats = NDArray[np.float64]
-Logits = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,8 +77,7 @@ class Catalogue:
 
     def rows_of(self, hash_N: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
         """Row and whether the item is known, of hashes in any shape."""
-        row_N = np.searchsorted(self.hash_I, hash_N).clip(max=len(self.hash_I) - 1)
-        return row_N, self.hash_I[row_N] == hash_N
+        return places_of(self.hash_I, hash_N)
 
     def values_of(self, hash_N: NDArray[np.uint64]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """`(number of the item, value)` of each category that some items have, end to end."""
@@ -126,21 +128,19 @@ class Statistics:
     def _columns(self, count_QSA: Floats) -> Floats:
         """Log-odds of each smoothed rate above the average's, and logarithms of the counts."""
         shown_QS1, acted_QSH = count_QSA[:, :, :1], count_QSA[:, :, 1:]
-        rate_QSH = (acted_QSH + PRIOR_IMPRESSIONS * self.average_H) / (
-            np.maximum(shown_QS1, acted_QSH) + PRIOR_IMPRESSIONS
-        )
-        above_QSH = _log_odds(rate_QSH) - _log_odds(self.average_H)
+        rate_QSH = (acted_QSH + PRIOR_STRENGTH * self.average_H) / (np.maximum(shown_QS1, acted_QSH) + PRIOR_STRENGTH)
+        above_QSH = log_odds(rate_QSH) - log_odds(self.average_H)
         columns_QSF = np.concatenate([above_QSH, np.log1p(count_QSA)], axis=2)
         return columns_QSF.reshape(len(columns_QSF), columns_QSF.shape[1] * columns_QSF.shape[2])
 
     def _own_actions(self, requests: Requests, number_V: NDArray[np.int64], value_V: NDArray[np.uint64]) -> Floats:
         """`[N, 4 K]`: the user's stored actions of each kind on the candidate's categories, as a logarithm and as a
         share of the user's actions of that kind; on the candidate itself; and of that kind at all."""
-        sequences, flags = requests.sequences, [self.domain.vocabulary.flags(kind=kind) for kind in KINDS]
+        sequences = requests.sequences
         request_N = np.repeat(np.arange(len(requests)), requests.sizes)
         parts = []
-        for of_kind in flags:
-            request_A, place_A = np.nonzero(of_kind[sequences.action_RL])
+        for kind in KINDS:
+            request_A, place_A = np.nonzero(self.domain.vocabulary.flags(kind=kind)[sequences.action_RL])
             item_A = sequences.item_hash_RL[request_A, place_A]
             total_N = np.bincount(request_A, minlength=len(requests))[request_N]
             same_N = _matches(request_A, item_A, request_N, requests.candidate_hash_N)
@@ -165,7 +165,7 @@ class Baselines:
     bias_H: Floats
 
     @staticmethod
-    def fit(root: Path, domain: Domain, train_windows: tuple[str, ...], validation_window: str) -> "Baselines":
+    def fit(root: Path, domain: Domain, train_windows: Sequence[str], validation_window: str) -> "Baselines":
         """Reads the whole log once, and at most MAX_EXAMPLES of the training windows."""
         statistics = Statistics.of(root, domain)
         half_life, most = _best_half_life(statistics, root, validation_window)
@@ -176,23 +176,16 @@ class Baselines:
 
     def score(self, root: Path, window: str) -> dict[str, Logits]:
         """Both, by name: `[R, C, H]` of a window's candidates."""
-        return {POPULARITY: self._popularity(root, window), COUNTS: self._counts(root, window)}
-
-    def _popularity(self, root: Path, window: str) -> Logits:
-        domain = self.statistics.domain
+        statistics = self.statistics
 
         def logits(requests: Requests) -> Logits:
-            count_N = self.statistics.popularity(requests)[:, self.half_life]
-            return popularity_logits(count_N, self.most, domain)
+            count_N = statistics.popularity(requests)[:, self.half_life]
+            standard_NF = (statistics.features(requests) - self.mean_F) / self.scale_F
+            of_counts_NH = np.asarray(standard_NF @ self.weight_FH + self.bias_H, np.float32)
+            return np.stack([popularity_logits(count_N, self.most, statistics.domain), of_counts_NH], axis=1)
 
-        return of_candidates(WindowReader(root, [window], domain, 1, rates=False), logits)
-
-    def _counts(self, root: Path, window: str) -> Logits:
-        def logits(requests: Requests) -> Logits:
-            standard_NF = (self.statistics.features(requests) - self.mean_F) / self.scale_F
-            return np.asarray(standard_NF @ self.weight_FH + self.bias_H, np.float32)
-
-        return of_candidates(_reader(root, [window], self.statistics.domain), logits)
+        both_RCBH = of_candidates(_reader(root, [window], statistics.domain), logits)
+        return {POPULARITY: both_RCBH[:, :, 0], COUNTS: both_RCBH[:, :, 1]}
 
 
 def _best_half_life(statistics: Statistics, root: Path, window: str) -> tuple[int, float]:
@@ -207,7 +200,7 @@ def _best_half_life(statistics: Statistics, root: Path, window: str) -> tuple[in
     return best, float(count_NS[:, best].max(initial=1.0))
 
 
-def _examples(statistics: Statistics, root: Path, windows: tuple[str, ...]) -> tuple[Floats, NDArray[np.float32]]:
+def _examples(statistics: Statistics, root: Path, windows: Sequence[str]) -> tuple[Floats, NDArray[np.float32]]:
     features, labels, size = [], [], 0
     for batch in _reader(root, windows, statistics.domain).batches(BATCH_REQUESTS, seed=0, epoch=0):
         features.append(statistics.features(batch.requests))
@@ -218,8 +211,10 @@ def _examples(statistics: Statistics, root: Path, windows: tuple[str, ...]) -> t
     return np.concatenate(features), np.concatenate(labels)
 
 
-def _reader(root: Path, windows: tuple[str, ...] | list[str], domain: Domain) -> WindowReader:
-    return WindowReader(root, list(windows), domain, HISTORY_LENGTH, rates=False, time_mask_ms=0)
+def _reader(root: Path, windows: Sequence[str], domain: Domain) -> WindowReader:
+    """Sequences as long as the windows keep them."""
+    kept = min(read_manifest(root / WINDOWS / name)["history_length"] for name in windows)
+    return WindowReader(root, windows, domain, min(kept, HISTORY_LENGTH), rates=False, time_mask_ms=0)
 
 
 def _logistic(x_NF: Floats, label_NH: NDArray[np.float32]) -> tuple[Floats, Floats]:
@@ -245,11 +240,6 @@ def _time(requests: Requests) -> NDArray[np.int64]:
     return np.repeat(requests.timestamp_ms_R, requests.sizes)
 
 
-def _log_odds(rate: Floats) -> Floats:
-    rate = rate.clip(1e-6, 1 - 1e-6)
-    return np.asarray(np.log(rate / (1 - rate)))
-
-
 def _mean(value_VF: Floats, number_V: NDArray[np.int64], size: int) -> Floats:
     """Means over the values of each of `size` candidates, whose numbers ascend; zeros for one without any."""
     count_N = np.bincount(number_V, minlength=size)
@@ -268,7 +258,7 @@ def _matches(
     two pairs meet is as unlikely as that two ids do."""
     pair_A, pair_Q = (key + group.astype(np.uint64) * SPREAD for group, key in ((group_A, key_A), (group_Q, key_Q)))
     pair_P, count_P = np.unique(pair_A, return_counts=True)
-    if not len(pair_P):
-        return np.zeros(len(pair_Q), np.int64)
-    place_Q = np.searchsorted(pair_P, pair_Q).clip(max=len(pair_P) - 1)
-    return np.where(pair_P[place_Q] == pair_Q, count_P[place_Q], 0)
+    place_Q, known_Q = places_of(pair_P, pair_Q)
+    matches_Q = np.zeros(len(pair_Q), np.int64)
+    matches_Q[known_Q] = count_P[place_Q[known_Q]]
+    return matches_Q
