@@ -27,14 +27,14 @@ from rayapp.contracts.schema import attribute_fields
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_import import import_once
 from rayapp.model.calibration import Calibration
 from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import NUM_TOKENS, LinearTower
 from rayapp.pipeline.rate_snapshots import build_rates
-from rayapp.pipeline.tasks import quiet
+from rayapp.pipeline.tasks import quiet, run_tasks
 from rayapp.record import Bars, say, tell
 from rayapp.registry.item_tables import publish_table
 from rayapp.registry.models import publish_model
@@ -42,7 +42,7 @@ from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS
 from rayapp.root.publish import read_json, write_json
-from rayapp.sources.synthetic import World
+from rayapp.sources.synthetic import World, write_world
 
 WORLD: Final = World(num_users=400, num_items=400, num_days=8)
 PRESET: Final = "study"
@@ -99,7 +99,7 @@ def make_root_with_model(root: Path, place: Path) -> Domain:
     """A synthetic world with rates, and a model of the preset's size that was never trained: it costs the same."""
     domain_file = load_domain("synthetic")
     domain, preset = domain_file.domain, PRESETS[PRESET]()
-    import_once(root, domain_file, lambda: make_world(WORLD, place / "raw"))
+    import_once(root, domain_file, lambda: write_world(WORLD, place / "raw", run_tasks))
     build_rates(root, WORLD.start_ms, WORLD.start_ms + WORLD.num_days * DAY_MS, domain)
     rng, width = np.random.default_rng(0), preset.model.item_dim
     items = read_catalogue(root).to_pylist()

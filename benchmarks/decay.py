@@ -28,14 +28,15 @@ from rayapp.contracts.presets import PRESETS, Preset, variant
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.artifacts import Prepared, item_table, make_windows, train_model, training_run
-from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import split_of
 from rayapp.loop.plan import day_span, day_window
+from rayapp.pipeline.tasks import run_tasks
 from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, exclusive, log_manifest, read_json
-from rayapp.sources.synthetic import World, drifting
+from rayapp.sources.synthetic import World, drifting, write_world
 from rayapp.training.comparison import Logits
 from rayapp.training.evaluate import EvaluationSet, read_window, score_window
 from rayapp.training.run import TrainingRun, evaluate_and_publish, make_loop
@@ -128,7 +129,7 @@ def run_decay(
         raise PublishError("a window of 3 days or more is needed: the last one validates")
     if world is not None and not log_manifest(root / REQUESTS)[0]:
         with local_ray():
-            import_once(root, load_domain("synthetic"), lambda: make_world(drifting(world), root / "raw"))
+            import_once(root, load_domain("synthetic"), lambda: write_world(drifting(world), root / "raw", run_tasks))
     with exclusive(root, "a study"):
         torch.set_num_threads(1)
         study = prepare(root, PRESETS[preset_name](), window_days, moments)

@@ -16,13 +16,14 @@ from rayapp.importing.domains import load_domain
 from rayapp.launch.ports import GraphError, free_port
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.artifacts import build_windows, item_table, train_model, training_run
-from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import split_of
+from rayapp.pipeline.tasks import run_tasks
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.root.places import MODELS
 from rayapp.root.publish import read_manifest
-from rayapp.sources.synthetic import World
+from rayapp.sources.synthetic import World, write_world
 from rayapp.store import StoreError
 
 WORLD: Final = World(num_users=120, num_items=200, sessions_per_day=0.2)
@@ -33,7 +34,7 @@ def make_root(root: Path) -> Path:
     """A small made-up world with a champion: what is measured behind it is the store and the graph, not the model."""
     domain_file = load_domain("synthetic")
     with local_ray():
-        import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
+        import_once(root, domain_file, lambda: write_world(WORLD, root / "raw", run_tasks))
         prepared, _ = build_windows(root, domain_file.domain, split_of(root))
         table, _ = item_table(root, prepared, nano())
         run = training_run(root, prepared, nano(), table)

@@ -15,15 +15,16 @@ from rayapp.contracts.schema import Event
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.artifacts import build_windows, item_table
-from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import split_of
 from rayapp.model.calibration import Calibration
 from rayapp.pipeline.restore import seed_store
+from rayapp.pipeline.tasks import run_tasks
 from rayapp.registry.aliases import CHAMPION, promote
 from rayapp.registry.models import publish_model
 from rayapp.root import places
 from rayapp.root.facts import read_root
-from rayapp.sources.synthetic import World
+from rayapp.sources.synthetic import World, write_world
 from rayapp.store.opening import open_store
 from rayapp.training.start import start
 
@@ -40,7 +41,7 @@ def make_served_root(root: Path, preset_name: str) -> None:
     domain_file = load_domain("synthetic")
     if not (root / places.MODELS / MODELS[-1]).exists():
         with local_ray(spare_cpus=0):
-            import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
+            import_once(root, domain_file, lambda: write_world(WORLD, root / "raw", run_tasks))
             prepared, _ = build_windows(root, domain_file.domain, split_of(root))
             table, _ = item_table(root, prepared, PRESETS[preset_name]())
             for seed, version in enumerate(MODELS):

@@ -16,11 +16,12 @@ from rayapp.contracts.presets import PRESETS, Preset, variant
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.artifacts import Prepared, build_windows, item_table, training_run
-from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import split_of
+from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.record import Bars, say, tell
-from rayapp.sources.synthetic import World
+from rayapp.sources.synthetic import World, write_world
 from rayapp.training.loop import Loop
 from rayapp.training.run import TrainingRun, make_loop, train_and_publish
 
@@ -48,7 +49,7 @@ def run_train(preset_name: str, steps: int, as_json: bool, write: Path | None) -
         domain = domain_file.domain
         with local_ray():
             say("make and import the synthetic world")
-            import_once(root, domain_file, lambda: make_world(WORLD, Path(directory) / "raw"))
+            import_once(root, domain_file, lambda: write_world(WORLD, Path(directory) / "raw", run_tasks))
             prepared, _ = build_windows(root, domain, split_of(root))
             tables = {name: item_table(root, prepared, PRESETS[name]())[0] for name in {preset_name, SMALL}}
             say("Ray Train and a plain loop")

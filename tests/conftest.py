@@ -22,12 +22,13 @@ from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
 from rayapp.importing.domains import load_domain
 from rayapp.loop.artifacts import Prepared, build_windows, item_table, train_model, training_run
-from rayapp.loop.first_import import import_once, make_world
+from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import split_of
 from rayapp.pipeline.restore import seed_store
+from rayapp.pipeline.tasks import run_tasks
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.root.facts import make_root
-from rayapp.sources.synthetic import World
+from rayapp.sources.synthetic import World, write_world
 from rayapp.store import Store
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
@@ -187,7 +188,7 @@ def trained_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -
     """A root with logs, windows, two trained models, aliases and a seeded store. Made once; nobody changes it."""
     root = tmp_path_factory.mktemp("trained") / "root"
     domain_file = load_domain("synthetic")
-    assert import_once(root, domain_file, lambda: make_world(WORLD, root / "raw"))
+    assert import_once(root, domain_file, lambda: write_world(WORLD, root / "raw", run_tasks))
     domain = domain_file.domain
     prepared, _ = build_windows(root, domain, split_of(root))
     table, _ = item_table(root, prepared, nano())

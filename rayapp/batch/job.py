@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import fingerprint
 from rayapp.pipeline.log_view import LogView
 from rayapp.root.places import EVENTS, RATES, REQUESTS
@@ -32,7 +33,7 @@ from rayapp.root.publish import (
 
 JOB_FILE: Final = "job.json"
 BATCH: Final = "batch"
-"""InputKind of a manifest, so that nothing but an earlier output is ever overwritten."""
+"""Who made a manifest, so that nothing but an earlier output is ever overwritten."""
 
 
 class InputKind(enum.StrEnum):
@@ -66,14 +67,7 @@ class Job:
 
     @property
     def identity(self) -> str:
-        return fingerprint(sorted(self.to_json().items()))
-
-    def to_json(self) -> dict[str, Any]:
-        return {**dataclasses.asdict(self), "kind": self.kind.value, "inputs": list(self.inputs)}
-
-    @staticmethod
-    def from_json(values: dict[str, Any]) -> "Job":
-        return Job(**{**values, "kind": InputKind(values["kind"]), "inputs": tuple(values["inputs"])})
+        return fingerprint(sorted(to_json(self).items()))
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,7 +133,7 @@ class Workspace:
         values = read_json(directory / JOB_FILE)
         found = values["state"]
         state = RootState(found["events"], found["requests"], tuple(found["rates"]))
-        return Workspace(directory, Job.from_json(values["job"]), state)
+        return Workspace(directory, from_json(Job, values["job"]), state)
 
 
 def finished_output(out: Path, job: Job, *, overwrite: bool) -> Manifest | None:
@@ -155,7 +149,7 @@ def finished_output(out: Path, job: Job, *, overwrite: bool) -> Manifest | None:
         raise PublishError(f"{out} exists and is no output of batch scoring; choose another --out")
     if overwrite:
         return None
-    found = Job.from_json(manifest["job"])
+    found = from_json(Job, manifest["job"])
     if found.identity == job.identity:
         for leftover in out.parent.glob(f".{out.name}.job-{job.identity}"):  # killed right after it had published
             shutil.rmtree(leftover, ignore_errors=True)
@@ -168,7 +162,7 @@ _CHOOSE: Final = "choose another --out, or replace it with --overwrite"
 
 def _differs(found: Job, job: Job) -> str:
     """The fields in which two jobs differ, for people."""
-    old, new = found.to_json(), job.to_json()
+    old, new = to_json(found), to_json(job)
     return "; ".join(f"{k}: {_shown(old[k])} there, {_shown(new[k])} here" for k in new if old[k] != new[k])
 
 
@@ -196,7 +190,7 @@ def workspace(out: Path, job: Job, *, overwrite: bool) -> Iterator[Workspace]:
     with exclusive(mine, "batch scoring"):
         if not (mine / JOB_FILE).exists():
             state = dataclasses.asdict(RootState.of(Path(job.root)))
-            write_json(mine / JOB_FILE, {"job": job.to_json(), "state": state})
+            write_json(mine / JOB_FILE, {"job": to_json(job), "state": state})
         work = Workspace.read(mine)
         for path in (work.staging, work.done, work.result / "scores"):
             path.mkdir(parents=True, exist_ok=True)
@@ -214,7 +208,7 @@ def publish(work: Workspace, out: Path, manifest: Manifest) -> None:
     if out.exists():  # only with --overwrite
         shutil.rmtree(old, ignore_errors=True)
         out.rename(old)
-    publish_prepared(work.result, out, {"made_by": BATCH, "job": work.job.to_json(), **manifest})
+    publish_prepared(work.result, out, {"made_by": BATCH, "job": to_json(work.job), **manifest})
     shutil.rmtree(old, ignore_errors=True)
     shutil.rmtree(work.directory)
 

@@ -6,12 +6,10 @@ from pathlib import Path
 
 from rayapp.importing.domains.layout import DomainFile
 from rayapp.importing.importer import Inputs, import_files
-from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.facts import DEFAULT_NUM_BUCKETS, refuse_other_domain
 from rayapp.root.places import REQUESTS
 from rayapp.root.publish import log_manifest
 from rayapp.sources import Files
-from rayapp.sources.synthetic import World, write_world
 
 
 def import_once(root: Path, domain_file: DomainFile, fetch: Callable[[], Files]) -> bool:
@@ -28,8 +26,3 @@ def import_once(root: Path, domain_file: DomainFile, fetch: Callable[[], Files])
     now_ms = int(time.time() * 1000)
     import_files(root, domain_file, inputs, now_ms=now_ms, num_buckets=DEFAULT_NUM_BUCKETS)
     return True
-
-
-def make_world(world: World, directory: Path, told: Told = quiet) -> Files:
-    """Writes the synthetic world's files, its chunks of users in parallel."""
-    return write_world(world, directory, lambda count, part: run_tasks(count, part, told))
