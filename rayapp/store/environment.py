@@ -1,8 +1,10 @@
-"""LMDB environments of this process: stores at one path share one, since LMDB opens a file once a process."""
+"""LMDB environments of this process and their transactions: stores at one path share one, since LMDB opens a file once
+a process."""
 
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final, TypeVar
@@ -35,8 +37,67 @@ class Environment:
             try:
                 return use()
             except lmdb.MapResizedError:
-                with self.turn, self.mapping:
-                    self.env.set_mapsize(0)
+                with self.turn:
+                    self._move_map(0)
+
+    @contextmanager
+    def reading(self) -> Iterator[lmdb.Transaction]:
+        """A read transaction: one state of all databases.
+
+        Raises:
+            StoreError: it can't be read.
+        """
+        try:
+            txn = self._snapshot()
+            try:
+                with txn:
+                    yield txn
+            finally:
+                self.mapping.release()
+        except lmdb.Error as error:
+            raise StoreError(f"the sequence store {self.key[1]} can't be read: {error}") from None
+
+    def _snapshot(self) -> lmdb.Transaction:
+        """A read transaction; whoever gets it holds `mapping`."""
+        while True:
+            self.mapping.acquire()
+            try:
+                return self.env.begin(buffers=False)
+            except lmdb.MapResizedError:  # another process has made it larger
+                self.mapping.release()
+            except BaseException:
+                self.mapping.release()
+                raise
+            with self.turn:
+                self._move_map(0)
+
+    def writing(self, write: Callable[[lmdb.Transaction], T]) -> T:
+        """Runs `write` in one transaction, and again on a larger map where the present one is used up. Returns when
+        it is durable.
+
+        Raises:
+            StoreError: it can't be written.
+        """
+        try:
+            with self.turn:
+                while True:
+                    try:
+                        with self.env.begin(write=True) as txn:
+                            return write(txn)
+                    except lmdb.MapResizedError:
+                        self._move_map(0)
+                    except lmdb.MapFullError:
+                        self.env.reader_check()
+                        self._move_map(2 * self.env.info()["map_size"])
+        except lmdb.Error as error:
+            raise StoreError(
+                f"the sequence store {self.key[1]} can't be written, nothing of this was taken: {error}"
+            ) from None
+
+    def _move_map(self, size: int) -> None:
+        """To another size, 0: the one that another process gave it. Whoever calls holds `turn`."""
+        with self.mapping:
+            self.env.set_mapsize(size)
 
     def release(self) -> None:
         """Closes it when this was the last user."""

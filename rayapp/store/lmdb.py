@@ -12,10 +12,9 @@ Databases (keys big-endian, so that byte order is number order):
 
 import json
 import struct
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import lmdb
 import numpy as np
@@ -50,7 +49,6 @@ _INLINE: Final = 2_030
 by this only where a key is deleted: so it is, and a user with 100 actions costs 4.3 KB and not 6.5."""
 _ACKNOWLEDGED_ROWS: Final = 5_000
 """Rows of the outbox that one transaction removes: appends wait no longer than that."""
-T = TypeVar("T")
 
 
 class LmdbStore:
@@ -82,7 +80,7 @@ class LmdbStore:
             path.mkdir(parents=True, exist_ok=True)
             new = not environment.data_bytes(path)
             self._shared = environment.acquire(path, max(map_bytes, environment.data_bytes(path)), len(DATABASES), sync)
-            self._env, self._turn, self._mapping = self._shared.env, self._shared.turn, self._shared.mapping
+            self._env, self._reading, self._writing = self._shared.env, self._shared.reading, self._shared.writing
             if new:  # LMDB syncs the file, but not the directory that names it
                 sync_file(path)
                 sync_file(path.parent)
@@ -117,59 +115,8 @@ class LmdbStore:
             self._shared.release()
             self._shared = None
 
-    # ---- transactions ----------------------------------------------------------------------------------------------
-
-    @contextmanager
-    def _reading(self) -> Iterator[lmdb.Transaction]:
-        try:
-            txn = self._snapshot()
-            try:
-                with txn:
-                    yield txn
-            finally:
-                self._mapping.release()
-        except lmdb.Error as error:
-            raise StoreError(f"the sequence store {self._path} can't be read: {error}") from None
-
-    def _snapshot(self) -> lmdb.Transaction:
-        """A read transaction; whoever gets it holds `_mapping`."""
-        while True:
-            self._mapping.acquire()
-            try:
-                return self._env.begin(buffers=False)
-            except lmdb.MapResizedError:  # another process has made it larger
-                self._mapping.release()
-            except BaseException:
-                self._mapping.release()
-                raise
-            with self._turn:
-                self._move_map(0)
-
-    def _move_map(self, size: int) -> None:
-        """To another size, 0: the one that another process gave it. Whoever calls holds `_turn`."""
-        with self._mapping:
-            self._env.set_mapsize(size)
-
     def _get(self, txn: lmdb.Transaction, database: str, key: bytes) -> bytes | None:
         return txn.get(key, db=self._db[database])  # type: ignore[return-value]  # no buffers: bytes
-
-    def _writing(self, write: Callable[[lmdb.Transaction], T]) -> T:
-        """Runs `write` in one transaction, and again on a larger map where the present one is used up."""
-        try:
-            with self._turn:
-                while True:
-                    try:
-                        with self._env.begin(write=True) as txn:
-                            return write(txn)
-                    except lmdb.MapResizedError:
-                        self._move_map(0)
-                    except lmdb.MapFullError:
-                        self._env.reader_check()
-                        self._move_map(2 * self._env.info()["map_size"])
-        except lmdb.Error as error:
-            raise StoreError(
-                f"the sequence store {self._path} can't be written, nothing of this was taken: {error}"
-            ) from None
 
     # ---- events ----------------------------------------------------------------------------------------------------
 
