@@ -1,6 +1,7 @@
 """Faults of an LMDB store's surroundings: killed processes, a full or read-only disk, damage, many writers. Each time a
 clear answer, and nothing lost that was acknowledged."""
 
+import itertools
 import json
 import os
 import resource
@@ -238,6 +239,29 @@ def test_threads_may_write_while_the_map_grows(tmp_path: Path, domain: Domain) -
     assert len(set(drained(store))) == 4 * 60 * 50
     assert (tmp_path / "s" / DATA).stat().st_size > 1 << 18
     store.close()
+
+
+def test_a_store_may_be_opened_beside_threads_that_write(tmp_path: Path, domain: Domain, here: LmdbStore) -> None:
+    """The binding waits for LMDB's lock without letting other threads run, and the thread that holds it may wait for
+    just that."""
+    stop = threading.Event()
+
+    def write() -> None:
+        for n in itertools.count():
+            if stop.is_set():
+                break
+            here.append([make_event(n)])
+
+    threads = [threading.Thread(target=write, daemon=True) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(30):
+            LmdbStore(tmp_path / "s", domain.vocabulary, 4, map_bytes=MAP).close()
+    finally:
+        stop.set()
+    for thread in threads:
+        thread.join()
 
 
 TWO = """

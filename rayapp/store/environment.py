@@ -31,14 +31,22 @@ class Environment:
     turn: threading.Lock = field(default_factory=threading.Lock)
     mapping: threading.Lock = field(default_factory=threading.Lock)
 
-    def following(self, use: Callable[[], T]) -> T:
-        """`use()`, again on a larger map where another process has made it larger meanwhile."""
-        while True:
-            try:
-                return use()
-            except lmdb.MapResizedError:
-                with self.turn:
+    def alone(self, use: Callable[[], T]) -> T:
+        """`use()` while no other thread of this process writes; again on a larger map where the present one is used up,
+        or another process has made it larger.
+
+        Databases are opened so too: the binding lets no other thread run while it waits for LMDB's lock, and a thread
+        that holds that lock may wait to run.
+        """
+        with self.turn:
+            while True:
+                try:
+                    return use()
+                except lmdb.MapResizedError:
                     self._move_map(0)
+                except lmdb.MapFullError:
+                    self.env.reader_check()
+                    self._move_map(2 * self.env.info()["map_size"])
 
     @contextmanager
     def reading(self) -> Iterator[lmdb.Transaction]:
@@ -72,23 +80,18 @@ class Environment:
                 self._move_map(0)
 
     def writing(self, write: Callable[[lmdb.Transaction], T]) -> T:
-        """Runs `write` in one transaction, and again on a larger map where the present one is used up. Returns when
-        it is durable.
+        """Runs `write` in one transaction, and again where the map was too small. Returns when it is durable.
 
         Raises:
             StoreError: it can't be written.
         """
+
+        def once() -> T:
+            with self.env.begin(write=True) as txn:
+                return write(txn)
+
         try:
-            with self.turn:
-                while True:
-                    try:
-                        with self.env.begin(write=True) as txn:
-                            return write(txn)
-                    except lmdb.MapResizedError:
-                        self._move_map(0)
-                    except lmdb.MapFullError:
-                        self.env.reader_check()
-                        self._move_map(2 * self.env.info()["map_size"])
+            return self.alone(once)
         except lmdb.Error as error:
             raise StoreError(
                 f"the sequence store {self.key[1]} can't be written, nothing of this was taken: {error}"

@@ -86,8 +86,8 @@ class LmdbStore:
                 sync_file(path.parent)
             environment.refuse_truncated(self._env, path)
             self._env.reader_check()  # a reader that was killed keeps old pages from being used again
-            self._db = self._shared.following(lambda: {n: self._env.open_db(n.encode()) for n in DATABASES})
-            self.identity = self._shared.following(self._check)
+            self._db = self._shared.alone(lambda: {n: self._env.open_db(n.encode()) for n in DATABASES})
+            self.identity = self._shared.alone(self._check)
         except StoreError:
             self.close()
             raise
