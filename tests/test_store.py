@@ -1,5 +1,8 @@
-"""What every back end of the sequence store promises: order, cap, idempotency, outbox, numbers that go on."""
+"""What every back end of the sequence store promises: order, cap, idempotency, outbox, numbers, agreements."""
 
+import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +17,7 @@ from hypothesis import strategies as st
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Action, ActionKind, Event, Vocabulary, bucket_of
-from rayapp.store import AppendStatus, OutboxFull, OutboxKind, Store, StoreError
+from rayapp.store import AppendStatus, OutboxFull, OutboxKind, StepTooOld, Store, StoreError
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.packed import EMPTY, head, insert
 from rayapp.store.redis import RedisStore
@@ -49,22 +52,29 @@ def cluster_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture(params=["lmdb", "redis", "redis cluster"])
-def make_store(request: pytest.FixtureRequest, tmp_path: Path, domain: Domain) -> Iterator[MakeStore]:
+def store_url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """Where the one store of the test is, which nobody has made yet."""
+    if request.param == "lmdb":
+        return f"lmdb://{tmp_path / 'store'}"
+    cluster = request.param == "redis cluster"
+    url = str(request.getfixturevalue("cluster_url" if cluster else "redis_url"))
+    flush_all(url, cluster=cluster)
+    return url + "?cluster=true" * cluster
+
+
+@pytest.fixture
+def make_store(store_url: str, domain: Domain) -> Iterator[MakeStore]:
     """Opens the one store of the test, as often as it is called."""
     opened: list[Store] = []
-    if request.param == "lmdb":
+    address, _, cluster = store_url.partition("?")
 
-        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> Store:
-            opened.append(LmdbStore(tmp_path / "store", vocabulary, num_buckets, map_bytes=MAP, **settings))
-            return opened[-1]
-    else:
-        cluster = request.param == "redis cluster"
-        url = request.getfixturevalue("cluster_url" if cluster else "redis_url")
-        flush_all(url, cluster=cluster)
-
-        def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> Store:
-            opened.append(RedisStore(url, vocabulary, num_buckets, cluster=cluster, **settings))
-            return opened[-1]
+    def make(vocabulary: Vocabulary = domain.vocabulary, num_buckets: int = 4, **settings: Any) -> Store:
+        if address.startswith("lmdb"):
+            path = Path(address.removeprefix("lmdb://"))
+            opened.append(LmdbStore(path, vocabulary, num_buckets, map_bytes=MAP, **settings))
+        else:
+            opened.append(RedisStore(address, vocabulary, num_buckets, cluster=bool(cluster), **settings))
+        return opened[-1]
 
     yield make
     for each in opened:
@@ -130,6 +140,117 @@ def test_commit_seq_grows_per_bucket_and_drain_acknowledges(store: Store) -> Non
     assert drained == 40
     found = store.lookup(users[0])
     assert found.watermark == max(store.lookup(u).watermark for u in users if bucket_of(u, 4) == bucket_of(users[0], 4))
+
+
+def test_a_read_removes_nothing_and_tells_what_was_removed(store: Store) -> None:
+    users = [f"user{n}" for n in range(20)]
+    store.append([make_event(n, user=u) for n, u in enumerate(users)])
+    store.log_requests([{"user_id": u, "request_id": f"r-{u}"} for u in users])
+    tails = store.read([0] * 4, 1_000)
+    assert tails == store.read([0] * 4, 1_000)
+    assert [tail.rows for tail in tails] == [store.drain(bucket, 0, 1_000) for bucket in range(4)]
+    assert [(tail.after, tail.last) for tail in tails] == [(0, tail.rows[-1].commit_seq) for tail in tails]
+    assert all(tail.last >= 2 and tail.missing_until is None for tail in tails)
+    later = store.read([1] * 4, 1)
+    assert [[row.commit_seq for row in tail.rows] for tail in later] == [[2]] * 4
+    store.drain(0, 1, 1)
+    store.drain(1, tails[1].last, 1)
+    assert [tail.missing_until for tail in store.read([0] * 4, 1)] == [1, tails[1].last, None, None]
+    assert [tail.missing_until for tail in store.read([1] * 4, 1)] == [None, tails[1].last, None, None]
+    (end, *_) = store.read([tail.last for tail in tails], 1)
+    assert (end.rows, end.last, end.missing_until) == ([], tails[0].last, None)
+
+
+def test_a_reader_is_ahead_of_a_store_that_took_a_lost_one_s_place(store: Store) -> None:
+    assert [(t.rows, t.last, t.missing_until) for t in store.read([7] * 4, 5)] == [([], 0, None)] * 4
+    store.append([make_event(1)])
+    bucket = bucket_of("u1", 4)
+    store.advance(bucket, 7)
+    tail = store.read([7] * 4, 5)[bucket]
+    assert ([row.commit_seq for row in tail.rows], tail.last, tail.missing_until) == ([8], 8, None)
+
+
+@pytest.mark.parametrize("after", [[0] * 3, [0] * 5, [0, 0, 0, -1]])
+def test_a_read_wants_a_cursor_for_each_bucket(store: Store, after: list[int]) -> None:
+    with pytest.raises(ValueError, match="cursor"):
+        store.read(after, 10)
+    with pytest.raises(ValueError, match="limit"):
+        store.read([0] * 4, 0)
+
+
+def test_who_names_the_cursors_of_a_step_first_decides(make_store: MakeStore) -> None:
+    one, other = make_store(), make_store()
+    assert one.agreed() == {}
+    assert one.agree(7, [1, 2, 3, 4]) == (1, 2, 3, 4)
+    assert other.agree(7, [2, 2, 3, 5]) == (1, 2, 3, 4)
+    assert other.agree(9, [2, 2, 3, 5]) == (2, 2, 3, 5)
+    assert one.agree(0, [0, 0, 0, 0]) == (0, 0, 0, 0)
+    one.close()
+    other.close()
+    again = make_store()
+    assert again.agree(7, [9, 9, 9, 9]) == (1, 2, 3, 4)
+    assert list(again.agreed().items()) == [(0, (0, 0, 0, 0)), (7, (1, 2, 3, 4)), (9, (2, 2, 3, 5))]
+    assert again.agreed(0) == {7: (1, 2, 3, 4), 9: (2, 2, 3, 5)}
+    assert again.agreed(9) == {}
+
+
+@pytest.mark.parametrize(
+    ("step", "cursors", "said"),
+    [(1, [0] * 3, "3 cursors"), (1, [0, 0, 0, -1], "not -1"), (-1, [0] * 4, "not -1"), (1 << 53, [0] * 4, "step")],
+)
+def test_an_agreement_names_a_cursor_for_each_bucket(store: Store, step: int, cursors: list[int], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        store.agree(step, cursors)
+    assert store.agreed() == {}
+
+
+def test_the_oldest_agreements_go_and_are_never_made_anew(
+    make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("lmdb", "redis"):
+        monkeypatch.setattr(f"rayapp.store.{name}.KEPT_STEPS", 3)
+    last, store = (1 << 53) - 1, make_store()
+    for step in (4, 2, 6, 8, last):
+        store.agree(step, [step] * 4)
+    assert store.agreed() == {step: (step,) * 4 for step in (6, 8, last)}
+    for step in (2, 4, 5):
+        with pytest.raises(StepTooOld, match=f"later than step {step}"):
+            store.agree(step, [0] * 4)
+    store.agree(7, [7] * 4)  # between those that are kept, so never dropped
+    assert list(store.agreed()) == [7, 8, last]
+
+
+AGREEING = """
+import json, sys
+from pathlib import Path
+from rayapp.store.opening import open_url
+store = open_url(Path(sys.argv[1]), sys.argv[2])
+print("open", flush=True)
+sys.stdin.readline()
+print(json.dumps([store.agree(step, [1] * 4) for step in range(30)]), flush=True)
+"""
+
+
+def test_processes_that_race_on_a_step_agree(make_store: MakeStore, store_url: str, root: Path) -> None:
+    store = make_store()
+    with subprocess.Popen(
+        [sys.executable, "-c", AGREEING, str(root), store_url],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=Path(__file__).parents[1],
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        assert process.stdout.readline() == "open\n"
+        process.stdin.write("\n")
+        process.stdin.flush()
+        with ThreadPoolExecutor(2) as pool:  # two replicas here, one there
+            stores = {n: make_store() for n in (2, 3)}
+            here = list(pool.map(lambda n: [stores[n].agree(step, [n] * 4) for step in range(30)], stores))
+        there = [tuple(cursors) for cursors in json.loads(process.stdout.readline())]
+    assert here == [there, there]
+    assert store.agreed() == dict(enumerate(there))
 
 
 def test_a_full_outbox_takes_nothing(make_store: MakeStore) -> None:

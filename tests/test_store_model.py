@@ -17,13 +17,13 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Event, Vocabulary, bucket_of
-from rayapp.store import AppendStatus, OutboxKind, Store
+from rayapp.store import AppendStatus, Committed, OutboxKind, StepTooOld, Store
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.redis import RedisStore
 from tests.conftest import T0, make_event
 from tests.redis_server import free_port, start, stop
 
-CAP, BUCKETS = 4, 2
+CAP, BUCKETS, KEPT = 4, 2, 3
 USERS = ("u1", "u2", "u3")
 EVENTS = st.tuples(
     st.integers(0, 25),  # few ids, so that duplicates happen
@@ -31,6 +31,10 @@ EVENTS = st.tuples(
     st.sampled_from(["save", "impression"]),
     st.integers(-5, 5),  # few moments, so that ties and late ones happen
 )
+
+
+def name_of(row: Committed) -> Any:
+    return row.value["event_id" if row.kind is OutboxKind.EVENT else "request_id"]
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -54,6 +58,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.outbox: dict[int, list[str]] = defaultdict(list)
         self.log: dict[int, list[tuple[int, str]]] = defaultdict(list)
         self.cursor: dict[int, int] = dict.fromkeys(range(BUCKETS), 0)
+        self.removed: dict[int, int] = dict.fromkeys(range(BUCKETS), 0)
+        self.agreed: dict[int, tuple[int, ...]] = {}
         self.logged: dict[str, Event] = {}
         self.requests = 0
 
@@ -99,13 +105,38 @@ class StoreMachine(RuleBasedStateMachine):
     def export(self, bucket: int, limit: int, acknowledged: bool) -> None:
         """An export that is killed before it has committed asks for the same rows again."""
         rows = self.store.drain(bucket, self.cursor[bucket], limit)
-        ids = [row.value["event_id" if row.kind is OutboxKind.EVENT else "request_id"] for row in rows]
+        self.removed[bucket] = self.cursor[bucket]
+        ids = [name_of(row) for row in rows]
         assert ids == self.outbox[bucket][:limit]
         assert all(row.commit_seq > self.cursor[bucket] for row in rows)
         if acknowledged and rows:
             self.log[bucket] += [(row.commit_seq, name) for row, name in zip(rows, ids, strict=True)]
             self.cursor[bucket] = rows[-1].commit_seq
             del self.outbox[bucket][:limit]
+
+    @rule(behind=st.tuples(*[st.integers(-2, 12)] * BUCKETS), limit=st.integers(1, 12))
+    def read(self, behind: tuple[int, ...], limit: int) -> None:
+        """A reader whose cursors are some rows behind the end, or ahead of it."""
+        last = [self.cursor[bucket] + len(self.outbox[bucket]) for bucket in range(BUCKETS)]
+        after = [max(number - rows, 0) for number, rows in zip(last, behind, strict=True)]
+        for bucket, tail in enumerate(self.store.read(after, limit)):
+            rows = self.log[bucket] + list(enumerate(self.outbox[bucket], self.cursor[bucket] + 1))
+            there = [row for row in rows if row[0] > max(self.removed[bucket], after[bucket])]
+            assert [(row.commit_seq, name_of(row)) for row in tail.rows] == there[:limit]
+            assert (tail.after, tail.last) == (after[bucket], last[bucket])
+            gone = [seq for seq in range(after[bucket] + 1, last[bucket] + 1) if seq <= self.removed[bucket]]
+            assert tail.missing_until == max(gone, default=None)
+
+    @rule(step=st.integers(0, 9), cursor=st.integers(0, 3))
+    def agree(self, step: int, cursor: int) -> None:
+        named = (cursor,) * BUCKETS
+        if step not in self.agreed and len(self.agreed) == KEPT and step < min(self.agreed):
+            with pytest.raises(StepTooOld):
+                self.store.agree(step, named)
+        else:
+            assert self.store.agree(step, named) == self.agreed.get(step, named)
+            self.agreed.setdefault(step, named)
+            self.agreed = dict(sorted(self.agreed.items())[-KEPT:])
 
     @rule()
     def crash(self) -> None:
@@ -132,6 +163,8 @@ class StoreMachine(RuleBasedStateMachine):
         for bucket, cursor in self.cursor.items():
             self.store.advance(bucket, cursor)
         self.outbox.clear()
+        self.removed = dict(self.cursor)
+        self.agreed = {}
 
     # ---- what must hold --------------------------------------------------------------------------------------------
 
@@ -142,6 +175,10 @@ class StoreMachine(RuleBasedStateMachine):
             assert list(found.item_ids) == [e.item_id for e in self.kept[user]]
             assert found.history.timestamp_ms_E.tolist() == [e.timestamp_ms for e in self.kept[user]]
             assert found.watermark >= self.cursor[bucket_of(user, BUCKETS)], "a log never knows more than its store"
+
+    @invariant()
+    def agreements_are_the_model_s(self) -> None:
+        assert list(self.store.agreed().items()) == list(self.agreed.items())
 
     @invariant()
     def the_log_s_numbers_grow(self) -> None:
@@ -160,6 +197,13 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
     server = start(tmp_path_factory.mktemp("redis"), port, "--appendfsync", "no")
     yield port
     stop(server)
+
+
+@pytest.fixture(autouse=True)
+def few_agreements(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that old ones go."""
+    for name in ("lmdb", "redis"):
+        monkeypatch.setattr(f"rayapp.store.{name}.KEPT_STEPS", KEPT)
 
 
 FEW: Any = settings(max_examples=25, stateful_step_count=25, deadline=None, suppress_health_check=list(HealthCheck))

@@ -106,8 +106,8 @@ class SequenceStage:
 
     def _count_recent(self, num_buckets: int) -> None:
         """What the outbox holds of the last hours, so that a new replica does not start without any trend."""
-        for bucket in range(num_buckets):
-            for row in self._store.drain(bucket, 0, WARM_UP_ROWS // num_buckets):
+        for tail in self._store.read([0] * num_buckets, max(WARM_UP_ROWS // num_buckets, 1)):
+            for row in tail.rows:
                 if row.kind is OutboxKind.EVENT:
                     self._count(row.value["action"], row.value["item_id"], row.value["timestamp_ms"])
 

@@ -1,8 +1,8 @@
 """The sequence store: what each user did last, durable before it is acknowledged, and the outbox towards the log.
 
-Knows nothing of HTTP or models. What it keeps are four small contracts, and whoever uses a store asks for those that
-it needs: `SequenceStore`, `Outbox`, `UserStore`, `ItemStore`. Two back ends keep them all: `lmdb.py`, embedded, for one
-node, and `redis.py`, for clusters; `opening.py` chooses by URL.
+Knows nothing of HTTP or models. What it keeps are five small contracts, and whoever uses a store asks for those that
+it needs: `SequenceStore`, `Outbox`, `Agreements`, `UserStore`, `ItemStore`. Two back ends keep them all: `lmdb.py`,
+embedded, for one node, and `redis.py`, for clusters; `opening.py` chooses by URL.
 
 To add a back end: a module here with a class that keeps `Store`, its URLs in `opening.py`, and a branch in `make_store`
 of `tests/test_store.py`, whose tests are what a store must do.
@@ -19,6 +19,8 @@ from rayapp.features.sequence import History
 
 DEFAULT_CAP = 256
 """Stored events a user: more than the longest sequence, so that late events and duplicates still find their place."""
+KEPT_STEPS = 4_096
+"""Time steps whose cursors a store keeps; the oldest go."""
 
 
 class StoreError(RayappError):
@@ -27,6 +29,10 @@ class StoreError(RayappError):
 
 class OutboxFull(StoreError):
     """Appending would overflow the outbox: drain it (export), or let clients retry later. Nothing was written."""
+
+
+class StepTooOld(StoreError):
+    """The cursors of a time step can't be agreed on any more; what may have been agreed is forgotten."""
 
 
 class AppendStatus(enum.StrEnum):
@@ -68,6 +74,26 @@ class Committed:
     kind: OutboxKind
     value: dict[str, Any]
     """An event, a request or a user's attributes, fields that are None left out."""
+
+
+@dataclass(frozen=True, slots=True)
+class Tail:
+    """What one read saw of a bucket's outbox behind a cursor."""
+
+    after: int
+    """The cursor: the last commit_seq that had been read before."""
+    rows: list[Committed]
+    """The next ones, in order and without a gap between them."""
+    last: int
+    """The last commit_seq of the bucket at the read. Less than `after` in a store that is an older copy, or that took
+    a lost one's place, and was not advanced yet."""
+
+    @property
+    def missing_until(self) -> int | None:
+        """The last commit_seq behind the cursor that was removed before this read, so it is in a log; None where none
+        was."""
+        until = self.rows[0].commit_seq - 1 if self.rows else self.last
+        return until if until > self.after else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,6 +151,15 @@ class Outbox(Protocol):
         """The next rows of the bucket's outbox after `cursor`, which at the same time acknowledges that all up to
         `cursor` are safe elsewhere: they are removed."""
 
+    def read(self, after: Sequence[int], limit: int) -> list[Tail]:
+        """Of each bucket up to `limit` rows behind its cursor `after[bucket]`, in one round trip. Removes nothing.
+
+        A bucket's rows and its last commit_seq are of one moment; in Redis those of another bucket may be of another.
+
+        Raises:
+            ValueError: not one cursor of 0 or more for each bucket, or a limit below 1.
+        """
+
     def advance(self, bucket: int, commit_seq: int) -> None:
         """Makes the bucket count on behind `commit_seq`, which a log has seen already.
 
@@ -137,6 +172,25 @@ class Outbox(Protocol):
 
     def set_restored_to(self, manifest: int) -> None:
         """Records it."""
+
+
+class Agreements(Protocol):
+    """Which rows count at a time step, so that whatever all replicas compute of them is the same."""
+
+    def agree(self, step: int, cursors: Sequence[int]) -> tuple[int, ...]:
+        """The cursors of the time step, the commit_seq of every bucket up to which rows count: those that were named
+        first for it, by whichever replica. Once given, other cursors are never given for it; a crash changes nothing.
+
+        The last KEPT_STEPS steps are kept.
+
+        Raises:
+            StepTooOld: as many are kept, and all are of later steps. This one's cursors may have been agreed on and
+                dropped, so nobody may name others.
+            ValueError: not one cursor of 0 or more for each bucket, or a step outside of [0, 2^53).
+        """
+
+    def agreed(self, after_step: int = -1) -> dict[int, tuple[int, ...]]:
+        """The kept steps after that one, ascending, with their cursors."""
 
 
 class UserStore(Protocol):
@@ -175,7 +229,7 @@ class ItemStore(Protocol):
         """`(last sequence number, items put after it)`, each item once, in its newest form."""
 
 
-class Store(SequenceStore, Outbox, UserStore, ItemStore, Protocol):
+class Store(SequenceStore, Outbox, Agreements, UserStore, ItemStore, Protocol):
     """All that a back end keeps."""
 
     def stats(self) -> StoreStats:

@@ -2,13 +2,14 @@
 
 import json
 import uuid
+from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any, Final
 
 import numpy as np
 
 from rayapp.contracts.schema import Event, Vocabulary
-from rayapp.store import StoreError, UserSequence
+from rayapp.store import KEPT_STEPS, StepTooOld, StoreError, UserSequence
 from rayapp.store.packed import EMPTY, FORMAT, unpack
 
 MEND: Final = "Move it away and run `rayapp store rebuild`: it is restored from the log"
@@ -63,3 +64,39 @@ def sequence_of(stored: bytes | None, watermark: int, before_ms: int | None, lim
     keep = np.flatnonzero(history.timestamp_ms_E < before_ms) if before_ms is not None else np.arange(len(history))
     keep = keep[:limit]
     return UserSequence(history.take(keep), tuple(item_ids[i] for i in keep), watermark)
+
+
+def checked_cursors(cursors: Sequence[int], num_buckets: int) -> tuple[int, ...]:
+    """Raises:
+    ValueError: they are not one cursor of 0 or more for each bucket.
+    """
+    if len(cursors) != num_buckets:
+        raise ValueError(f"the store has {num_buckets} buckets, these are {len(cursors)} cursors")
+    if min(cursors) < 0:
+        raise ValueError(f"a cursor is 0 or more, not {min(cursors)}")
+    return tuple(int(cursor) for cursor in cursors)
+
+
+def checked_limit(limit: int) -> int:
+    """Raises:
+    ValueError: below 1, where no rows would look like rows that were removed.
+    """
+    if limit < 1:
+        raise ValueError(f"a limit is 1 or more, not {limit}")
+    return limit
+
+
+def checked_step(step: int) -> int:
+    """Raises:
+    ValueError: outside of [0, 2^53), which Redis can't order.
+    """
+    if not 0 <= step < 1 << 53:
+        raise ValueError(f"a time step is a whole number in [0, 2^53), not {step}")
+    return int(step)
+
+
+def too_old(step: int) -> StepTooOld:
+    return StepTooOld(
+        f"the store keeps the cursors of the last {KEPT_STEPS:,} time steps, all later than step {step}; nobody can "
+        "agree on it any more"
+    )

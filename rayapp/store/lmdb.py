@@ -6,6 +6,7 @@ Databases (keys big-endian, so that byte order is number order):
     sequences  user_id -> packed events, newest first (`packed.py`)
     erased     user_id -> events up to this packed time are not taken
     outbox     bucket, commit_seq -> kind and value as JSON
+    agreed     time step -> cursors as JSON
     items      item_id -> sequence number and item as JSON;   item_log   sequence number -> item_id
     users      user_id -> attributes as JSON
 """
@@ -24,6 +25,7 @@ from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary,
 from rayapp.root.publish import sync_file
 from rayapp.store import (
     DEFAULT_CAP,
+    KEPT_STEPS,
     AppendStatus,
     Committed,
     ItemChange,
@@ -31,16 +33,28 @@ from rayapp.store import (
     OutboxKind,
     StoreError,
     StoreStats,
+    Tail,
     UserSequence,
     environment,
 )
-from rayapp.store.contents import MEND, description, encoded, event_value, refuse_other, sequence_of
+from rayapp.store.contents import (
+    MEND,
+    checked_cursors,
+    checked_limit,
+    checked_step,
+    description,
+    encoded,
+    event_value,
+    refuse_other,
+    sequence_of,
+    too_old,
+)
 from rayapp.store.packed import EMPTY, head, insert, packed_time
 
 FIRST_MAP_BYTES: Final = 1 << 30
 """Address space, not memory or disk: the file grows only as it fills, and the map doubles when it is used up."""
 DEFAULT_MAX_OUTBOX: Final = 5_000_000
-DATABASES: Final = ("meta", "counters", "sequences", "erased", "outbox", "items", "item_log", "users")
+DATABASES: Final = ("meta", "counters", "sequences", "erased", "outbox", "items", "item_log", "users", "agreed")
 _NUMBER: Final = struct.Struct(">Q")
 _OUTBOX_KEY: Final = struct.Struct(">HQ")
 _REBUILD_EVENTS: Final = 10_000
@@ -216,8 +230,16 @@ class LmdbStore:
         while self._writing(lambda txn: self._acknowledge(txn, bucket, cursor)):
             pass
         with self._reading() as txn:
-            rows = [(seq, body) for seq, body in _outbox(txn.cursor(db=self._db["outbox"]), bucket, cursor, limit)]
-        return [Committed(seq, OutboxKind(kind), value) for seq, body in rows for kind, value in [json.loads(body)]]
+            rows = list(_outbox(txn.cursor(db=self._db["outbox"]), bucket, cursor, limit))
+        return _committed(rows)
+
+    def read(self, after: Sequence[int], limit: int) -> list[Tail]:
+        cursors = checked_cursors(after, self.num_buckets)
+        limit = checked_limit(limit)
+        with self._reading() as txn:
+            outbox = txn.cursor(db=self._db["outbox"])
+            found = [(self._last(txn, b), list(_outbox(outbox, b, cursor, limit))) for b, cursor in enumerate(cursors)]
+        return [Tail(cursor, _committed(rows), last) for cursor, (last, rows) in zip(cursors, found, strict=True)]
 
     def _acknowledge(self, txn: lmdb.Transaction, bucket: int, cursor: int) -> bool:
         """Removes rows up to `cursor`; whether some are left. A transaction that changes nothing costs no sync."""
@@ -241,6 +263,31 @@ class LmdbStore:
             self._put_last(txn, {bucket: last})
 
         self._writing(write)
+
+    # ---- agreements ------------------------------------------------------------------------------------------------
+
+    def agree(self, step: int, cursors: Sequence[int]) -> tuple[int, ...]:
+        key, named = _NUMBER.pack(checked_step(step)), checked_cursors(cursors, self.num_buckets)
+
+        def write(txn: lmdb.Transaction) -> tuple[int, ...]:
+            if kept := self._get(txn, "agreed", key):
+                return tuple(json.loads(kept))
+            oldest = txn.cursor(db=self._db["agreed"])
+            if txn.stat(self._db["agreed"])["entries"] >= KEPT_STEPS and oldest.first():
+                if key < bytes(oldest.key()):
+                    raise too_old(step)
+                oldest.delete()
+            txn.put(key, json.dumps(named).encode(), db=self._db["agreed"])
+            return named
+
+        return self._writing(write)
+
+    def agreed(self, after_step: int = -1) -> dict[int, tuple[int, ...]]:
+        with self._reading() as txn:
+            rows = txn.cursor(db=self._db["agreed"])
+            found = rows.set_range(_NUMBER.pack(max(after_step + 1, 0)))
+            kept = [(bytes(key), bytes(value)) for key, value in rows.iternext()] if found else []
+        return {_NUMBER.unpack(key)[0]: tuple(json.loads(value)) for key, value in kept}
 
     # ---- users and items -------------------------------------------------------------------------------------------
 
@@ -341,3 +388,7 @@ def _outbox(rows: lmdb.Cursor, bucket: int, cursor: int, limit: int) -> Iterator
             return
         yield _OUTBOX_KEY.unpack(rows.key())[1], bytes(rows.value())
         found = rows.next()
+
+
+def _committed(rows: Iterable[tuple[int, bytes]]) -> list[Committed]:
+    return [Committed(seq, OutboxKind(kind), value) for seq, body in rows for kind, value in [json.loads(body)]]

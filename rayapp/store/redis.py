@@ -1,4 +1,5 @@
-"""The back end on Redis 7 or Valkey, alone or as a cluster. An append is one server-side script a bucket, `append.lua`.
+"""The back end on Redis 7 or Valkey, alone or as a cluster. An append is one server-side script a bucket, `append.lua`;
+the short scripts stand in `scripts.py`.
 
 Keys, all of a bucket `b` with the hash tag `{rayapp:b}` and so on one node of a cluster:
     {rayapp:b}:seq:<user_id>    packed events, newest first (`packed.py`)
@@ -6,7 +7,8 @@ Keys, all of a bucket `b` with the hash tag `{rayapp:b}` and so on one node of a
     {rayapp:b}:outbox           a stream; an entry's id is its commit_seq, its field the kind, its value JSON
     {rayapp:b}:erased           a hash: sequence key -> events up to this packed time are not taken
     {rayapp:b}:users            a hash: user_id -> attributes as JSON
-    {rayapp:store}              what the store was made with, as JSON; with :restored_to a manifest number
+    {rayapp:store}              what the store was made with, as JSON; with :restored_to a manifest number, with
+                                :agreed a sorted set by time step: step and cursors as JSON
     {rayapp:items}:last, :item (a hash item_id -> JSON), :log (sorted set item_id by sequence number)
 
 An acknowledged event survives a crash of Redis only if Redis syncs every write (`appendonly yes`, `appendfsync always`)
@@ -28,6 +30,7 @@ from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
 from rayapp.store import (
     DEFAULT_CAP,
+    KEPT_STEPS,
     AppendStatus,
     Committed,
     ItemChange,
@@ -35,10 +38,22 @@ from rayapp.store import (
     OutboxKind,
     StoreError,
     StoreStats,
+    Tail,
     UserSequence,
 )
-from rayapp.store.contents import description, encoded, event_value, refuse_other, sequence_of
+from rayapp.store.contents import (
+    checked_cursors,
+    checked_limit,
+    checked_step,
+    description,
+    encoded,
+    event_value,
+    refuse_other,
+    sequence_of,
+    too_old,
+)
 from rayapp.store.packed import head, packed_time
+from rayapp.store.scripts import ADVANCE, AGREE, COMMIT, ERASE, PUT_ITEM, PUT_USER, READ
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -50,47 +65,10 @@ CONNECT_TIMEOUT_S: Final = 2.0
 ANSWER_TIMEOUT_S: Final = 5.0
 SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 META: Final = "{rayapp:store}"
+AGREED: Final = f"{META}:agreed"
 ITEMS: Final = "{rayapp:items}"
 _REBUILD_EVENTS: Final = 2_000
 _OUTCOMES: Final = {1: AppendStatus.ACCEPTED, 0: AppendStatus.DUPLICATE, -1: AppendStatus.ERASED}
-_COMMIT = """
-if redis.call('XLEN', KEYS[2]) + (#ARGV - 1) / 2 > tonumber(ARGV[1]) then return redis.error_reply('OUTBOXFULL') end
-for i = 2, #ARGV, 2 do
-  redis.call('XADD', KEYS[2], redis.call('INCR', KEYS[1]) .. '-0', ARGV[i], ARGV[i + 1])
-end
-"""
-_PUT_USER = """
-if redis.call('XLEN', KEYS[2]) + 1 > tonumber(ARGV[1]) then return redis.error_reply('OUTBOXFULL') end
-redis.call('XADD', KEYS[2], redis.call('INCR', KEYS[1]) .. '-0', ARGV[2], ARGV[3])
-local old = redis.call('HGET', KEYS[3], ARGV[4])
-if not old or cjson.decode(old).effective_at_ms <= tonumber(ARGV[5]) then
-  redis.call('HSET', KEYS[3], ARGV[4], ARGV[3])
-end
-"""
-_ADVANCE = """
-if tonumber(redis.call('GET', KEYS[1]) or '0') >= tonumber(ARGV[1]) then return end
-local rows = redis.call('XRANGE', KEYS[2], '-', '+')
-redis.call('SET', KEYS[1], ARGV[1])
-for _, row in ipairs(rows) do
-  redis.call('XADD', KEYS[2], redis.call('INCR', KEYS[1]) .. '-0', row[2][1], row[2][2])
-end
-if #rows > 0 then redis.call('XTRIM', KEYS[2], 'MINID', ARGV[1] .. '-1') end
-"""
-_ERASE = """
-redis.call('DEL', KEYS[2])
-redis.call('HDEL', KEYS[3], ARGV[2])
-local old = redis.call('HGET', KEYS[1], KEYS[2])
-if not old or struct.unpack('>I6', old) < struct.unpack('>I6', ARGV[1]) then
-  redis.call('HSET', KEYS[1], KEYS[2], ARGV[1])
-end
-"""
-_PUT_ITEM = """
-if ARGV[3] and (redis.call('HGET', KEYS[2], ARGV[1]) or '') ~= ARGV[3] then return 0 end
-local number = redis.call('INCR', KEYS[1])
-redis.call('HSET', KEYS[2], ARGV[1], ARGV[2])
-redis.call('ZADD', KEYS[3], number, ARGV[1])
-return number
-"""
 
 
 class RedisStore:
@@ -249,7 +227,7 @@ class RedisStore:
         for row in requests:
             args = by_bucket.setdefault(bucket_of(row["user_id"], self.num_buckets), [self._max_outbox_of_bucket])
             args += [OutboxKind.REQUEST, encoded(row)]
-        self._eval([(_COMMIT, [_key(b, "last"), _key(b, "outbox")], args) for b, args in by_bucket.items()])
+        self._eval([(COMMIT, [_key(b, "last"), _key(b, "outbox")], args) for b, args in by_bucket.items()])
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
         bucket = bucket_of(user_id, self.num_buckets)
@@ -264,27 +242,50 @@ class RedisStore:
             pipeline.xrange(outbox, min=f"{cursor + 1}-0", count=limit)
             return list(pipeline.execute()[1])
 
-        rows = []
-        for entry, fields in self._answered(ask):
-            [(kind, value)] = fields.items()
-            rows.append(Committed(int(_text(entry).partition("-")[0]), OutboxKind(_text(kind)), json.loads(value)))
-        return rows
+        return [_committed(entry, *field) for entry, fields in self._answered(ask) for field in fields.items()]
+
+    def read(self, after: Sequence[int], limit: int) -> list[Tail]:
+        cursors = checked_cursors(after, self.num_buckets)
+        limit = checked_limit(limit)
+        keys = [(_key(b, "last"), _key(b, "outbox")) for b in range(self.num_buckets)]
+        # A script a bucket: rows and number are of one moment. Asked for apart, a row that comes or goes in between
+        # would look like one that was removed.
+        answers = self._eval([(READ, key, [cursor + 1, limit]) for key, cursor in zip(keys, cursors, strict=True)])
+        return [
+            Tail(cursor, [_committed(entry, *fields) for entry, fields in rows], int(last))
+            for cursor, (last, rows) in zip(cursors, answers, strict=True)
+        ]
+
+    # ---- agreements ------------------------------------------------------------------------------------------------
+
+    def agree(self, step: int, cursors: Sequence[int]) -> tuple[int, ...]:
+        # The step stands in the value too, since no two values of a sorted set are equal.
+        step = checked_step(step)
+        value = json.dumps([step, checked_cursors(cursors, self.num_buckets)])
+        [kept] = self._eval([(AGREE, [AGREED], [step, value, KEPT_STEPS])])
+        if kept is None:
+            raise too_old(step)
+        return tuple(json.loads(kept)[1])
+
+    def agreed(self, after_step: int = -1) -> dict[int, tuple[int, ...]]:
+        rows: Any = self._answered(lambda: self._redis.zrange(AGREED, f"({after_step}", "+inf", byscore=True))
+        return {step: tuple(cursors) for step, cursors in map(json.loads, rows)}
 
     # ---- users and items -------------------------------------------------------------------------------------------
 
     def advance(self, bucket: int, commit_seq: int) -> None:
-        self._eval([(_ADVANCE, [_key(bucket, "last"), _key(bucket, "outbox")], [commit_seq])])
+        self._eval([(ADVANCE, [_key(bucket, "last"), _key(bucket, "outbox")], [commit_seq])])
 
     def erase(self, user_id: str, at_ms: int) -> None:
         bucket = bucket_of(user_id, self.num_buckets)
         keys = [_key(bucket, "erased"), _key(bucket, f"seq:{user_id}"), _key(bucket, "users")]
-        self._eval([(_ERASE, keys, [packed_time(at_ms), user_id])])
+        self._eval([(ERASE, keys, [packed_time(at_ms), user_id])])
 
     def put_user(self, user: dict[str, Any]) -> None:
         bucket, body = bucket_of(user["user_id"], self.num_buckets), encoded(user)
         keys = [_key(bucket, "last"), _key(bucket, "outbox"), _key(bucket, "users")]
         args = [self._max_outbox_of_bucket, OutboxKind.USER, body, user["user_id"], user["effective_at_ms"]]
-        self._eval([(_PUT_USER, keys, args)])
+        self._eval([(PUT_USER, keys, args)])
 
     def user(self, user_id: str) -> dict[str, Any] | None:
         bucket = bucket_of(user_id, self.num_buckets)
@@ -304,7 +305,7 @@ class RedisStore:
     def _put_item(self, args: list[Any]) -> int:
         """The item's number; 0 where it is not what the third argument says any more."""
         keys = [f"{ITEMS}:last", f"{ITEMS}:item", f"{ITEMS}:log"]
-        [number] = self._eval([(_PUT_ITEM, keys, args)])
+        [number] = self._eval([(PUT_ITEM, keys, args)])
         return int(number)
 
     def change_item(self, item_id: str, change: ItemChange) -> dict[str, Any] | None:
@@ -343,6 +344,11 @@ class RedisStore:
 
 def _key(bucket: int, name: str) -> str:
     return f"{{rayapp:{bucket}}}:{name}"
+
+
+def _committed(entry: Any, kind: Any, value: bytes) -> Committed:
+    """A row of the stream, whose entry's id is its commit_seq."""
+    return Committed(int(_text(entry).partition("-")[0]), OutboxKind(_text(kind)), json.loads(value))
 
 
 def _bytes(value: bytes | str | None) -> bytes | None:
