@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.schema import item_schema
+from rayapp.contracts.schema import bucket_of, item_schema
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline import export as exporting
@@ -19,9 +19,9 @@ from rayapp.pipeline.restore import restore_store, seed_store
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.erasure import erase_user
-from rayapp.root.logs import read_log
+from rayapp.root.logs import coded, log_schema, read_bucket, read_log, write_file
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS
-from rayapp.root.publish import PublishError, commit_log
+from rayapp.root.publish import PublishError, commit_log, log_manifest
 from rayapp.store import OutboxKind, Store
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
@@ -83,6 +83,43 @@ def test_every_row_is_exported_once(root: Path, store: Store) -> None:
     assert len(read_log(root, REQUESTS, ["request_id"])) == 20
     table = read_log(root, EVENTS, ["user_id", "timestamp_ms", "commit_seq", "event_hash"])
     assert min(table["commit_seq"].to_pylist()) == 1
+    rows = table.to_pylist() + read_log(root, REQUESTS, ["user_id", "commit_seq"]).to_pylist()
+    for bucket, tail in enumerate(store.read([0] * 4, 1)):
+        numbers = sorted(row["commit_seq"] for row in rows if bucket_of(row["user_id"], 4) == bucket)
+        assert numbers == list(range(1, tail.last + 1)), "events and requests share the numbers of their bucket"
+
+
+def log_without(root: Path, domain: Domain, column: str) -> None:
+    """A file of the request log from before there was such a column."""
+    schema = log_schema(REQUESTS, domain)
+    before = pa.schema([field for field in schema if field.name != column])
+    user = next(u for u in (f"u{n}" for n in range(99)) if bucket_of(u, 4) == 0)
+    table = pa.Table.from_pylist([request(n, user) for n in range(2)], schema=before)
+    number, manifest = log_manifest(root / REQUESTS)
+    manifest["files"].append(write_file(root / REQUESTS, "old", 0, "old", table))
+    commit_log(root / REQUESTS, number, manifest)
+
+
+def test_requests_of_an_older_release_have_no_number(root: Path, store: Store, domain: Domain) -> None:
+    log_without(root, domain, "commit_seq")
+    store.log_requests([request(5, "u1")])
+    export(root, store, NOW)
+    assert read_log(root, REQUESTS, ["commit_seq"])["commit_seq"].to_pylist().count(None) == 2
+    found = read_log(root, REQUESTS, ["request_id", "commit_seq", "sources"]).to_pylist()
+    assert {row["request_id"]: row["commit_seq"] for row in found} == {"r0": None, "r1": None, "r5": 1}
+    schema = log_schema(REQUESTS, domain)
+    everything = read_bucket(root, REQUESTS, 0, log_manifest(root / REQUESTS)[1], coded(schema, ["surface"]))
+    assert everything[0].schema == coded(schema, ["surface"]), "as a compaction reads it"
+
+
+@pytest.mark.parametrize("column", ["timestamp_ms", "item_ids"])
+def test_a_log_file_without_a_column_that_must_have_values_is_told(root: Path, domain: Domain, column: str) -> None:
+    log_without(root, domain, "surface")
+    path = next((root / REQUESTS).glob("dt=*/*/*.parquet"))
+    pq.write_table(pq.read_table(path, partitioning=None).drop_columns([column]), path)
+    with pytest.raises(PublishError, match=f"lacks the column {column}; restore it"):
+        read_log(root, REQUESTS, ["request_id", column])
+    assert read_log(root, REQUESTS, ["surface"])["surface"].to_pylist() == [None, None]
 
 
 def test_whether_an_item_is_available_goes_into_the_catalogue_and_into_tables(

@@ -306,6 +306,7 @@ def test_impressions_of_a_request_become_one_list_in_order_of_position() -> None
     rows = rows.append_column("source_file", pa.array(np.zeros(5, np.int32)))
     rows = rows.append_column("source_row", pa.array(np.arange(5)))
     lists, copies, rejected = group_impressions(rows, DOMAIN.domain, ["f"])
+    assert lists["commit_seq"].null_count == len(lists), "no store took them"
     found = {r["request_id"]: (r["item_ids"], r["timestamp_ms"], r["device"], r["labels"]) for r in lists.to_pylist()}
     assert found == {"r": (["a", "b", "c"], T0, ["phone"], None), "s": (["x"], T0 + 9, ["phone"], None)}
     assert (copies, rejected) == (1, [])
@@ -323,6 +324,7 @@ def test_lists_are_checked_item_by_item() -> None:
     )
     rows, check = list_rows(raw, domain.requests[0], domain.domain, CLOCK)
     assert rows["item_ids"].to_pylist() == [["a", "b"]]
+    assert rows["commit_seq"].to_pylist() == [None], "no store took it"
     assert {(row, reason) for row, _, reason, _ in check.rejected} == {
         (1, "is an empty list"),
         (2, "an item id must not hold control characters"),

@@ -169,6 +169,7 @@ REQUEST_SCHEMA: Final = pa.schema(
         pa.field("random_order", pa.bool_()),  # shuffled instead of sorted by score
         pa.field("shadow_version", pa.string()),  # a model that scored the same items and was not shown
         pa.field("shadow_probabilities", pa.large_list(pa.float32())),  # items x heads
+        pa.field("commit_seq", pa.int64()),  # its own number; null: imported, or logged by an older release
     ]
 )
 """One row per list that was shown."""

@@ -134,9 +134,9 @@ def export_all(root: Path, store: ExportedStore, now_ms: int) -> Exported:
 
 def _table(rows: list[Committed], kind: str, domain: Domain) -> pa.Table:
     schema = log_schema(kind, domain)
-    if kind == REQUESTS:
-        return sort_log(pa.Table.from_pylist([row.value for row in rows], schema=schema))
     values = [{**row.value, "commit_seq": row.commit_seq} for row in rows]
+    if kind == REQUESTS:
+        return sort_log(pa.Table.from_pylist(values, schema=schema))
     table = pa.Table.from_pylist(values, schema=pa.schema([f for f in schema if f.name != "event_hash"]))
     hashes = pa.array(np.asarray(hash64_column(table["event_id"])), pa.uint64())
     place = schema.get_field_index("event_hash")

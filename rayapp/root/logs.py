@@ -36,20 +36,37 @@ def files_of(manifest: Manifest, bucket: int) -> list[dict[str, Any]]:
 def read_bucket(root: Path, kind: str, bucket: int, manifest: Manifest, schema: pa.Schema) -> list[pa.Table]:
     """The tables of one bucket that `manifest` lists, each in its file's order, with the columns of `schema`.
 
+    A file from before there was a column holds nulls in it, where the schema allows them.
+
     Raises:
-        PublishError: a file is damaged or gone.
+        PublishError: a file is damaged or gone, or lacks a column that must have values.
     """
-    coded = [field.name for field in schema if pa.types.is_dictionary(field.type)]
     tables = []
     for file in files_of(manifest, bucket):
         path = root / kind / file["path"]
         try:
-            with pq.ParquetFile(path, read_dictionary=coded) as stored:
-                table = stored.read(columns=schema.names)
+            table = _read_columns(path, schema)
         except (OSError, pa.ArrowInvalid) as error:
             raise PublishError(f"{path} can't be read ({error}); restore it from a backup or import again") from None
-        tables.append(table.select(schema.names).cast(schema))
+        for field in schema:
+            if field.name not in table.column_names and not field.nullable:
+                raise PublishError(f"{path} lacks the column {field.name}; restore it from a backup or import again")
+        columns = [
+            table[field.name] if field.name in table.column_names else pa.nulls(table.num_rows, field.type)
+            for field in schema
+        ]
+        tables.append(pa.table(columns, names=schema.names).cast(schema))
     return tables
+
+
+def _read_columns(path: Path, schema: pa.Schema) -> pa.Table:
+    """Those of the columns that the file has."""
+    coded = [field.name for field in schema if pa.types.is_dictionary(field.type)]
+    if coded:  # Arrow refuses to code a column that is not there
+        there = set(pq.read_schema(path).names)
+        coded = [name for name in coded if name in there]
+    with pq.ParquetFile(path, read_dictionary=coded) as stored:
+        return stored.read(columns=schema.names)
 
 
 def without_copies(requests: pa.Table) -> pa.Table:
