@@ -3,6 +3,7 @@
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -17,10 +18,11 @@ from rayapp.pipeline import export as exporting
 from rayapp.pipeline.export import Exported, export
 from rayapp.pipeline.restore import restore_store, seed_store
 from rayapp.registry.item_tables import load_table, publish_table
+from rayapp.root.agreed_steps import AgreedSteps, agreed_steps
 from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.erasure import erase_user
 from rayapp.root.logs import coded, log_schema, read_bucket, read_log, write_file
-from rayapp.root.places import EVENTS, ITEMS, REQUESTS
+from rayapp.root.places import AGREED_STEPS, EVENTS, ITEMS, REQUESTS
 from rayapp.root.publish import PublishError, commit_log, log_manifest
 from rayapp.store import OutboxKind, Store
 from rayapp.store.lmdb import LmdbStore
@@ -120,6 +122,50 @@ def test_a_log_file_without_a_column_that_must_have_values_is_told(root: Path, d
     with pytest.raises(PublishError, match=f"lacks the column {column}; restore it"):
         read_log(root, REQUESTS, ["request_id", column])
     assert read_log(root, REQUESTS, ["surface"])["surface"].to_pylist() == [None, None]
+
+
+def test_agreed_steps_outlive_their_store(root: Path, store: Store) -> None:
+    assert agreed_steps(root) == {}
+    export(root, store, NOW)
+    assert not (root / AGREED_STEPS).exists()
+    store.agree(7, [1, 2, 3, 4])
+    assert not export(root, store, NOW), "they are no rows"
+    store.agree(9, [5, 5, 5, 5])
+    store.agree(8, [4, 4, 4, 4])  # late
+    export_all(root, store)
+    export_all(root, store)
+    first = {(store.identity, 7): (1, 2, 3, 4), (store.identity, 8): (4,) * 4, (store.identity, 9): (5,) * 4}
+    assert agreed_steps(root) == first
+    assert len((root / AGREED_STEPS).read_text().splitlines()) == 3
+    store.close()
+    shutil.move(root / "store", root / "lost")
+    again = open_store(root)
+    again.agree(9, [0, 0, 0, 1])
+    export_all(root, again)
+    assert agreed_steps(root) == {**first, (again.identity, 9): (0, 0, 0, 1)}
+    again.close()
+
+
+def test_the_step_of_an_exported_request_is_in_the_root_before_it(
+    root: Path, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A request names its step after it was agreed on. Here one comes while an export is under way."""
+    store.log_requests([request(1, "u1")])
+    real, seen = exporting.write_file, list[AgreedSteps]()
+
+    def write(*args: Any) -> dict[str, Any]:
+        store.agree(1, [1] * 4)
+        return real(*args)
+
+    def commit(*_: object) -> None:
+        seen.append(agreed_steps(root))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(exporting, "write_file", write)
+    monkeypatch.setattr(exporting, "commit_log", commit)
+    with pytest.raises(KeyboardInterrupt):
+        export(root, store, NOW)
+    assert seen == [{(store.identity, 1): (1,) * 4}]
 
 
 def test_whether_an_item_is_available_goes_into_the_catalogue_and_into_tables(

@@ -24,6 +24,7 @@ from rayapp.pipeline.rate_snapshots import build_rates
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.window_loader import WindowReader
 from rayapp.pipeline.windows import Window, build
+from rayapp.root.agreed_steps import add_agreed_steps, agreed_steps
 from rayapp.root.erasure import erase_user
 from rayapp.root.logs import read_log
 from rayapp.root.publish import PublishError, log_manifest, read_manifest
@@ -177,7 +178,9 @@ def test_erasure_hides_at_once_and_compaction_removes(raw: Path, tmp_path: Path)
     assert sum(b["requests"] for b in after["buckets"]) < sum(b["requests"] for b in before["buckets"])
     assert mentions(root, user)
     num_rows = read_log(root, "events", ["user_id"]).num_rows
+    add_agreed_steps(root, "a", {1: (0, 1, 2, 3)})
     done = compact(root)
+    assert agreed_steps(root) == {("a", 1): (0, 1, 2, 3)}
     assert done.files_after == 8  # one a bucket and log
     assert done.rows_erased > 0
     assert not mentions(root, user)

@@ -4,6 +4,9 @@ A bucket's cursor in each log, the last commit_seq of this store that the log ho
 manifest; rows at or below it are skipped. So an export that is killed between two commits, or before it could tell the
 store, repeats nothing and loses nothing. A round frees what the round before it has brought into all logs. A store that
 took a lost one's place has another identity and so no cursors yet; an older copy is made to count on behind them.
+
+The time steps that the store's replicas agreed on go along, before the rows: a request that the log holds finds its
+step in the root.
 """
 
 import uuid
@@ -17,12 +20,13 @@ import pyarrow as pa
 from rayapp.contracts.config import Domain, day_name
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import item_schema, user_schema
+from rayapp.root.agreed_steps import add_agreed_steps
 from rayapp.root.catalogue_writer import merge
 from rayapp.root.facts import read_root
 from rayapp.root.logs import log_schema, sort_log, write_file
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, USERS
 from rayapp.root.publish import Manifest, commit_log, log_manifest
-from rayapp.store import Committed, ItemStore, Outbox, OutboxKind
+from rayapp.store import Agreements, Committed, ItemStore, Outbox, OutboxKind
 
 CURSORS: Final = "cursors"
 """In a log's manifest: identity of a store -> bucket, or "items" -> last number of it that the log holds."""
@@ -30,7 +34,7 @@ CHUNK_ROWS: Final = 100_000
 LOG_OF: Final = {OutboxKind.EVENT: EVENTS, OutboxKind.REQUEST: REQUESTS}
 
 
-class ExportedStore(Outbox, ItemStore, Protocol):
+class ExportedStore(Outbox, Agreements, ItemStore, Protocol):
     """What an export reads of a store."""
 
 
@@ -107,6 +111,7 @@ def export(root: Path, store: ExportedStore, now_ms: int) -> Exported:
     if users:  # before the cursors that cover them; a merge that is done twice changes nothing
         schema = user_schema(domain.user_attributes)
         done.users = merge(root, USERS, pa.Table.from_pylist(users, schema=schema), domain)["read"]
+    add_agreed_steps(root, store.identity, store.agreed())  # behind the rows, whose steps were agreed on before them
     if done:
         for log in logs.values():
             log.manifest["files"] += log.entries

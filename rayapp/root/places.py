@@ -5,12 +5,13 @@ Files of a place, such as a model's, are its own room's affair.
 
 from typing import Final
 
-# What an import makes.
+# What imports and exports make.
 ROOT_FILE: Final = "root.json"
 ITEMS: Final = "catalogue"
 USERS: Final = "users"
 EVENTS: Final = "events"
 REQUESTS: Final = "requests"
+AGREED_STEPS: Final = "agreed_steps.jsonl"
 QUARANTINE: Final = "quarantine"
 IMPORT_STAGING: Final = ".staging"
 
