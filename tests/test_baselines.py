@@ -1,5 +1,6 @@
 """What a ranker has to beat: counts as of each request's time, from logs as an export leaves them."""
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -12,16 +13,16 @@ from rayapp.features.requests import Requests
 from rayapp.features.statistics import FOREVER
 from rayapp.loop.artifacts import Prepared
 from rayapp.pipeline.export import export_all
-from rayapp.pipeline.item_counts import FLAG_DELAY_MS, IMPRESSIONS, count_items
+from rayapp.pipeline.item_counts import IMPRESSIONS, count_items
 from rayapp.store import Store
-from rayapp.training.baselines import COUNTS, GRID, POPULARITY, Baselines, Statistics, _logistic, _reader
+from rayapp.training.baselines import COUNTS, POPULARITY, Baselines, Statistics, _logistic, _reader
 from rayapp.training.evaluate import read_window, report
 from tests.conftest import T0, make_event, make_request
 from tests.small_window import publish_window
 
 MINUTE_MS = 60_000
-ALL_TIME = GRID.half_lives_ms.index(FOREVER)
-START = T0 // GRID.step_ms * GRID.step_ms
+STEP_MS = 10 * MINUTE_MS
+START = T0 // STEP_MS * STEP_MS
 
 
 def shown(n: int, at: int, items: list[str], **more: object) -> dict[str, object]:
@@ -58,9 +59,9 @@ def ask(at: int, *items: str, acted: tuple[tuple[int, str], ...] = ()) -> Reques
 
 
 def test_an_impression_counts_when_shown_and_an_action_when_received(logged: Path, domain: Domain) -> None:
-    counts = count_items(logged, domain, GRID)
+    counts = count_items(logged, domain)
     rows = {(row["item_hash"], row["step"]): row for row in counts.to_dict("records")}
-    first, later = START // GRID.step_ms, START // GRID.step_ms + 6
+    first, later = START // STEP_MS, START // STEP_MS + 6
     assert rows[hash64("i1"), first] == {"item_hash": hash64("i1"), "step": first, IMPRESSIONS: 2, "save": 1, "hide": 0}
     assert rows[hash64("i2"), first][IMPRESSIONS] == 1
     assert rows[hash64("i2"), later]["hide"] == 1
@@ -70,7 +71,8 @@ def test_an_impression_counts_when_shown_and_an_action_when_received(logged: Pat
 def test_what_was_received_after_the_grid_s_last_boundary_is_not_known_yet(logged: Path, domain: Domain) -> None:
     statistics = Statistics.of(logged, domain)
     moments = (START + 9 * MINUTE_MS, START + 11 * MINUTE_MS)
-    known = [statistics.popularity(ask(at, "i1", "i2"))[:, ALL_TIME].tolist() for at in moments]
+    forever = domain.half_lives_ms.index(FOREVER)
+    known = [statistics.popularity(ask(at, "i1", "i2"))[:, forever].tolist() for at in moments]
     assert known == [[0.0, 0.0], [1.0, 0.0]]
     before, after = (statistics.features(ask(START + m * MINUTE_MS, "i2")) for m in (59, 80))
     assert not np.array_equal(before[:, :-2], after[:, :-2]), "the hide has arrived"
@@ -98,18 +100,20 @@ def test_a_save_and_a_hide_of_a_genre_are_told_apart(logged: Path, domain: Domai
     assert len(differs) == 2, "of an item without genres only how many saves and hides there were at all"
 
 
+@pytest.mark.parametrize(("delay_steps", "step_minutes"), [(1, 10), (3, 10), (2, 60)])
 def test_flags_of_a_list_count_after_a_delay_where_the_log_has_no_such_events(
-    root: Path, store: Store, domain: Domain
+    root: Path, store: Store, domain: Domain, delay_steps: int, step_minutes: int
 ) -> None:
+    step_ms = step_minutes * MINUTE_MS
+    domain = dataclasses.replace(domain, statistics_step_ms=step_ms, flag_delay_ms=delay_steps * step_ms)
     put_films(store)
     store.log_requests([shown(1, START, ["i1", "i2"], labels=[1.0, 1.0, 0.0, 1.0])])
     store.append([make_event(1, item="i2", action="hide", at=START)])
     export_all(root, store, START + MINUTE_MS)
-    counts = count_items(root, domain, GRID).set_index(["item_hash", "step"])
-    first = START // GRID.step_ms
-    flag = (START + FLAG_DELAY_MS) // GRID.step_ms
-    assert flag > first
-    assert counts.loc[(hash64("i1"), flag), "save"] == 1
+    counts = count_items(root, domain).set_index(["item_hash", "step"])
+    first = START // step_ms
+    assert counts.loc[(hash64("i1"), first), IMPRESSIONS] == 1
+    assert counts.loc[(hash64("i1"), first + delay_steps), "save"] == 1
     assert counts["hide"].sum() == 1, "the log has hides as events, so the flags of hides count nothing"
 
 

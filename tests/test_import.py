@@ -12,7 +12,7 @@ import xxhash
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.contracts.config import Domain
+from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, HOUR_MS, Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.json_values import from_json, to_json
 from rayapp.importing.domains import BUILT_IN, DomainError, load_domain
@@ -350,6 +350,10 @@ def test_the_built_in_domains_load_and_round_trip(name: str) -> None:
     assert from_json(Domain, json.loads(json.dumps(to_json(domain)))) == domain
 
 
+def _smallest() -> str:
+    return _without_events() + '[[events]]\nuser_id = "user"\nitem_id = "i"\naction = "a"\ntimestamp = "t"\n'
+
+
 @pytest.mark.parametrize(
     ("old", "new", "said"),
     [
@@ -378,11 +382,57 @@ def test_the_built_in_domains_load_and_round_trip(name: str) -> None:
     ],
 )
 def test_mistakes_in_a_domain_file_name_the_place(old: str, new: str, said: str) -> None:
-    text = _without_events() + '[[events]]\nuser_id = "user"\nitem_id = "i"\naction = "a"\ntimestamp = "t"\n'
+    text = _smallest()
     assert parse_domain(text)
     with pytest.raises(DomainError) as error:
         parse_domain(text.replace(old, new))
     assert said in str(error.value)
+
+
+def test_what_fresh_statistics_are_made_of_is_read_from_the_file() -> None:
+    text = _smallest()
+    usual = parse_domain(text).domain
+    assert (usual.half_lives_ms, usual.left_out_of_statistics) == (HALF_LIVES_MS, {})
+    assert (usual.statistics_step_ms, usual.flag_delay_ms) == (600_000, 600_000)
+    lines = """
+half_lives = ["30m", "1d", "never"]
+statistics_step = "5m"
+flag_delay = "90s"
+left_out_of_statistics = { role = ["bot", "tester"] }
+users = { categories = ["role"] }
+"""
+    said = parse_domain(lines + text).domain
+    assert said.half_lives_ms == (HOUR_MS // 2, DAY_MS, FOREVER)
+    assert (said.statistics_step_ms, said.flag_delay_ms) == (300_000, 90_000)
+    assert said.left_out_of_statistics == {"role": ("bot", "tester")}
+    assert from_json(Domain, json.loads(json.dumps(to_json(said)))) == said
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('half_lives = ["soon"]', 'half_lives[1]: must be a duration like "30s", "24h" or "7d", or "never"'),
+        ('half_lives = ["1h", "0s"]', 'half_lives[2]: must be longer; counts that do not fade are "never"'),
+        ("half_lives = []", "half_lives: tuple should have at least 1 item"),
+        ('half_lives = ["1h", "2h", "3h", "4h", "never"]', "half_lives must be 1 to 4 durations, not 5"),
+        ('half_lives = ["24h", "1h"]', 'half_lives must ascend without repeats, with "never" last'),
+        ('half_lives = ["1h", "60m"]', 'half_lives must ascend without repeats, with "never" last'),
+        ('half_lives = ["never", "1h"]', 'half_lives must ascend without repeats, with "never" last'),
+        ('half_lives = ["never", "never"]', 'half_lives must ascend without repeats, with "never" last'),
+        ('half_lives = ["5m", "1h"]', 'half_lives must be multiples of statistics_step "10m"; 5m is none'),
+        ('statistics_step = "30s"', 'statistics_step must be from "1m" to "1h", not "30s"'),
+        ('statistics_step = "2h"', 'statistics_step must be from "1m" to "1h", not "2h"'),
+        ('flag_delay = "0s"', 'flag_delay must be longer than "0s": a statistic that knew a flag at once'),
+        ('left_out_of_statistics = { role = ["bot"] }', "left_out_of_statistics names ['role'], no categorical"),
+        ("left_out_of_statistics = { role = [] }", "left_out_of_statistics role: tuple should have at least 1 item"),
+    ],
+)
+def test_mistakes_in_what_statistics_are_made_of_name_file_and_field(tmp_path: Path, line: str, said: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(f"{line}\n{_smallest()}")
+    with pytest.raises(DomainError) as error:
+        load_domain(str(path))
+    assert f"{path}: {said}" in str(error.value)
 
 
 def test_a_first_domain_file_reads_the_sample_it_was_guessed_from(tmp_path: Path) -> None:

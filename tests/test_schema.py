@@ -4,13 +4,14 @@ import dataclasses
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.contracts.config import Domain, version_values
+from rayapp.contracts.config import FOREVER, HALF_LIVES_MS, LATER_FIELDS, Domain, version_values
 from rayapp.contracts.hashing import hash64, hash64_column
 from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import PRESETS, Preset
@@ -61,6 +62,18 @@ def test_domain_round_trips_through_json(domain: Domain) -> None:
     assert from_json(Domain, to_json(domain)) == domain
     with pytest.raises(ValueError, match="lacks"):
         dataclasses.replace(domain, vocabulary=Vocabulary(domain.vocabulary.actions[:1]))
+
+
+def test_a_setting_that_came_later_is_in_the_json_where_it_is_set(domain: Domain) -> None:
+    """So versions of a domain that leaves it alone keep their names, and older roots open."""
+    changed: dict[str, Any] = {"half_lives_ms": (FOREVER,), "statistics_step_ms": 60_000, "flag_delay_ms": 1}
+    assert not set(LATER_FIELDS) & set(to_json(domain))
+    assert from_json(Domain, to_json(domain)).half_lives_ms == HALF_LIVES_MS
+    for name, value in changed.items():
+        other = dataclasses.replace(domain, **{name: value})
+        assert set(LATER_FIELDS) & set(to_json(other)) == {name}
+        assert from_json(Domain, to_json(other)) == other
+        assert fingerprint(version_values(other)) != fingerprint(version_values(domain))
 
 
 @given(st.lists(st.text(max_size=5), max_size=30))

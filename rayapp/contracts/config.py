@@ -12,8 +12,10 @@ from pydantic import model_serializer
 
 from rayapp.contracts.json_values import to_json as to_json  # noqa: PLC0414
 from rayapp.contracts.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
+from rayapp.contracts.tables import duration_text
 
-HOUR_MS: Final = 60 * 60 * 1000
+MINUTE_MS: Final = 60 * 1000
+HOUR_MS: Final = 60 * MINUTE_MS
 DAY_MS: Final = 24 * HOUR_MS
 YEAR_2000_MS: Final = 946_684_800_000
 RESERVED_NAMES: Final = frozenset(
@@ -23,6 +25,19 @@ RESERVED_NAMES: Final = frozenset(
     }
 )
 """Columns of our own tables; an attribute of the same name would be taken for them."""
+FOREVER: Final = 0
+"""The half-life of a count that does not fade."""
+HALF_LIVES_MS: Final = (HOUR_MS, DAY_MS, 7 * DAY_MS, FOREVER)
+"""Of a domain that says nothing else."""
+LATER_FIELDS: Final = {
+    "half_lives_ms": HALF_LIVES_MS,
+    "statistics_step_ms": 10 * MINUTE_MS,
+    "flag_delay_ms": 10 * MINUTE_MS,
+    "left_out_of_statistics": {},
+}
+"""Fields that a domain's JSON leaves out at their default: versions are named by it, and keep their names."""
+MAX_HALF_LIVES: Final = 4
+"""Every half-life is as many more columns of every count."""
 
 
 def day_name(timestamp_ms: int) -> str:
@@ -70,6 +85,14 @@ class Domain:
     """Categorical attribute of users -> value -> loss weight; a user's weight is the product over attributes."""
     rates_every_days: int = 1
     """Days between two snapshots of past rates."""
+    half_lives_ms: tuple[int, ...] = HALF_LIVES_MS
+    """How fast the fresh statistics fade: ascending multiples of `statistics_step_ms`, FOREVER last."""
+    statistics_step_ms: int = 10 * MINUTE_MS
+    """The grid of time: a statistic at t knows what was received before the last whole step at or before t."""
+    flag_delay_ms: int = 10 * MINUTE_MS
+    """Labels that came as 0/1 flags of a shown list have no time of arrival: they count so long after it was shown."""
+    left_out_of_statistics: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Categorical attribute of users -> values whose users count in no statistic: bots, testers."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -81,12 +104,35 @@ class Domain:
         if self.title not in {a.name for a in self.attributes}:
             raise ValueError(f"title {self.title!r} is no attribute of the items")
         users = {a.name for a in self.user_attributes if a.kind is AttributeKind.CATEGORIES}
-        if unknown := set(self.user_weights) - users:
-            raise ValueError(f"user_weights names {sorted(unknown)}, no categorical attribute of the users")
+        for said in ("user_weights", "left_out_of_statistics"):
+            if unknown := set(getattr(self, said)) - users:
+                raise ValueError(f"{said} names {sorted(unknown)}, no categorical attribute of the users")
+        self._check_statistics()
         for group in (self.attributes, self.user_attributes, self.context_attributes):
             names = [a.name for a in group]
             if bad := {n for n in names if n in RESERVED_NAMES or names.count(n) > 1}:
                 raise ValueError(f"attribute names must be unique and not a column of ours: {sorted(bad)}")
+
+    def _check_statistics(self) -> None:
+        step_ms, fading = self.statistics_step_ms, [h for h in self.half_lives_ms if h != FOREVER]
+        if not MINUTE_MS <= step_ms <= HOUR_MS:
+            raise ValueError(f'statistics_step must be from "1m" to "1h", not "{duration_text(step_ms)}"')
+        if not 1 <= len(self.half_lives_ms) <= MAX_HALF_LIVES:
+            raise ValueError(f"half_lives must be 1 to {MAX_HALF_LIVES} durations, not {len(self.half_lives_ms)}")
+        if self.half_lives_ms not in {(*sorted({*fading}),), (*sorted({*fading}), FOREVER)}:
+            raise ValueError('half_lives must ascend without repeats, with "never" last')
+        if bad := [duration_text(h) for h in fading if h < step_ms or h % step_ms]:
+            step = duration_text(step_ms)
+            raise ValueError(f'half_lives must be multiples of statistics_step "{step}"; {", ".join(bad)} is none')
+        if self.flag_delay_ms <= 0:
+            raise ValueError(
+                'flag_delay must be longer than "0s": a statistic that knew a flag at once would know the answer'
+            )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, values: Callable[["Domain"], dict[str, Any]]) -> dict[str, Any]:
+        usual = {name for name, default in LATER_FIELDS.items() if getattr(self, name) == default}
+        return {name: value for name, value in values(self).items() if name not in usual}
 
     @property
     def head_names(self) -> tuple[str, ...]:

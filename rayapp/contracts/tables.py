@@ -83,6 +83,12 @@ def duration_ms(value: Any) -> int:
     return int(match[1]) * UNIT_MS[match[2]]
 
 
+def duration_text(milliseconds: int) -> str:
+    """The duration as a file writes it, in its largest whole unit: `"90s"`, `"1d"`."""
+    unit = max((unit for unit in UNIT_MS if milliseconds % UNIT_MS[unit] == 0), key=UNIT_MS.__getitem__)
+    return f"{milliseconds // UNIT_MS[unit]}{unit}"
+
+
 def _moment_ms(value: Any) -> int:
     if isinstance(value, datetime.date) and not isinstance(value, datetime.datetime):
         value = datetime.datetime(value.year, value.month, value.day, tzinfo=datetime.UTC)

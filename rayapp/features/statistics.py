@@ -15,12 +15,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.contracts.config import FOREVER as FOREVER  # noqa: PLC0414
+from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import places_of
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
-FOREVER: Final = 0
-"""The half-life of a count that does not fade."""
 EPOCH_HALF_LIVES: Final = 12
 KEPT_EPOCHS: Final = 3
 """What is older than two whole epochs weighs less than 2 ** -24 and is left out."""
@@ -43,6 +43,11 @@ class Grid:
             raise ValueError(f"a step of the grid takes more than {self.step_ms} ms")
         if bad := [h for h in self.half_lives_ms if h < 0 or h % self.step_ms]:
             raise ValueError(f"half-lives are multiples of the grid's step of {self.step_ms} ms, not {bad}")
+
+    @staticmethod
+    def of(domain: Domain) -> "Grid":
+        """The one that the domain's statistics are known on."""
+        return Grid(domain.statistics_step_ms, domain.half_lives_ms)
 
     def step(self, timestamp_ms: Ints) -> Ints:
         """The step that a moment lies in."""

@@ -1,8 +1,8 @@
 """What happened to each item, folded by the step of a grid in which the server had it: what decayed counts are made of.
 
 An impression counts when it was shown, an action when it was received. Where a log has no event of a head's actions,
-the labels that its lists carry count instead, FLAG_DELAY_MS after the list was shown: when a flag was set is not known,
-and a count that knew it at once would know the answer.
+the labels that its lists carry count instead, the domain's `flag_delay_ms` after the list was shown: when a flag was
+set is not known, and a count that knew it at once would know the answer.
 
 Shapes: E increments, M shown items, H heads.
 """
@@ -22,7 +22,6 @@ from rayapp.features.statistics import DecayedCounts, Grid
 from rayapp.pipeline.log_view import LogView
 from rayapp.root.facts import read_root
 
-FLAG_DELAY_MS: Final = 10 * 60_000
 IMPRESSIONS: Final = "impressions"
 FLAG: Final = "flag/"
 """Before a head's name: what its flags count, beside what its events do."""
@@ -30,12 +29,13 @@ COLUMNS: Final = columns_of(REQUEST_SCHEMA, "request_id", "user_id", "timestamp_
 KEYS: Final = ["item_hash", "step"]
 
 
-def count_items(root: Path, domain: Domain, grid: Grid) -> pd.DataFrame:
-    """A row for each item and step of the whole log: `item_hash`, `step`, `impressions` and a count per head.
+def count_items(root: Path, domain: Domain) -> pd.DataFrame:
+    """A row for each item and step of the domain's grid in which the log has something of it: `item_hash`, `step`,
+    `impressions` and a count per head.
 
     One pass over the logs in this process, a bucket at a time.
     """
-    view, parts = LogView.of(root), []
+    view, grid, parts = LogView.of(root), Grid.of(domain), []
     for bucket in range(read_root(root)[1]):
         requests, events = view.requests(bucket, COLUMNS), view.events(bucket).events
         parts.append(_fold([*_shown(requests, domain, grid), *_acted(events, domain, grid)], domain))
@@ -47,10 +47,11 @@ def count_items(root: Path, domain: Domain, grid: Grid) -> pd.DataFrame:
     return counts.loc[counts[counted].any(axis=1), [*KEYS, *counted]]
 
 
-def decayed(counts: pd.DataFrame, grid: Grid, domain: Domain) -> DecayedCounts:
+def decayed(counts: pd.DataFrame, domain: Domain) -> DecayedCounts:
     """Of the table that `count_items` gives, or of one with another key under `item_hash`."""
     values_EA = counts[[IMPRESSIONS, *domain.head_names]].to_numpy(np.int64)
-    return DecayedCounts(grid, counts["item_hash"].to_numpy(np.uint64), counts["step"].to_numpy(np.int64), values_EA)
+    key_E, step_E = counts["item_hash"].to_numpy(np.uint64), counts["step"].to_numpy(np.int64)
+    return DecayedCounts(Grid.of(domain), key_E, step_E, values_EA)
 
 
 def _shown(requests: pa.Table, domain: Domain, grid: Grid) -> list[pd.DataFrame]:
@@ -63,7 +64,7 @@ def _shown(requests: pa.Table, domain: Domain, grid: Grid) -> list[pd.DataFrame]
     if given_R.any():
         given_M = np.repeat(given_R, size_R)
         label_GH = pc.list_flatten(requests["labels"]).to_numpy().reshape(-1, len(domain.heads))
-        step_G = grid.step(time_M[given_M] + FLAG_DELAY_MS)
+        step_G = grid.step(time_M[given_M] + domain.flag_delay_ms)
         for name, label_G in zip(domain.head_names, label_GH.T, strict=True):
             rows.append(_increments(item_hash_M[given_M][label_G > 0], step_G[label_G > 0], FLAG + name))
     return rows

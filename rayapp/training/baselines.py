@@ -20,11 +20,11 @@ import pyarrow.compute as pc
 import torch
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS, HOUR_MS, Domain
+from rayapp.contracts.config import HOUR_MS, Domain
 from rayapp.contracts.hashing import hash64_column, places_of
 from rayapp.contracts.schema import ActionKind, AttributeKind
 from rayapp.features.requests import Requests, offsets, ragged_places
-from rayapp.features.statistics import FOREVER, DecayedCounts, Grid
+from rayapp.features.statistics import DecayedCounts
 from rayapp.pipeline.item_counts import IMPRESSIONS, KEYS, count_items, decayed
 from rayapp.pipeline.window_loader import WindowReader
 from rayapp.root.catalogue import read_catalogue
@@ -37,7 +37,6 @@ from rayapp.training.evaluate import BATCH_REQUESTS, of_candidates, popularity_l
 
 POPULARITY: Final = "popularity"
 COUNTS: Final = "counts"
-GRID: Final = Grid(10 * 60_000, (HOUR_MS, DAY_MS, 7 * DAY_MS, FOREVER))
 MAX_EXAMPLES: Final = 200_000
 WEIGHT_DECAY: Final = 1e-4
 HISTORY_LENGTH: Final = 100
@@ -100,12 +99,12 @@ class Statistics:
     @staticmethod
     def of(root: Path, domain: Domain) -> "Statistics":
         """One pass over the logs of a root."""
-        catalogue, counts = Catalogue.of(read_catalogue(root), domain), count_items(root, domain, GRID)
+        catalogue, counts = Catalogue.of(read_catalogue(root), domain), count_items(root, domain)
         number_V, value_V = catalogue.values_of(counts["item_hash"].to_numpy(np.uint64))
         of_values = counts.take(number_V).assign(item_hash=value_V).groupby(KEYS, sort=True).sum().reset_index()
         early = counts[counts["step"] <= counts["step"].median()] if len(counts) else counts
         average_H = (early[list(domain.head_names)].sum() + 0.5) / (early[IMPRESSIONS].sum() + 1.0)
-        items, categories = decayed(counts, GRID, domain), decayed(of_values, GRID, domain)
+        items, categories = decayed(counts, domain), decayed(of_values, domain)
         return Statistics(domain, catalogue, items, categories, average_H.to_numpy(np.float64).clip(1e-6, 0.99))
 
     def popularity(self, requests: Requests) -> Floats:
@@ -157,7 +156,7 @@ class Baselines:
 
     statistics: Statistics
     half_life: int
-    """Place in GRID's of the one that `popularity` counts with."""
+    """Place among the domain's of the one that `popularity` counts with."""
     most: float
     mean_F: Floats
     scale_F: Floats

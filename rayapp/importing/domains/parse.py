@@ -3,12 +3,12 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field
 
-from rayapp.contracts.config import DAY_MS, YEAR_2000_MS, Domain, Head
+from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, YEAR_2000_MS, Domain, Head
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind, Vocabulary
-from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, read_table, read_toml
+from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, duration_ms, read_table, read_toml
 from rayapp.importing.domains.layout import (
     NULL_VALUES,
     Column,
@@ -40,6 +40,18 @@ def _whole_days(milliseconds: int) -> int:
     if milliseconds % DAY_MS or not milliseconds:
         raise ValueError('must be whole days like "1d"')
     return milliseconds // DAY_MS
+
+
+def _half_life_ms(value: Any) -> int:
+    if value == "never":
+        return FOREVER
+    try:
+        half_life_ms = duration_ms(value)
+    except ValueError as error:
+        raise ValueError(f'{error}, or "never"') from None
+    if half_life_ms == FOREVER:
+        raise ValueError('must be longer; counts that do not fade are "never"')
+    return half_life_ms
 
 
 class _Action(Table):
@@ -89,6 +101,10 @@ class _DomainTables(Table):
     time_mask: Duration = 0
     earliest: Moment = YEAR_2000_MS
     rates_every: Annotated[Duration, AfterValidator(_whole_days)] = 1
+    half_lives: ListOf[Annotated[int, BeforeValidator(_half_life_ms)]] = HALF_LIVES_MS
+    statistics_step: Duration = 10 * MINUTE_MS
+    flag_delay: Duration = 10 * MINUTE_MS
+    left_out_of_statistics: dict[str, ListOf[str]] = Field(default={})
     user_weights: dict[str, dict[str, float]] = Field(default={})
     actions: ListOf[_Action]
     heads: ListOf[_Head]
@@ -115,6 +131,10 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         label_weights=_label_weights(file.heads),
         user_weights=file.user_weights,
         rates_every_days=file.rates_every,
+        half_lives_ms=file.half_lives,
+        statistics_step_ms=file.statistics_step,
+        flag_delay_ms=file.flag_delay,
+        left_out_of_statistics=file.left_out_of_statistics,
     )
     for number, events in enumerate(file.events, 1):
         _known(f"events[{number}] action names", events.action.actions, domain.vocabulary.names, "[[actions]]")
