@@ -18,10 +18,8 @@ from rayapp.contracts.json_values import from_json, to_json
 from rayapp.importing.domains import BUILT_IN, DomainError, load_domain
 from rayapp.importing.domains.parse import parse_domain
 from rayapp.importing.files import NO_ROW, RejectedRow, plan, read_piece
-from rayapp.importing.guess import guess_domain
 from rayapp.importing.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.importing.settle import first_of_each, group_impressions
-from rayapp.root.publish import PublishError
 from tests.conftest import T0
 
 DOMAIN = parse_domain("""
@@ -433,36 +431,6 @@ def test_mistakes_in_what_statistics_are_made_of_name_file_and_field(tmp_path: P
     with pytest.raises(DomainError) as error:
         load_domain(str(path))
     assert f"{path}: {said}" in str(error.value)
-
-
-def test_a_first_domain_file_reads_the_sample_it_was_guessed_from(tmp_path: Path) -> None:
-    path = tmp_path / "log.csv"
-    rows = [
-        f"{u},{i},{a},{T0 // 1000 + u},r{u}" for u in range(9) for i, a in ((1, "impression"), (1, "save"), (2, "hide"))
-    ]
-    path.write_text("uid,product_id,event,ts,request_id\n" + "\n".join(rows) + "\n")
-    items = tmp_path / "items.csv"
-    items.write_text(
-        "product_id,title,colour,price\n1,Red shoe,red,9.5\n2,Blue shoe,blue,8\n3,Grey shoe,red,8\n4,Hat,blue,1\n"
-    )
-    domain = parse_domain(guess_domain(path, items, {}))
-    assert {a.name: a.kind.value for a in domain.domain.vocabulary.actions} == {
-        "impression": "neutral",
-        "save": "positive",
-        "hide": "negative",
-    }
-    assert {a.name: a.kind.value for a in domain.domain.attributes} == {
-        "title": "text",
-        "colour": "categories",
-        "price": "number",
-    }
-    pieces, rejected = plan(path, domain.events, "")
-    (chunk,) = [got for piece in pieces for got in read_piece(piece)]
-    assert not isinstance(chunk, list)
-    events, check = event_rows(chunk[0], domain.events[0], domain.domain, CLOCK)
-    assert (events.num_rows, check.rejected, rejected) == (27, [], [])
-    with pytest.raises(PublishError, match="--action"):
-        guess_domain(items, None, {"user_id": "product_id", "timestamp": "price", "item_id": "title"})
 
 
 def test_availability_of_items_is_read_where_a_file_has_it() -> None:

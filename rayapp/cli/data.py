@@ -52,8 +52,9 @@ def fetch(name: str, out: Path, num_users: int | None, num_items: int | None, nu
 
 
 @click.command("init-domain")
-@click.option("--events", "event_path", type=PATH, required=True, help="One of your event files.")
+@click.option("--events", "event_path", type=PATH, required=True, help="Your event files, or one of them.")
 @click.option("--items", "item_path", type=PATH, help="One of your item files: its columns become attributes.")
+@click.option("--requests", "request_path", type=PATH, help="Your files of shown lists, if they have their own.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path, dir_okay=False),
@@ -68,6 +69,7 @@ def fetch(name: str, out: Path, num_users: int | None, num_items: int | None, nu
 def init_domain(
     event_path: Path,
     item_path: Path | None,
+    request_path: Path | None,
     out: Path,
     user: str | None,
     item: str | None,
@@ -80,9 +82,10 @@ def init_domain(
     if out.exists():
         raise click.ClickException(f"{out} exists; remove it or choose another --out")
     named = {"user_id": user, "item_id": item, "timestamp": timestamp, "action": action}
-    out.write_text(guess_domain(event_path, item_path, {k: v for k, v in named.items() if v}))
+    out.write_text(guess_domain(event_path, item_path, {k: v for k, v in named.items() if v}, request_path))
     click.echo(f"wrote {out}: check the kinds of the actions, the heads and the time unit, then\n")
-    click.echo(f"rayapp import --domain {out} --events {event_path} --items {item_path or 'ITEMS'}")
+    lists = f" --requests {request_path}" if request_path else ""
+    click.echo(f"rayapp import --domain {out} --events {event_path}{lists} --items {item_path or 'ITEMS'}")
 
 
 @click.command("import")
