@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,8 @@ from rayapp.model.tower import LinearTower
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.root.publish import PublishError
 from rayapp.training import TrainingError
-from rayapp.training.loop import Loop, learning_rate
+from rayapp.training.loop import POSITION, Loop
+from rayapp.training.schedule import learning_rate
 from rayapp.training.user_weights import user_weights
 from tests.small_window import publish_window
 
@@ -56,15 +58,17 @@ class Killed(Exception):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop_at", [1, 7, 30])
+@pytest.mark.parametrize("evaluations", [0, 10])
 def test_a_resumed_run_ends_with_the_same_weights(
-    root: Path, domain: Domain, tmp_path: Path, stop_at: int, monkeypatch: pytest.MonkeyPatch
+    root: Path, domain: Domain, tmp_path: Path, stop_at: int, evaluations: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Position, optimizer, dropout and early stop all come back: not nearly the same, the same."""
     monkeypatch.setattr("rayapp.training.loop.CHECKPOINT_EVERY_S", -1.0)  # after every step
     publish_window(root, domain, num_requests=400)
-    undisturbed = make_loop(root, domain)
+    settings = dataclasses.replace(SETTINGS, evaluations=evaluations, patience_evaluations=2)
+    undisturbed = make_loop(root, domain, settings)
     end = undisturbed.run()
-    killed = make_loop(root, domain)
+    killed = make_loop(root, domain, settings)
     count = itertools.count(1)
 
     def die() -> None:
@@ -74,7 +78,7 @@ def test_a_resumed_run_ends_with_the_same_weights(
 
     with pytest.raises(Killed):
         killed.run(die)
-    resumed = make_loop(root, domain)
+    resumed = make_loop(root, domain, settings)
     resumed.restore(tmp_path)
     assert 0 < resumed.position.step < end.step
     again = resumed.run()
@@ -88,6 +92,16 @@ def test_a_checkpoint_of_another_run_is_refused_in_words(root: Path, domain: Dom
     make_loop(root, domain).save(tmp_path)
     with pytest.raises(TrainingError, match="belongs to run this run, this is another: other data, settings or sizes"):
         make_loop(root, domain, run="another").restore(tmp_path)
+
+
+def test_a_checkpoint_of_another_version_is_refused_in_words(root: Path, domain: Domain, tmp_path: Path) -> None:
+    publish_window(root, domain)
+    make_loop(root, domain).save(tmp_path)
+    saved = json.loads((tmp_path / POSITION).read_text())
+    saved["position"]["epochs_without_gain"] = 1
+    (tmp_path / POSITION).write_text(json.dumps(saved))
+    with pytest.raises(TrainingError, match=r"another version .*epochs_without_gain is unknown"):
+        make_loop(root, domain).restore(tmp_path)
 
 
 @pytest.mark.slow
@@ -132,6 +146,34 @@ def test_a_small_log_is_trained_for_some_hundred_steps_and_no_stop_comes_in_the_
 def test_epochs_that_were_asked_for_are_not_repeated(root: Path, domain: Domain) -> None:
     publish_window(root, domain, num_requests=40)
     assert make_loop(root, domain, PRESETS["demo"]().with_epochs(3).train).num_steps == 3
+
+
+@pytest.mark.slow
+def test_evaluations_within_an_epoch_keep_the_best_weights_and_count_the_patience(
+    root: Path, domain: Domain, tmp_path: Path
+) -> None:
+    """A run that gains nothing stops after the warm-up and as many evaluations as its patience, in mid-epoch."""
+    publish_window(root, domain, num_requests=400)
+    log = tmp_path / "train.jsonl"
+    settings = dataclasses.replace(SETTINGS, num_epochs=4, evaluations=25, patience_evaluations=2, learning_rate=0.0)
+    loop = make_loop(root, domain, dataclasses.replace(settings, warmup_steps=1_000), log=log)
+    position = loop.run()
+    lines = list(map(json.loads, log.read_text().splitlines()))
+    looked = [line["step"] for line in lines if "validation_loss" in line]
+    warmup = loop.num_steps // 10
+    assert looked == sorted(math.ceil(loop.num_steps * n / 25) for n in range(1, len(looked) + 1))
+    assert position.stopped == "3 evaluations without gain"
+    assert position.step == [step for step in looked if step > warmup][2]
+    assert position.batch > 0, "in mid-epoch"
+
+
+@pytest.mark.slow
+def test_a_run_that_ends_says_so(root: Path, domain: Domain) -> None:
+    publish_window(root, domain)
+    settings = dataclasses.replace(SETTINGS, evaluations=5, patience_evaluations=5)
+    loop = make_loop(root, domain, settings)
+    position = loop.run()
+    assert (position.step, position.stopped) == (loop.num_steps, "the schedule ended")
 
 
 @pytest.mark.slow

@@ -155,7 +155,7 @@ Fusion = Literal["concat", "append", "none"]
 Positions = Literal["none", "learned"]
 Scope = Literal["full", "sequence", "heads"]
 READOUT_PARTS: Final = ("latest", "random", "all", "max")
-CAME_LATER: Final = {"scope": "full", "min_steps": 0}
+CAME_LATER: Final = {"scope": "full", "min_steps": 0, "evaluations": 0, "patience_evaluations": 0}
 """Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
 
 
@@ -209,6 +209,10 @@ class TrainConfig:
     """A small window is gone over again until its epochs add up to so many steps; an early stop may end them sooner."""
     patience_epochs: int = 0
     """Training stops when this many further epochs have not lowered the loss on the validation window."""
+    evaluations: int = 0
+    """Looks at the validation window, spread evenly over the steps; 0: one after each epoch."""
+    patience_evaluations: int = 0
+    """The patience of a run with `evaluations`, counted in these."""
     batch_requests: int = 256
     learning_rate: float = 4.8e-3
     warmup_steps: int = 5_000

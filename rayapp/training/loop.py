@@ -9,7 +9,7 @@ Shapes: B requests, C candidates, H heads.
 import json
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -24,13 +24,14 @@ from rayapp.model.inputs import FeatureTables
 from rayapp.model.ranker import Ranker, ranking_loss
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.training import TrainingError
+from rayapp.training.schedule import Schedule, learning_rate, warmup_of
 from rayapp.training.user_weights import user_weights
 
 LOG_EVERY_S: Final = 2.0
 LOGGED_SINGLY: Final = 50
 """The first steps are logged one by one: most mistakes show there."""
 CHECKPOINT_EVERY_S: Final = 60.0
-"""Besides the end of each epoch. Ray Train takes about a second for one, whatever its size."""
+"""Besides the first evaluation and the end. Ray Train takes about a second for one, whatever its size."""
 BATCH_REQUESTS: Final = 512
 """Of validation."""
 STATE, POSITION = "state.safetensors", "position.json"
@@ -51,7 +52,10 @@ class Position:
     loss: float = float("nan")
     """Mean over the examples since the last line of the log."""
     best_loss: float = float("inf")
-    epochs_without_gain: int = 0
+    evaluations_without_gain: int = 0
+    """Since the best one; those within the warm-up do not count."""
+    stopped: str = ""
+    """Why the run ended, in words."""
 
 
 def label_weights(domain: Domain) -> Tensor:
@@ -59,19 +63,6 @@ def label_weights(domain: Domain) -> Tensor:
     if domain.label_weights:
         return torch.tensor(domain.label_weights, dtype=torch.float32)
     return torch.ones(len(domain.heads), len(domain.heads) + 1)
-
-
-def warmup_of(num_steps: int, warmup_steps: int) -> int:
-    """Steps of warm-up: at most a tenth of a run."""
-    return min(warmup_steps, max(1, num_steps // 10))
-
-
-def learning_rate(step: int, num_steps: int, peak: float, warmup_steps: int) -> float:
-    """Linear warm-up, then a cosine down to zero (TransAct, appendix)."""
-    warmup = warmup_of(num_steps, warmup_steps)
-    if step < warmup:
-        return peak * (step + 1) / warmup
-    return peak * 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
 
 
 class Loop:
@@ -108,14 +99,12 @@ class Loop:
         self._weight_HA = label_weights(domain).to(self._device)
         self._weight_U = user_weights(domain, inputs)
         self._best: dict[str, Tensor] = {}
-        first = train.num_batches(settings.batch_requests, seed=settings.seed, epoch=0)
-        num_epochs = max(settings.num_epochs, math.ceil(settings.min_steps / max(first, 1)))
-        # Repeated epochs are short: a few without gain say little.
-        self._patience_epochs = max(settings.patience_epochs, (num_epochs - settings.num_epochs) // 5)
-        epochs = range(num_epochs)
-        self._batches_E = [train.num_batches(settings.batch_requests, seed=settings.seed, epoch=e) for e in epochs]
-        self.num_steps = sum(self._batches_E)
-        self._saved = time.monotonic()
+        self._schedule = Schedule.of(
+            settings, lambda epoch: train.num_batches(settings.batch_requests, seed=settings.seed, epoch=epoch)
+        )
+        self.num_steps = self._schedule.num_steps
+        self._sums, self._started, self._cpu_started, self._logged = torch.zeros(2), 0.0, 0.0, 0.0
+        self._saved, self._kept = time.monotonic(), False
 
     def run(self, checkpoint: Callable[[], None] = lambda: None) -> Position:
         """Trains to the end or to the early stop and leaves the best weights in the ranker.
@@ -125,46 +114,67 @@ class Loop:
         Raises:
             TrainingError: the loss became NaN or infinite; the message holds the batch's coordinates.
         """
-        position, settings = self.position, self._settings
-        sums = torch.zeros(2)
-        started, logged = time.monotonic() - position.seconds, position.seconds
-        cpu_started = time.process_time() - position.cpu_seconds
+        position = self.position
+        self._started, self._logged = time.monotonic() - position.seconds, position.seconds
+        self._cpu_started = time.process_time() - position.cpu_seconds
+        self._model.train()
         if self._warm and position.step == 0:
             self._validate()
-        while position.epoch < len(self._batches_E) and position.epochs_without_gain <= self._patience_epochs:
-            batches = self.train.batches(
-                settings.batch_requests,
-                seed=settings.seed,
-                epoch=position.epoch,
-                first=position.batch,
-                rank=self._rank,
-                world=self._world,
-            )
-            self._model.train()
-            for batch in batches:
-                now = self.step(batch)
-                sums += now[:2]
-                position.step, position.batch = position.step + 1, position.batch + 1
-                position.examples += int(now[1])
-                position.seconds = time.monotonic() - started
-                position.cpu_seconds = time.process_time() - cpu_started
-                last = position.batch == self._batches_E[position.epoch]
-                if position.step <= LOGGED_SINGLY or position.seconds - logged > LOG_EVERY_S or last:
-                    position.loss, logged = float(sums[0] / sums[1]), position.seconds
-                    sums.zero_()
-                    self._write({"num_steps": self.num_steps, **to_json(position)})
-                if now[2] and not last:
+        while not self._ended():
+            for batch in self._rest_of_epoch():
+                due = self._advance(batch)
+                evaluated = position.step in self._schedule.points
+                if evaluated:
+                    self._validate()
+                if self._ended():
+                    break
+                if due or (evaluated and not self._kept):
                     self._checkpoint(checkpoint)
-            position.epoch, position.batch = position.epoch + 1, 0
-            self._validate()
-            position.cpu_seconds = time.process_time() - cpu_started
-            self._checkpoint(checkpoint)
+        self._checkpoint(checkpoint)
         self.ranker.load_state_dict(self._best)
         return position
 
+    def _ended(self) -> bool:
+        """Whether the run is over, and if so the position says why."""
+        position = self.position
+        if position.step >= self.num_steps:
+            position.stopped = "the schedule ended"
+        elif position.evaluations_without_gain > self._schedule.patience:
+            position.stopped = f"{position.evaluations_without_gain} evaluations without gain"
+        return bool(position.stopped)
+
+    def _rest_of_epoch(self) -> Iterator[RequestBatch]:
+        return self.train.batches(
+            self._settings.batch_requests,
+            seed=self._settings.seed,
+            epoch=self.position.epoch,
+            first=self.position.batch,
+            rank=self._rank,
+            world=self._world,
+        )
+
+    def _advance(self, batch: RequestBatch) -> bool:
+        """One step, and the position behind it; whether a checkpoint is due."""
+        position = self.position
+        now = self.step(batch)
+        self._sums += now[:2]
+        position.step, position.batch = position.step + 1, position.batch + 1
+        position.examples += int(now[1])
+        position.seconds = time.monotonic() - self._started
+        position.cpu_seconds = time.process_time() - self._cpu_started
+        told = position.step in self._schedule.points or position.step <= LOGGED_SINGLY
+        if told or position.seconds - self._logged > LOG_EVERY_S:
+            position.loss, self._logged = float(self._sums[0] / self._sums[1]), position.seconds
+            self._sums.zero_()
+            self._write({"num_steps": self.num_steps, **to_json(position)})
+        if position.batch == self._schedule.batches_E[position.epoch]:
+            position.epoch, position.batch = position.epoch + 1, 0
+        return bool(now[2])
+
     def _checkpoint(self, checkpoint: Callable[[], None]) -> None:
+        self.position.cpu_seconds = time.process_time() - self._cpu_started
         checkpoint()
-        self._saved = time.monotonic()
+        self._saved, self._kept = time.monotonic(), True
 
     def step(self, batch: RequestBatch) -> Tensor:
         """One optimizer step; `(sum of the loss, examples, whether rank 0 wants a checkpoint)` over all workers."""
@@ -205,7 +215,7 @@ class Loop:
         return values
 
     def _validate(self) -> None:
-        """After an epoch: keeps the weights if they are the best so far, else counts towards the early stop."""
+        """Keeps the weights if they are the best so far, else counts towards the early stop."""
         position = self.position
         sums = torch.zeros(2, device=self._device)
         if self._validation is not None:
@@ -215,13 +225,14 @@ class Loop:
                     if number % self._world == self._rank:
                         loss, examples = self.loss(batch, self.ranker)  # not DDP: ranks differ in batches
                         sums += torch.stack([loss, loss.new_tensor(examples)])
+            self.ranker.train()
         sums = self._total(sums)
         mean = float(sums[0] / sums[1]) if sums[1] else position.loss
         if not math.isfinite(mean):
-            raise TrainingError(f"the loss on the validation window is {mean} after epoch {position.epoch}")
+            raise TrainingError(f"the loss on the validation window is {mean} after step {position.step}")
         gained = mean < position.best_loss or self._validation is None
         warm = position.step > warmup_of(self.num_steps, self._settings.warmup_steps)
-        position.epochs_without_gain = 0 if gained or not warm else position.epochs_without_gain + 1
+        position.evaluations_without_gain = 0 if gained or not warm else position.evaluations_without_gain + 1
         if gained:
             position.best_loss = mean
             self._best = {name: tensor.detach().clone() for name, tensor in self.ranker.state_dict().items()}
@@ -246,7 +257,7 @@ class Loop:
         """Goes on from a checkpoint of this very run.
 
         Raises:
-            TrainingError: it belongs to another run.
+            TrainingError: it belongs to another run, or another version of this program wrote it.
         """
         saved = json.loads((directory / POSITION).read_text())
         if saved["run"] != self._run:
@@ -254,7 +265,13 @@ class Loop:
                 f"the checkpoint in {directory} belongs to run {saved['run']}, this is {self._run}: other data, "
                 "settings or sizes. Remove the directory to start anew"
             )
-        self.position = from_json(Position, saved["position"])
+        try:
+            self.position = from_json(Position, saved["position"])
+        except ValueError as error:
+            raise TrainingError(
+                f"the checkpoint in {directory} was written by another version ({error}). Remove the directory to "
+                "start anew"
+            ) from None
         parts: dict[str, dict[str, Tensor]] = {"model": {}, "best": {}, "adam": {}}
         for name, tensor in load_file(directory / STATE).items():
             part, _, rest = name.partition("/")
