@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.contracts.config import Domain
-from rayapp.training.comparison import Row, compare, difference_table, table
+from rayapp.training.comparison import Row, auc_gap, compare, difference_table, table
 from rayapp.training.evaluate import EvaluationSet, feed_score, measures, popularity_logits, report
 from rayapp.training.metrics import (
     auc,
@@ -106,6 +106,10 @@ def test_a_better_model_is_seen_to_be_better_and_an_equal_one_is_not(
         same = found["same", head, "auc", "all"].differences["base"]
         assert (same.low, same.value, same.high) == pytest.approx((0, 0, 0), abs=1e-6)
         assert found["base", head, "auc", "all"].differences == {}
+        gap = auc_gap(window, logits["good"][0], noise[0], domain, head, draws=100)
+        one = compare(window, {"a": logits["good"][:1], "b": noise[:1]}, domain, references=["b"], draws=100)
+        same_draws = next(r for r in one if (r.model, r.head, r.metric, r.segment) == ("a", head, "auc", "all"))
+        assert gap == same_draws.differences["b"]
     _check_words(rows, domain)
 
 

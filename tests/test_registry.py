@@ -38,7 +38,9 @@ def put(root: Path, version: str, created: int, **changed: Any) -> None:
     write_json(directory / "manifest.json", manifest | changed)
     write_json(directory / "config.json", to_json(nano().model))
     write_json(directory / "schema.json", {"heads": ["save", "hide"]})
-    write_json(directory / "metrics.json", {"heads": {"save": values | {"auc": created / 100}, "hide": values}})
+    heads = {"save": values | {"auc": created / 100}, "hide": values}
+    trained = {"steps": 1_500, "examples_a_parameter": 2.345, "stopped": "4 evaluations without gain"}
+    write_json(directory / "metrics.json", {"heads": heads, "train": trained})
     (root / "item_tables" / str((manifest | changed)["item_table"])).mkdir(parents=True, exist_ok=True)
 
 
@@ -110,7 +112,15 @@ def test_what_the_commands_say(registry: Path, domain: Domain) -> None:
     verdict = {"retraining": "r1", "alias": CHAMPION, "champion": "a", "window": "w", "promoted": False}
     record_verdict(registry, "f", {**verdict, "gates": gates})
     shown = run("show", *root, CHAMPION)
-    for words in ("table-f", "nano v1.1", "none (from scratch)", "FAIL  save auc cold: 0.1 worse", "against a"):
+    trained = "1,500 steps, 2.3 examples a parameter, 4 evaluations without gain"
+    for words in (
+        "table-f",
+        "nano v1.1",
+        "none (from scratch)",
+        trained,
+        "FAIL  save auc cold: 0.1 worse",
+        "against a",
+    ):
         assert words in shown
     assert "champion (rollback)" in run("show", *root, "a")
     assert "no gate has seen it" in run("show", *root, "a")

@@ -20,7 +20,7 @@ until_option = click.option("--until", help="Behind the last moment of the test.
 
 @click.command("train")
 @root_option
-@preset_option("demo")
+@preset_option("auto")
 @epochs_option
 @click.option("--variant", default="v1.1", show_default=True, help="v1.1, v1.0, cross, … (docs/model.md).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same model.")
@@ -44,8 +44,8 @@ def train(
     """From an imported log to a champion: windows, item vectors, training, evaluation, promotion.
 
     Unless told otherwise the last fifth of the log's time is the test, and an eighth of the time before it stops and
-    calibrates the training. A ranker without the sequence is trained beside it for comparison. A run that was killed
-    goes on from its last checkpoint.
+    calibrates the training. A ranker without the sequence is trained beside it for comparison, and takes its place
+    where the sequence certainly does harm on that eighth. A run that was killed goes on from its last checkpoint.
     """
     from rayapp.cli.train import run_train
     from rayapp.contracts.presets import VARIANTS

@@ -49,7 +49,7 @@ def models_list(root: Path) -> None:
 def models_show(root: Path, model: str) -> None:
     """Where MODEL (a version or an alias) comes from, how good it is, and what the gates said."""
     from rayapp.registry.aliases import read_aliases, read_previous, resolve
-    from rayapp.registry.models import model_manifest
+    from rayapp.registry.models import model_manifest, training_in_words
     from rayapp.registry.verdicts import read_verdict
     from rayapp.root.facts import read_root
     from rayapp.root.publish import read_json
@@ -59,11 +59,13 @@ def models_show(root: Path, model: str) -> None:
     manifest = model_manifest(root, version)
     aliases = [alias for alias, live in read_aliases(root).items() if live == version]
     before = [f"{alias} (rollback)" for alias, other in read_previous(root).items() if other == version]
+    metrics = read_json(root / MODELS / version / "metrics.json")
     rows = {"version": version, "aliases": ", ".join([*aliases, *before]) or "none", **_lineage(manifest)}
+    rows["training"] = training_in_words(metrics)
     width = max(map(len, rows))
     for name, value in rows.items():
         click.echo(f"{name:{width}}  {value}")
-    click.echo(f"\n{_metrics(read_json(root / MODELS / version / 'metrics.json'), domain)}")
+    click.echo(f"\n{_metrics(metrics, domain)}")
     verdict = read_verdict(root, version)
     if verdict is None:
         click.echo("\nno gate has seen it: it was trained or promoted by hand")

@@ -34,14 +34,18 @@ def store_option(function: F) -> F:
     )(function)
 
 
+PRESET_NAMES: Final = ("auto", "nano", "study", "demo", "paper")
+
+
 def preset_option(default: str) -> Callable[[F], F]:
     """`--preset NAME`."""
     return click.option(
         "--preset",
-        type=click.Choice(["nano", "study", "demo", "paper"]),
+        type=click.Choice(PRESET_NAMES),
         default=default,
         show_default=True,
-        help="Size of the model; nano and study are quicker and worse, paper wants a GPU.",
+        help="Sizes and schedule: auto works both out from the log; nano and study are quicker and worse, paper wants "
+        "a GPU.",
     )
 
 

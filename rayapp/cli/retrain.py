@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from rayapp.cli.options import moment, root_option, store_option
+from rayapp.cli.options import PRESET_NAMES, moment, root_option, store_option
 
 if TYPE_CHECKING:
     from rayapp.loop.plan import TrainingPlan
@@ -43,7 +43,10 @@ as_of_option = click.option(
 )
 @click.option("--train-window-days", type=click.IntRange(1), default=14, show_default=True, help="Days to train on.")
 @click.option(
-    "--preset", type=click.Choice(["nano", "study", "demo", "paper"]), help="Size; the live model's unless told."
+    "--preset",
+    type=click.Choice(PRESET_NAMES),
+    help="Sizes and schedule; the live model's unless told, but for the schedule of auto, which follows the days. auto "
+    "for a root without a model.",
 )
 @click.option("--variant", help="Variant (docs/model.md); the live model's unless told.")
 @click.option(
@@ -150,14 +153,14 @@ def _say(line: str) -> None:
 def _options(
     scope: str, init: str, days: int, preset: str | None, variant_name: str | None, workers: int, again: bool
 ) -> "RetrainOptions":
-    from rayapp.contracts.presets import PRESETS, VARIANTS, variant
+    from rayapp.contracts.presets import AUTO, PRESETS, VARIANTS, variant
     from rayapp.loop.steps import RetrainOptions
 
     if variant_name is not None and variant_name not in VARIANTS:
         raise click.UsageError(f"there is no variant {variant_name!r}; known: {', '.join(VARIANTS)}")
     if scope != "full" and init == "scratch":
         raise click.UsageError(f"--scope {scope} trains a part of the live model, so it can't start from scratch")
-    first = variant(PRESETS[preset or "demo"](), variant_name or "v1.1")
+    first = variant(PRESETS[preset or AUTO](), variant_name or "v1.1")
     chosen = first if preset or variant_name else None
     return RetrainOptions(
         first=first,

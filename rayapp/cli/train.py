@@ -104,7 +104,11 @@ def train_and_tell(
     trained = train_first(root, domain, preset, split, steps, num_workers)
     click.echo()
     click.echo(metric_table(trained.reports, domain, trained.test_window))
-    if words := not_above(trained.reports, preset.variant, domain.positive_head):
+    for name, told in trained.trainings.items():
+        click.echo(f"{name}: {told}")
+    if trained.choice.why:
+        click.echo(trained.choice.why)
+    if words := not_above(trained.reports, trained.choice.variant, domain.positive_head):
         click.echo(
             f"warning: {words}; `rayapp evaluate --root {root} champion popularity counts` gives intervals", err=True
         )

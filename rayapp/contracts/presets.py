@@ -7,6 +7,8 @@ from typing import Any, Final
 
 from rayapp.contracts.config import DAY_MS, ModelConfig, TrainConfig
 
+AUTO: Final = "auto"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Preset:
@@ -72,7 +74,12 @@ def paper() -> Preset:
     return Preset(name="paper", train=TrainConfig(batch_requests=600, **SMALL_LOGS))
 
 
-PRESETS: Final = {"nano": nano, "demo": demo, "study": study, "paper": paper}
+def auto() -> Preset:
+    """Still without sizes and schedule: `contracts.auto.fit` works them out once the log is known."""
+    return Preset(name=AUTO, train=TrainConfig(num_epochs=0))
+
+
+PRESETS: Final = {"auto": auto, "nano": nano, "demo": demo, "study": study, "paper": paper}
 
 NO_SEQUENCE: Final = "no-sequence"
 Variant = Callable[[Preset], Preset]

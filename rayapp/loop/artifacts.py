@@ -6,9 +6,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+import pyarrow.parquet as pq
+
+from rayapp.contracts.auto import LogSize, fit, refit
 from rayapp.contracts.config import Domain, day_name, version_values
 from rayapp.contracts.json_values import to_json
-from rayapp.contracts.presets import Preset
+from rayapp.contracts.presets import AUTO, Preset
 from rayapp.contracts.schema import fingerprint
 from rayapp.loop.plan import Span, Split
 from rayapp.pipeline.rate_snapshots import build_rates
@@ -53,6 +56,33 @@ class Prepared:
     @property
     def test_ms(self) -> int:
         return self.spans[-1][0]
+
+
+def log_size(root: Path, prepared: Prepared) -> LogSize:
+    """How much a training has to learn from: lists by the manifests of its windows, items by the files' footers."""
+    validation = root / WINDOWS / prepared.validation_window
+    windows = [root / WINDOWS / name for name in prepared.train_windows]
+    files = [file for window in windows for file in (window / "requests").glob("*.parquet")]
+    return LogSize(sum(map(_num_lists, windows)), sum(map(_num_shown, files)), _num_lists(validation))
+
+
+def _num_lists(window: Path) -> int:
+    return sum(bucket["requests"] for bucket in read_manifest(window)["buckets"])
+
+
+def _num_shown(file: Path) -> int:
+    footer = pq.read_metadata(file)
+    groups = [footer.row_group(n) for n in range(footer.num_row_groups)]
+    columns = [group.column(n) for group in groups for n in range(group.num_columns)]
+    return sum(column.num_values for column in columns if column.path_in_schema.startswith("item_ids."))
+
+
+def fitted(root: Path, prepared: Prepared, preset: Preset, *, live: bool = False) -> Preset:
+    """`auto` as it is worked out for a training's windows; any other preset as it is. `live`: the preset is that of a
+    live model, whose sizes stay."""
+    if preset.name != AUTO:
+        return preset
+    return (refit if live else fit)(preset, log_size(root, prepared))
 
 
 def make_windows(

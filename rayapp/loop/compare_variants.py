@@ -16,7 +16,7 @@ from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.artifacts import build_windows, item_table, train_model, training_run
+from rayapp.loop.artifacts import build_windows, fitted, item_table, train_model, training_run
 from rayapp.loop.first_training import split_of
 from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import read_aliases
@@ -87,10 +87,11 @@ def run_compare(
     if unknown := [name for name in names if name not in VARIANTS]:
         raise PublishError(f"there is no variant {unknown[0]!r}; known: {', '.join(VARIANTS)}")
     domain, _ = read_root(root)
-    base = PRESETS[preset_name]().with_epochs(num_epochs)
+    asked = PRESETS[preset_name]().with_epochs(num_epochs)
     versions: dict[str, list[str]] = {name: [] for name in names}
     with exclusive(root, "a comparison"), local_ray():
         prepared, _ = build_windows(root, domain, split_of(root, *moments))
+        base = fitted(root, prepared, asked)
         items_name, _ = item_table(root, prepared, base)
         for seed in range(seeds):
             for name in names:

@@ -9,9 +9,11 @@ import pyarrow.compute as pc
 
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.presets import NO_SEQUENCE, Preset, variant
-from rayapp.loop.artifacts import Prepared, build_windows, item_table, train_model, training_run
+from rayapp.loop.artifacts import Prepared, build_windows, fitted, item_table, train_model, training_run
+from rayapp.loop.choose import Choice, choose
 from rayapp.loop.plan import Split, make_split
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
+from rayapp.registry.models import training_in_words
 from rayapp.root.logs import read_log
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, read_json
@@ -40,8 +42,12 @@ class FirstTraining:
 
     test_window: str
     reports: dict[str, Report]
-    """Metrics on the test window: of popularity and counts, of the ranker without the sequence, and of the champion,
-    under its variant's name."""
+    """Metrics on the test window: of popularity and counts, of the ranker without the sequence, and of the variant that
+    was asked for."""
+    trainings: dict[str, str]
+    """In words, how each of the two was trained."""
+    choice: Choice
+    """Of the champion."""
 
 
 def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None, until_ms: int | None = None) -> Split:
@@ -71,12 +77,13 @@ def train_first(
     with progress.step("windows with Ray Data: histories, requests, past rates") as done:
         prepared, worked = build_windows(root, domain, split)
         done(worked)
+    preset = fitted(root, prepared, preset)
     with progress.step("item table: content tower and vectors") as done:
         table, worked = item_table(root, prepared, preset)
         done(worked)
     runs = {
-        name: training_run(root, prepared, variant(preset, name), table, num_workers=num_workers)
-        for name in dict.fromkeys((NO_SEQUENCE, preset.variant))
+        each.variant: training_run(root, prepared, each, table, num_workers=num_workers)
+        for each in (variant(preset, NO_SEQUENCE), preset)
     }
     for name, run in reversed(runs.items()):
         title = "the same ranker without the sequence" if name == NO_SEQUENCE else f"TransAct ({name})"
@@ -84,13 +91,16 @@ def train_first(
             done(train_model(run, domain))
     with progress.step("evaluate and promote the champion") as done:
         reports = _baselines(root, prepared)
-        aliases = {CHAMPION: runs[preset.variant].version, BASELINE: runs[NO_SEQUENCE].version}
+        choice = choose(root, domain, prepared.validation_window, {name: run.version for name, run in runs.items()})
+        aliases = {CHAMPION: runs[choice.variant].version, BASELINE: runs[NO_SEQUENCE].version}
         moved = {alias: version for alias, version in aliases.items() if read_aliases(root).get(alias) != version}
         for alias, version in moved.items():
             promote(root, alias, version)
         done(bool(moved))
-    reports |= {name: read_json(root / MODELS / run.version / "metrics.json")["heads"] for name, run in runs.items()}
-    return FirstTraining(prepared.test_window, reports)
+    metrics = {name: read_json(root / MODELS / run.version / "metrics.json") for name, run in runs.items()}
+    reports |= {name: of_model["heads"] for name, of_model in metrics.items()}
+    trainings = {name: training_in_words(of_model) for name, of_model in metrics.items()}
+    return FirstTraining(prepared.test_window, reports, trainings, choice)
 
 
 def _baselines(root: Path, prepared: Prepared) -> dict[str, Report]:

@@ -22,6 +22,8 @@ class Line:
     preset: Preset
     item_table: str | None
     """Of `version`."""
+    goes_on: bool = False
+    """Whether `preset` is that of `version`."""
 
 
 def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | None) -> list[Line]:
@@ -44,7 +46,7 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
             continue
         manifest = model_manifest(root, version)
         preset = chosen if chosen is not None and alias == CHAMPION else from_json(Preset, manifest["preset"])
-        lines.append(Line(alias, version, preset, manifest["item_table"]))
+        lines.append(Line(alias, version, preset, manifest["item_table"], goes_on=preset is not chosen))
     return lines
 
 

@@ -16,7 +16,7 @@ from rayapp.contracts.config import Domain, Scope, day_name
 from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import Preset
 from rayapp.loop import run_state as states
-from rayapp.loop.artifacts import HISTORY_LENGTH, Prepared, make_windows, train_model, training_run
+from rayapp.loop.artifacts import HISTORY_LENGTH, Prepared, fitted, make_windows, train_model, training_run
 from rayapp.loop.challenge import challenge, champion_gate
 from rayapp.loop.daily import candidate_days, champion_age_days, ended_days, tested_until_ms, watch_rows
 from rayapp.loop.day_counts import count_days
@@ -195,7 +195,9 @@ class RetrainSteps:
     def item_table(self, line: Line, plan: TrainingPlan) -> str:
         """A part of a model can only be trained on the vectors that its other parts know."""
         every_days = self.limits.item_table_days if self.options.scope == "full" else float("inf")
-        return table_for(self.root, Prepared(self.domain, plan.spans), line.preset, line.item_table, every_days)
+        prepared = Prepared(self.domain, plan.spans)
+        preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
+        return table_for(self.root, prepared, preset, line.item_table, every_days)
 
     def train(self, line: Line, plan: TrainingPlan, table: str) -> str:
         run = self.training_run(line, plan, table)
@@ -206,13 +208,15 @@ class RetrainSteps:
         """Warm where that was asked for and the item vectors still mean what the live model's weights learnt."""
         last = line.item_table
         warm = self.options.init == "warm" and last is not None and same_space(self.root, table, last)
-        scoped = dataclasses.replace(line.preset.train, scope=self.options.scope)
+        prepared = Prepared(self.domain, plan.spans)
+        preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
+        scoped = dataclasses.replace(preset.train, scope=self.options.scope)
         return training_run(
             self.root,
-            Prepared(self.domain, plan.spans),
-            dataclasses.replace(line.preset, train=scoped),
+            prepared,
+            dataclasses.replace(preset, train=scoped),
             table,
-            title=f"{line.preset.name}-{line.preset.variant}-{day_name(plan.test)}",
+            title=f"{preset.name}-{preset.variant}-{day_name(plan.test)}",
             num_workers=self.options.num_workers,
             init_from=line.version if warm else None,
         )

@@ -173,6 +173,16 @@ def model_manifest(root: Path, version: str) -> Manifest:
     return manifest
 
 
+def training_in_words(metrics: dict[str, Any]) -> str:
+    """How long a model was trained, how much it saw and why it stopped, as far as its metrics tell: earlier versions
+    of this program wrote the steps alone."""
+    told = metrics["train"]
+    words = [f"{told['steps']:,} steps"]
+    if "stopped" in told:
+        words += [f"{told['examples_a_parameter']:.1f} examples a parameter", told["stopped"]]
+    return ", ".join(words)
+
+
 def list_models(root: Path) -> list[dict[str, Any]]:
     """Version, metrics and manifest of every published model, newest first; of one that can't be read, the `error`."""
     rows: list[dict[str, Any]] = []

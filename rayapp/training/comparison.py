@@ -17,9 +17,12 @@ from pydantic import model_serializer
 from rayapp.contracts.config import Domain
 from rayapp.features.segments import SEGMENTS
 from rayapp.training.evaluate import METRICS, EvaluationSet, measures
+from rayapp.training.metrics import auc
 
 DRAWS: Final = 200
 LEVEL: Final = 0.95
+WEIGHTS_AT_ONCE: Final = 10_000_000
+"""Of examples under draws, 80 MB."""
 Logits = NDArray[np.float32]
 
 
@@ -93,6 +96,29 @@ def compare(
                     estimate = BootstrapInterval.of(float(value_K[0]), value_K[1:])
                     rows.append(Row(model, head, name, segment, estimate, differences))
     return rows
+
+
+def auc_gap(
+    window: EvaluationSet, one: Logits, other: Logits, domain: Domain, head: str, *, draws: int = DRAWS
+) -> BootstrapInterval:
+    """AUC of `one` less that of `other`, both logits `[R, C, H]`, over the draws of users that `compare` makes; only
+    a few at a time, so that a window may be as large as a log has them."""
+    h = domain.head_names.index(head)
+    of_user_R = np.unique(window.user_hash_R, return_inverse=True)[1]
+    user_N = np.repeat(of_user_R, window.valid_RC.sum(axis=1))
+    label_N = window.label_RCH[:, :, h][window.valid_RC]
+    logit_2N = [logits[:, :, h][window.valid_RC] for logits in (one, other)]
+    rng, num_users = np.random.default_rng(0), int(of_user_R.max(initial=-1)) + 1
+    at_once = max(1, WEIGHTS_AT_ONCE // max(len(user_N), 1))
+
+    def gap(weight_KN: NDArray[np.float64]) -> NDArray[np.float64]:
+        return auc(logit_2N[0], label_N, weight_KN) - auc(logit_2N[1], label_N, weight_KN)
+
+    drawn = [
+        gap(rng.poisson(1.0, (min(at_once, draws - k), num_users)).astype(np.float64)[:, user_N])
+        for k in range(0, draws, at_once)
+    ]
+    return BootstrapInterval.of(float(gap(np.ones((1, len(user_N))))[0]), np.concatenate(drawn))
 
 
 def over_seeds(value_SK: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

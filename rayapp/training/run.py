@@ -39,7 +39,7 @@ from rayapp.training.start import Start, start
 
 TRAIN_LOG: Final = "train.jsonl"
 FAILURE: Final = "failure.txt"
-POSITION_TOLD: Final = ("examples", "seconds", "cpu_seconds", "loss", "best_loss")
+POSITION_TOLD: Final = ("examples", "seconds", "cpu_seconds", "loss", "best_loss", "stopped")
 MAX_FAILURES: Final = 3
 """Workers that die are started again this often, from the last checkpoint."""
 WORKER_ENVIRONMENT: Final = {"MALLOC_ARENA_MAX": "1"}
@@ -162,7 +162,11 @@ def evaluate_and_publish(
     metrics = {
         "test_window": run.test_window,
         "heads": {h: {k: None if np.isnan(v) else v for k, v in row.items()} for h, row in heads.items()},
-        "train": {"steps": position["step"], **{k: position[k] for k in POSITION_TOLD}},
+        "train": {
+            "steps": position["step"],
+            **{k: position[k] for k in POSITION_TOLD},
+            "examples_a_parameter": position["examples"] / begun.num_trained,
+        },
     }
     lineage = {
         "created_at_ms": time.time_ns() // 1_000_000,

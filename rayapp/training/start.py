@@ -32,6 +32,11 @@ class Start:
     drawn: tuple[str, ...] = ()
     """Weights that a warm start did not find in the model that it starts from."""
 
+    @property
+    def num_trained(self) -> int:
+        """Parameters of the ranker that the run trains."""
+        return sum(p.numel() for p in self.ranker.parameters() if p.requires_grad)
+
 
 def start(root: Path, preset: Preset, item_table: str, domain: Domain, init_from: str | None) -> Start:
     """Weights drawn by the preset's seed; with `init_from`, that model's wherever name and shape agree.
