@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from rayapp.cli.options import epochs_option, moment, preset_option, root_option, write_option
+from rayapp.cli.options import PRESET_NAMES, epochs_option, moment, preset_option, root_option, write_option
 
 
 def moments(since: str | None, test_since: str | None, until: str | None) -> tuple[int | None, ...]:
@@ -20,7 +20,7 @@ until_option = click.option("--until", help="Behind the last moment of the test.
 
 @click.command("train")
 @root_option
-@preset_option("auto")
+@preset_option("auto", PRESET_NAMES)
 @epochs_option
 @click.option("--variant", default="v1.1", show_default=True, help="v1.1, v1.0, cross, … (docs/model.md).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same model.")
@@ -85,7 +85,7 @@ def evaluate(
 
 @click.command("compare")
 @root_option
-@preset_option("study")
+@preset_option("study", PRESET_NAMES)
 @epochs_option
 @click.option("--variants", default="models", show_default=True, help="`models`, `ablations`, or names with commas.")
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trainings of each variant.")

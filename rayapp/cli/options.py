@@ -1,7 +1,7 @@
 """Options that several commands share."""
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -34,18 +34,19 @@ def store_option(function: F) -> F:
     )(function)
 
 
-PRESET_NAMES: Final = ("auto", "nano", "study", "demo", "paper")
+FIXED_PRESETS: Final = ("nano", "study", "demo", "paper")
+PRESET_NAMES: Final = ("auto", *FIXED_PRESETS)
 
 
-def preset_option(default: str) -> Callable[[F], F]:
+def preset_option(default: str, names: Sequence[str] = FIXED_PRESETS) -> Callable[[F], F]:
     """`--preset NAME`."""
+    auto = "auto works sizes and schedule out from the log, " if "auto" in names else ""
     return click.option(
         "--preset",
-        type=click.Choice(PRESET_NAMES),
+        type=click.Choice(names),
         default=default,
         show_default=True,
-        help="Sizes and schedule: auto works both out from the log; nano and study are quicker and worse, paper wants "
-        "a GPU.",
+        help=f"Size of the model: {auto}nano and study are quicker and worse, paper wants a GPU.",
     )
 
 
