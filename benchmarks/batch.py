@@ -33,7 +33,7 @@ from rayapp.model.inputs import items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import NUM_TOKENS, LinearTower
-from rayapp.pipeline.rate_snapshots import build_rates
+from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.tasks import quiet, run_tasks
 from rayapp.record import Bars, say, tell
 from rayapp.registry.item_tables import publish_table
@@ -96,11 +96,11 @@ def run_batch(as_json: bool, write: Path | None) -> None:
 
 
 def make_root_with_model(root: Path, place: Path) -> Domain:
-    """A synthetic world with rates, and a model of the preset's size that was never trained: it costs the same."""
+    """A synthetic world with statistics, and a model of the preset's size that was never trained: it costs the same."""
     domain_file = load_domain("synthetic")
     domain, preset = domain_file.domain, PRESETS[PRESET]()
     import_once(root, domain_file, lambda: write_world(WORLD, place / "raw", run_tasks))
-    build_rates(root, WORLD.start_ms, WORLD.start_ms + WORLD.num_days * DAY_MS, domain)
+    count_statistics(root, domain)
     rng, width = np.random.default_rng(0), preset.model.item_dim
     items = read_catalogue(root).to_pylist()
     tower = LinearTower(rng.normal(size=(NUM_TOKENS, width)).astype(np.float32), domain.attributes)
@@ -116,7 +116,7 @@ def make_root_with_model(root: Path, place: Path) -> Domain:
     publish_model(
         root,
         "bench",
-        ranker=Ranker(preset.model, encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads)),
+        ranker=Ranker(preset.model, encoders, domain),
         config=preset.model,
         domain=domain,
         encoders=encoders,

@@ -2,7 +2,7 @@
 
 All policies start from one model, trained on the first days of the log (window 0), and score each following day with
 the newest model they have. A model that scores day D has seen requests up to the last one whose attribution time was
-over when D began. Past rates come from the snapshot of D for everyone, retrained or not, as in serving; the item table
+over when D began. Statistics are as fresh for everyone, retrained or not, as in serving; the item table
 is that of window 0 throughout, so that weights alone age.
 
 The trainings run in this process, one after another: Ray Train's start takes longer than a day's worth of training
@@ -173,7 +173,7 @@ def _scored(study: Study, windows: Mapping[int, EvaluationSet]) -> str:
 
 
 def prepare(root: Path, preset: Preset, window_days: int, moments: tuple[int | None, int | None]) -> Study:
-    """A window for each day, the days' rates, and the item table of window 0; what is there already is kept.
+    """The statistics, a window for each day, and the item table of window 0; what is there already is kept.
 
     Raises:
         PublishError: there are not enough days.

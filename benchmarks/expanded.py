@@ -1,6 +1,6 @@
 """The opponent of the request-centred loader: a Parquet file with a row per shown item, each with its whole sequence.
 
-Shapes: N rows, L history rows, H heads, K rate features.
+Shapes: N rows, L history rows, H heads, K statistics.
 """
 
 from collections.abc import Iterator
@@ -39,8 +39,8 @@ def _rows(batch: RequestBatch) -> pa.Table:
         "action": _fixed(sequences.action_RL),
         "item": _fixed(sequences.item_hash_RL),
         "time": _fixed(sequences.timestamp_ms_RL),
-        "user_rate": _fixed(requests.user_rate_RK[request_N]),
-        "item_rate": _fixed(requests.item_rate_NK),
+        "user_statistic": _fixed(requests.user_statistic_RK[request_N]),
+        "item_statistic": _fixed(requests.item_statistic_NK),
         "label": _fixed(batch.label_NH),
     }
     context = requests.context.take(pa.array(request_N))
@@ -68,7 +68,7 @@ def read_expanded(path: Path, batch_rows: int, context: list[str]) -> Iterator[R
             sequences,
             np.arange(size + 1),
             table["candidate"].to_numpy(),
-            matrix("user_rate"),
-            matrix("item_rate").copy(),  # torch warns of memory that it may not write
+            matrix("user_statistic"),
+            matrix("item_statistic").copy(),  # torch warns of memory that it may not write
         )
         yield RequestBatch(np.full(size, "", object), requests, matrix("label"))

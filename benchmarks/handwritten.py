@@ -22,7 +22,7 @@ from rayapp.retrieval.index import CandidateIndex
 from rayapp.root.facts import read_root
 from rayapp.serving.blend import blend
 from rayapp.serving.feed import DIVERSITY
-from rayapp.serving.live_rates import LiveRates
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.opening import open_store
 
@@ -39,9 +39,10 @@ def make_app() -> FastAPI:
     """For `uvicorn --factory`; the root comes from the environment."""
     torch.set_num_threads(1)
     root = Path(os.environ["RAYAPP_ROOT"])
-    domain, num_buckets = read_root(root)
+    domain, _ = read_root(root)
     model = load_model(root, read_aliases(root)[CHAMPION], domain)
-    index, store, rates = CandidateIndex(model.table), open_store(root), LiveRates(root, domain, num_buckets)
+    index, store = CandidateIndex(model.table), open_store(root)
+    statistics = FreshStatistics(root, domain, store)
     thread = ThreadPoolExecutor(max_workers=1)
     app = FastAPI()
 
@@ -49,7 +50,7 @@ def make_app() -> FastAPI:
         now_ms = time.time_ns() // 1_000_000
         user = store.lookup(ask.user_id)
         found = fetch(index, user.history, domain.vocabulary, Query(ask.num_candidates, now_ms))
-        ranking = rank(model, rates, domain, RankCall(ask.user_id, user, now_ms, found.item_hash_C, {}))
+        ranking = rank(model, statistics, domain, RankCall(ask.user_id, user, now_ms, found.item_hash_C, {}))
         vectors_CE = ranking.vector_CE.astype("float32")
         rows = blend(
             ranking.probability_CH, domain.utilities, ask.num_results, vectors_CE=vectors_CE, diversity=DIVERSITY

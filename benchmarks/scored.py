@@ -20,6 +20,7 @@ from rayapp.contracts.schema import FIRST_ACTION_ID
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.requests import Requests
 from rayapp.features.sequence import Sequences
+from rayapp.features.statistic_columns import Columns
 from rayapp.model.calibration import Calibration
 from rayapp.model.inputs import FeatureTables, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
@@ -72,7 +73,7 @@ class Scored:
             AttributeEncoder.fit(users, domain.user_attributes),
             AttributeEncoder.fit(_context(rng, 100), domain.context_attributes),
         )
-        inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, domain.vocabulary.size)
+        inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, domain)
         hash_N = np.fromiter((hash64(item["item_id"]) for item in items), np.uint64, NUM_ITEMS)
         return Scored(domain, topic_N, hash_N, inputs)
 
@@ -81,6 +82,7 @@ class Scored:
     ) -> tuple[Requests, NDArray[np.float32]]:
         """Requests of users with `length` actions each, and their labels `[B, C, H]`."""
         shape, heads = (num_requests, num_candidates), len(self.domain.heads)
+        num_item, num_user = Columns.of(self.domain).widths
         liked_BT = rng.random((num_requests, NUM_TOPICS)) < 0.25
         item_BL, item_BC = (rng.integers(0, NUM_ITEMS, (num_requests, width)) for width in (length, num_candidates))
         saved_BL = np.take_along_axis(liked_BT, self.topic_N[item_BL], 1) & (rng.random(item_BL.shape) < 0.8)
@@ -102,8 +104,8 @@ class Scored:
             sequences,
             np.arange(num_requests + 1) * num_candidates,
             self.hash_N[item_BC].ravel(),
-            rng.normal(size=(num_requests, heads + 1)).astype(np.float32),
-            rng.normal(size=(num_requests * num_candidates, heads + 1)).astype(np.float32),
+            rng.normal(size=(num_requests, num_user)).astype(np.float32),
+            rng.normal(size=(num_requests * num_candidates, num_item)).astype(np.float32),
         )
         return requests, np.repeat(label_BC[:, :, None], heads, axis=2).astype(np.float32)
 
@@ -114,7 +116,7 @@ def trained_scorer(scored: Scored, config: ModelConfig) -> tuple[Scorer, float]:
     rng = np.random.default_rng(1)
     domain, inputs = scored.domain, scored.inputs
     heads = len(domain.heads)
-    ranker = Ranker(config, inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=heads)
+    ranker = Ranker(config, inputs.encoders, domain)
     optimizer = torch.optim.Adam(ranker.parameters(), lr=LEARNING_RATE)
     weight_HA, user_weight_B = torch.ones(heads, heads + 1), torch.ones(BATCH[0])
     valid_BC, losses = torch.ones(BATCH, dtype=torch.bool), []

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root
-from rayapp.serving.live_rates import LiveRates
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.opening import open_store
 
@@ -38,8 +38,9 @@ class Truth:
         Raises:
             ValueError: two of the models can't be told apart by these scores.
         """
-        domain, num_buckets = read_root(root)
-        rates, store = LiveRates(root, domain, num_buckets), open_store(root, store_url)
+        domain, _ = read_root(root)
+        store = open_store(root, store_url)
+        statistics = FreshStatistics(root, domain, store)
         scores: dict[tuple[str, str], NDArray[np.float64]] = {}
         item_ids: list[str] = []
         try:
@@ -48,7 +49,7 @@ class Truth:
                 item_ids = [str(item["item_id"]) for item in model.table.items[:ITEMS]]
                 for user in users:
                     call = RankCall.of(user, store.lookup(user), time.time_ns() // 1_000_000, item_ids, {})
-                    probability_CH = rank(model, rates, domain, call).probability_CH
+                    probability_CH = rank(model, statistics, domain, call).probability_CH
                     scores[user, version] = probability_CH.astype(np.float64) @ np.asarray(domain.utilities)
         finally:
             store.close()

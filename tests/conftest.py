@@ -14,18 +14,19 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rayapp.cli.main import cli
-from rayapp.contracts.config import Domain, Head
+from rayapp.contracts.config import HALF_LIVES_MS, Domain, Head
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.presets import nano, variant
+from rayapp.contracts.presets import COUNTS, nano, variant
 from rayapp.contracts.schema import PAD, Action, ActionKind, Attribute, AttributeKind, Event, Vocabulary
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import Sequences
+from rayapp.features.statistic_columns import MAX_HEADS, Columns
 from rayapp.importing.domains import load_domain
 from rayapp.loop.artifacts import Prepared, build_windows, item_table, train_model, training_run
 from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import split_of
 from rayapp.pipeline.restore import seed_store
-from rayapp.pipeline.tasks import run_tasks
+from rayapp.pipeline.tasks import quiet, run_tasks
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote
 from rayapp.root.facts import make_root
 from rayapp.sources.synthetic import World, write_world
@@ -144,6 +145,15 @@ def on_our_ray(ray_session: None) -> dict[str, str]:
     return {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
 
 
+@pytest.fixture
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Statistics are counted and windows built in this process."""
+    for name in ("statistics", "windows"):
+        monkeypatch.setattr(
+            f"rayapp.pipeline.{name}.run_tasks", lambda count, task, told=quiet: [task(n) for n in range(count)]
+        )
+
+
 Command = Callable[..., Result]
 
 
@@ -166,7 +176,8 @@ def make_request(
     timestamp_ms: int = 50,
     **context: object,
 ) -> Requests:
-    """One request without past rates, as the server asks a scorer."""
+    """One request without statistics, as the server asks a scorer."""
+    num_item, num_user = Columns(len(HALF_LIVES_MS), tuple(range(1, num_heads + 1))[:MAX_HEADS]).widths
     length = np.array([int((action_L != PAD).sum())])
     sequences = Sequences(action_L[None], item_hash_L[None], np.zeros((1, len(action_L)), np.int64), length)
     return Requests.of_one(
@@ -175,8 +186,8 @@ def make_request(
         context_row(attributes, timestamp_ms, context),
         sequences,
         candidate_hash_C,
-        np.zeros(num_heads + 1, np.float32),
-        np.zeros((len(candidate_hash_C), num_heads + 1), np.float32),
+        np.zeros(num_user, np.float32),
+        np.zeros((len(candidate_hash_C), num_item), np.float32),
     )
 
 
@@ -185,14 +196,16 @@ WORLD = World(num_users=120, num_items=200, sessions_per_day=0.2)
 
 @pytest.fixture(scope="session")
 def trained_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Prepared]:
-    """A root with logs, windows, two trained models, aliases and a seeded store. Made once; nobody changes it."""
+    """A root with logs, statistics, windows, three trained models, aliases and a seeded store. Made once; nobody
+    changes it."""
     root = tmp_path_factory.mktemp("trained") / "root"
     domain_file = load_domain("synthetic")
     assert import_once(root, domain_file, lambda: write_world(WORLD, root / "raw", run_tasks))
     domain = domain_file.domain
     prepared, _ = build_windows(root, domain, split_of(root))
     table, _ = item_table(root, prepared, nano())
-    for alias, preset in ((CHAMPION, nano()), (BASELINE, variant(nano(), "no-sequence"))):
+    presets = {CHAMPION: nano(), **{name: variant(nano(), name) for name in (BASELINE, COUNTS)}}
+    for alias, preset in presets.items():
         run = training_run(root, prepared, preset, table)
         assert train_model(run, domain)
         assert not train_model(run, domain), "a finished step is reused"

@@ -1,15 +1,16 @@
 """Small scorers, and requests to ask them, for the tests of models."""
 
+import dataclasses
 import functools
 
 import numpy as np
 import pyarrow as pa
 import torch
 
-from rayapp.contracts.config import ModelConfig
+from rayapp.contracts.config import Domain, Head, ModelConfig
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.presets import nano
-from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Attribute, AttributeKind
+from rayapp.contracts.schema import FIRST_ACTION_ID, PAD, Action, ActionKind, Attribute, AttributeKind, Vocabulary
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.requests import Requests
 from rayapp.model.calibration import Calibration
@@ -21,11 +22,23 @@ from rayapp.model.tower import LinearTower
 from tests.conftest import make_request
 
 CONFIG = nano().model
-VOCABULARY_SIZE = 6
+ACTIONS = ("save", "click", "hide", "share")
+VOCABULARY_SIZE = FIRST_ACTION_ID + len(ACTIONS)
 USER_ATTRIBUTES = (Attribute("country", AttributeKind.CATEGORIES),)
 CONTEXT_ATTRIBUTES = (Attribute("hour", AttributeKind.NUMBER),)
 ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
 LENGTH = CONFIG.history_length
+KINDS = {"save": ActionKind.POSITIVE, "hide": ActionKind.NEGATIVE}
+DOMAIN = Domain(
+    name="films",
+    vocabulary=Vocabulary(tuple(Action(name=name, kind=KINDS.get(name, ActionKind.NEUTRAL)) for name in ACTIONS)),
+    heads=(Head(name="save", actions=("save",), utility=1.0), Head(name="hide", actions=("hide",), utility=-1.0)),
+    positive_head="save",
+    attributes=ATTRIBUTES,
+    title="title",
+    user_attributes=USER_ATTRIBUTES,
+    context_attributes=CONTEXT_ATTRIBUTES,
+)
 
 
 def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
@@ -49,9 +62,9 @@ def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
         AttributeEncoder.fit(users, USER_ATTRIBUTES),
         AttributeEncoder.fit(context, CONTEXT_ATTRIBUTES),
     )
-    inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, VOCABULARY_SIZE)
+    inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, DOMAIN)
     torch.manual_seed(0)
-    ranker = Ranker(config, encoders, vocabulary_size=VOCABULARY_SIZE, num_heads=2)
+    ranker = Ranker(config, encoders, DOMAIN)
     return Scorer(ranker.eval(), inputs, Calibration.none(2))
 
 
@@ -88,4 +101,9 @@ def some_request(real: int, candidates: int, seed: int = 0) -> Requests:
     action = np.full(LENGTH, PAD, np.uint8)
     action[:real] = rng.integers(FIRST_ACTION_ID, VOCABULARY_SIZE, real)
     items = [f"i{n}" for n in rng.integers(0, 45, LENGTH + candidates)]  # some the table does not hold
-    return request(action, hashes(*items[:LENGTH]), hashes(*items[LENGTH:]))
+    asked = request(action, hashes(*items[:LENGTH]), hashes(*items[LENGTH:]))
+    return dataclasses.replace(
+        asked,
+        user_statistic_RK=rng.normal(size=asked.user_statistic_RK.shape).astype(np.float32),
+        item_statistic_NK=rng.normal(size=asked.item_statistic_NK.shape).astype(np.float32),
+    )

@@ -72,4 +72,4 @@ def publish_window(root: Path, domain: Domain, num_requests: int = 60) -> Window
         root / "windows" / "w" / "manifest.json",
         {"history_length": 8, "heads": list(domain.head_names), "buckets": stats},
     )
-    return WindowReader(root, ["w"], domain, 8, rates=False)
+    return WindowReader(root, ["w"], domain, 8)

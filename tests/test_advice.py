@@ -1,6 +1,5 @@
 """What errors tell people to do next is right for their own root."""
 
-import math
 import re
 from pathlib import Path
 
@@ -8,7 +7,6 @@ import pytest
 from click.testing import CliRunner, Result
 
 from rayapp.cli.main import cli
-from rayapp.cli.train import not_above
 from rayapp.contracts.config import Domain
 from rayapp.loop.first_training import split_of
 from rayapp.registry.models import list_models
@@ -54,25 +52,3 @@ def test_a_log_without_shown_lists_is_told_what_it_lacks(root: Path) -> None:
     done = run("train", "--root", root)
     assert isinstance(done.exception, PublishError)
     assert "no shown lists" in str(done.exception)
-
-
-@pytest.mark.parametrize(
-    ("auc", "popularity", "counts", "better"),
-    [
-        (0.5, 0.58, 0.57, "popularity"),
-        (0.58, 0.58, 0.57, "popularity"),
-        (0.6, 0.58, 0.7, "counts"),
-        (0.6, 0.58, math.nan, None),
-        (0.6, 0.58, 0.59, None),
-        (math.nan, 0.58, 0.57, "popularity"),
-    ],
-)
-def test_a_model_that_is_not_above_the_better_baseline_is_not_promoted_without_a_word(
-    auc: float, popularity: float, counts: float, better: str | None
-) -> None:
-    values = {"v1.1": auc, "popularity": popularity, "counts": counts}
-    words = not_above({name: {"save": {"auc": value}} for name, value in values.items()}, "v1.1", "save")
-    assert (words is not None) is (better is not None)
-    if words and better:
-        assert f"v1.1 is not above {better}" in words
-        assert f"against {values[better]:.4f}" in words

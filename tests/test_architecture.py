@@ -24,15 +24,24 @@ IMPORTS: dict[str, set[str]] = {
     "sources": {"contracts"},
     "record": {"picture", "revision", "root"},
     "store": {"contracts", "features", "root"},
-    "pipeline": {"contracts", "features", "root", "store"},
+    "statistics": {"contracts", "features", "root"},
+    "pipeline": {"contracts", "features", "root", "statistics", "store"},
     "importing": {"contracts", "pipeline", "root"},
     "model": {"contracts", "features"},
     "registry": {"contracts", "features", "model", "root"},
-    "training": {"contracts", "features", "model", "picture", "pipeline", "registry", "revision", "root"},
+    "training": {
+        *("contracts", "features", "model", "picture", "pipeline", "registry", "revision", "root"),
+        "statistics",
+    },
     "retrieval": {"contracts", "features", "model"},
     "experiments": {"contracts", "pipeline", "registry", "retrieval", "root"},
-    "serving": {"contracts", "experiments", "features", "model", "registry", "retrieval", "root", "store"},
-    "batch": {"contracts", "features", "importing", "model", "pipeline", "registry", "retrieval", "root", "store"},
+    "serving": {
+        *("contracts", "experiments", "features", "model", "registry", "retrieval", "root", "statistics", "store"),
+    },
+    "batch": {
+        *("contracts", "features", "importing", "model", "pipeline", "registry", "retrieval", "root", "statistics"),
+        "store",
+    },
     "loop": {
         *("contracts", "experiments", "features", "importing", "launch", "model", "pipeline", "record", "registry"),
         *("root", "sources", "store", "training"),
@@ -62,7 +71,7 @@ IMPORTS: dict[str, set[str]] = {
 }
 NO_RAY = {
     *("contracts", "revision", "picture", "features", "root", "sources", "record", "store", "model", "registry"),
-    *("retrieval", "serving"),
+    *("retrieval", "serving", "statistics"),
 }
 FILES = sorted(path for top in ("rayapp", "deployments", "benchmarks") for path in ROOT.glob(f"{top}/**/*.py"))
 

@@ -33,15 +33,15 @@ def test_a_first_training_has_its_names(root: Path) -> None:
     prepared = Prepared(DOMAIN, Split(DAYS[0], DAYS[4], DAYS[5], DAYS[7]).spans)
     assert prepared.windows == ("2026-01-01_2026-01-05", "2026-01-05_2026-01-06", "2026-01-06_2026-01-08")
     run = training_run(root, prepared, nano(), "t")
-    assert run.version == "nano-v1.1-4662ce93"
+    assert run.version == "nano-v1.1-7f54a5d5"
     assert (*run.train_windows, run.validation_window, run.test_window) == prepared.windows
     other = training_run(root, prepared, variant(nano(), "no-sequence"), "t", num_workers=2)
-    assert other.version == "nano-no-sequence-ffbbe5c5"
-    assert training_run(root, prepared, nano(), "t", init_from="parent").version == "nano-v1.1-b9d02f7d"
+    assert other.version == "nano-no-sequence-bcb5816b"
+    assert training_run(root, prepared, nano(), "t", init_from="parent").version == "nano-v1.1-2572c8fc"
 
 
 @pytest.mark.parametrize(
-    ("init", "version"), [("scratch", "nano-v1.1-2026-01-05-723f339b"), ("warm", "nano-v1.1-2026-01-05-cacac75c")]
+    ("init", "version"), [("scratch", "nano-v1.1-2026-01-05-abf1d0be"), ("warm", "nano-v1.1-2026-01-05-ed9e1ec0")]
 )
 def test_a_retraining_has_its_names(root: Path, init: str, version: str) -> None:
     options = RetrainOptions(first=nano(), init=init)  # type: ignore[arg-type]

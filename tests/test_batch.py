@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rayapp.batch.accumulators import Accumulators, Sums
-from rayapp.batch.as_of import PastRates, changed_items
-from rayapp.batch.grouped_rows import BY_TIME, group_rows
+from rayapp.batch.as_of import changed_items
+from rayapp.batch.grouped_rows import group_logged, group_rows
 from rayapp.batch.input_files import check_rows, num_partitions, plan_files
-from rayapp.batch.job import InputKind, Job, RootState, finished_output, publish, workspace
+from rayapp.batch.job import InputKind, Job, RootState, Workspace, finished_output, publish, workspace
 from rayapp.batch.part import cuts
 from rayapp.batch.scoring import batches
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.schema import Attribute, AttributeKind, bucket_of
+from rayapp.contracts.schema import Attribute, AttributeKind, bucket_of, request_schema
 from rayapp.features.sequence import NO_WATERMARK
+from rayapp.pipeline.export import export_all
+from rayapp.pipeline.statistics import count_statistics
 from rayapp.root.publish import PublishError, read_json, write_json
+from rayapp.statistics.known import newest_name
+from rayapp.store import Store
 from rayapp.training import metrics
-from tests.conftest import T0
+from tests.conftest import T0, make_event
 from tests.tiny_models import item_table
 
 NOW = T0 + 10 * 86_400_000
@@ -90,7 +95,7 @@ def test_rows_of_one_user_and_moment_are_one_request_and_an_item_asked_twice_cou
     assert asked.duplicates == 2
     assert asked.timestamp_ms_R.tolist() == [50, 50]
     assert asked.watermark_R.tolist() == [NO_WATERMARK] * 2
-    assert set(asked.rate_snapshot_R) == {BY_TIME}
+    assert asked.statistics_at_ms_R.tolist() == [50, 50]
     assert asked.user_hash_R.tolist() == [hash64("a"), hash64("b")]
 
 
@@ -196,6 +201,15 @@ def test_rows_are_checked_one_by_one(domain: Domain) -> None:
 # ---- workspaces ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture
+def root(root: Path, store: Store, domain: Domain, without_ray: None) -> Path:
+    """With an item and statistics of nothing."""
+    store.put_item({"item_id": "i1", "created_at_ms": T0, "title": "one", "genres": ["g"]})
+    export_all(root, store, T0)
+    count_statistics(root, domain)
+    return root
+
+
 def job(root: Path, **changed: object) -> Job:
     return dataclasses.replace(Job(root=str(root), kind=InputKind.PAIRS, model_version="a", as_of_ms=T0), **changed)
 
@@ -244,23 +258,52 @@ def test_a_directory_of_somebody_else_is_never_replaced(root: Path, tmp_path: Pa
         finished_output(out, job(root), overwrite=True)
 
 
-def test_a_job_reads_the_root_as_it_stood_when_it_began(root: Path, tmp_path: Path) -> None:
+def test_a_job_reads_the_root_as_it_stood_when_it_began(
+    root: Path, store: Store, domain: Domain, tmp_path: Path
+) -> None:
     with workspace(tmp_path / "out", job(root), overwrite=False) as work:
-        assert work.state == RootState(0, 0, ())
-    (root / "rates" / "2026-01-01").mkdir(parents=True)
+        began = work.state
+    assert began == RootState(1, 1, newest_name(root))
+    store.append([make_event(1)])
+    export_all(root, store, NOW)
+    newer, counted = count_statistics(root, domain)
+    assert counted
     with workspace(tmp_path / "out", job(root), overwrite=False) as work:
-        assert work.state == RootState(0, 0, ())
-    assert RootState.of(root).rates == ("2026-01-01",)
+        assert work.state == began
+        assert Workspace.read(work.directory).state == began
+    assert RootState.of(root) == RootState(2, 2, newer)
+
+
+def test_a_job_of_a_root_without_statistics_says_what_counts_them(root: Path, tmp_path: Path) -> None:
+    shutil.rmtree(root / "statistics")
+    with (
+        pytest.raises(PublishError, match="has no statistics yet; `rayapp train` counts them, or `rayapp windows`"),
+        workspace(tmp_path / "out", job(root), overwrite=False),
+    ):
+        pass
 
 
 # ---- what a request may know -----------------------------------------------------------------------------------------
 
 
-def test_a_request_sees_the_newest_rates_of_its_time(root: Path, domain: Domain) -> None:
-    rates = PastRates(root, domain, ("2025-12-30", "2026-01-01", "2026-01-02"))
-    given = np.array([BY_TIME, BY_TIME, BY_TIME, None, "2025-12-30"], object)
-    times = np.array([T0 - 1, T0, T0 - 10 * 86_400_000, T0, T0])
-    assert rates.days_of(given, times).tolist() == ["2025-12-30", "2026-01-01", None, None, "2025-12-30"]
+def test_a_request_reads_the_statistics_of_its_time_unless_it_names_another(domain: Domain) -> None:
+    asked = group_rows(
+        rows_of(["a"] * 5, ["1"] * 5, timestamp_ms=[T0, T0, T0, None, T0], statistics_at_ms=[None, T0 - 9, T0, 7, 8]),
+        domain,
+        T0 + 1,
+    )
+    found = sorted(zip(asked.timestamp_ms_R.tolist(), asked.statistics_at_ms_R.tolist(), strict=True))
+    assert found == [(T0, 8), (T0, T0 - 9), (T0, T0), (T0 + 1, 7)]
+    assert asked.duplicates == 1, "no other time than its own is its own"
+
+
+def test_a_logged_request_reads_the_statistics_that_it_was_answered_with(domain: Domain) -> None:
+    rows = [
+        {"request_id": f"r{n}", "user_id": "u", "timestamp_ms": T0 + n, "item_ids": ["i"], "statistics_at_ms": at_ms}
+        for n, at_ms in enumerate((None, T0 - 600_000, T0))
+    ]
+    asked = group_logged(pa.Table.from_pylist(rows, schema=request_schema(())), domain)
+    assert asked.statistics_at_ms_R.tolist() == [T0, T0 - 600_000, T0]
 
 
 def test_items_that_changed_since_the_table_was_made_are_found(domain: Domain) -> None:

@@ -17,7 +17,7 @@ import pytest
 
 from rayapp.batch.as_of import settled_mix
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.schema import Event, bucket_of
+from rayapp.contracts.schema import Event
 from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import NO_WATERMARK, at_request
 from rayapp.launch.ports import free_port
@@ -29,7 +29,7 @@ from rayapp.retrieval.index import CandidateIndex
 from rayapp.root.facts import read_root
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS
-from rayapp.root.rates import load_items, load_users
+from rayapp.statistics.known import load_newest
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import RAYAPP, Command, until
 
@@ -83,7 +83,7 @@ def pairs_in(table: pa.Table) -> list[tuple[str, str]]:
 
 def by_hand(root: Path, store: LmdbStore, user: str, items: list[str]) -> np.ndarray:
     """What the live graph would have answered at DAY, its store holding only what had arrived by then."""
-    domain, num_buckets = read_root(root)
+    domain, _ = read_root(root)
     model = load_model(root, read_aliases(root)[CHAMPION], domain)
     sequences = at_request(
         store.lookup(user).history,
@@ -92,6 +92,7 @@ def by_hand(root: Path, store: LmdbStore, user: str, items: list[str]) -> np.nda
         length=model.config.history_length,
         vocabulary=domain.vocabulary,
     )
+    statistics, step = load_newest(root, domain), DAY_MS // domain.statistics_step_ms
     user_hash = np.array([hash64(user)], np.uint64)
     item_hash = np.array([hash64(i) for i in items], np.uint64)
     request = Requests.of_one(
@@ -100,8 +101,8 @@ def by_hand(root: Path, store: LmdbStore, user: str, items: list[str]) -> np.nda
         context_row(domain.context_attributes, DAY_MS, {}),
         sequences,
         item_hash,
-        load_users(root, DAY, bucket_of(user, num_buckets), domain).features(user_hash)[0],
-        load_items(root, DAY, domain).features(item_hash),
+        statistics.users(user_hash, np.array([step]))[0],
+        statistics.items(item_hash, np.full(len(items), step)),
     )
     return model.scorer.score(request)[0]
 
@@ -150,7 +151,7 @@ def test_pairs_are_scored_as_of_the_moment_and_nothing_later_is_seen(
         np.testing.assert_allclose(np.stack([mine[h].to_numpy() for h in heads], axis=1), expected, atol=1e-5)
         assert mine["rank"].to_pylist() == list(range(1, mine.num_rows + 1))
         assert (np.diff(mine["utility"].to_numpy()) <= 0).all()
-    assert set(table["rate_snapshot"].to_pylist()) == {DAY}
+    assert set(table["statistics_at_ms"].to_pylist()) == {DAY_MS}
     joined = dict(zip(pairs_in(pq.read_table(pairs)), range(12_000), strict=True))
     assert len(joined) == 12_000
     assert table["campaign"].null_count == 0

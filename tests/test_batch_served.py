@@ -1,5 +1,6 @@
 """Batch scores of what was served, histories as the store holds them, and a full disk: real stores, no Ray."""
 
+import base64
 import dataclasses
 import errno
 import subprocess
@@ -23,11 +24,13 @@ from rayapp.features.sequence import NO_WATERMARK
 from rayapp.pipeline.export import export
 from rayapp.pipeline.histories import UserHistories
 from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.statistics import count_statistics
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.facts import read_root
 from rayapp.root.publish import write_json
-from rayapp.serving.live_rates import LiveRates
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, rank
+from rayapp.statistics.logged import pack
 from rayapp.store.lmdb import LmdbStore
 from tests.conftest import T0, make_event
 from tests.tiny_models import item_table
@@ -47,18 +50,35 @@ def one_thread() -> Iterator[None]:
 def events_of_test() -> list[dict[str, object]]:
     rng = np.random.default_rng(1)
     return [
-        {"n": n, "user": f"u{rng.integers(6)}", "item": f"i{rng.integers(30)}", "at": T0 + int(rng.integers(100_000)),
-         "action": ["click", "save", "hide", "impression"][rng.integers(4)], "lag": int(rng.integers(3)) * 20_000}
+        {"n": n, "user": f"u{rng.integers(6)}", "item": f"i{rng.integers(30)}",
+         "at": T0 + int(rng.integers(10_000_000)), "action": ["click", "save", "hide", "impression"][rng.integers(4)],
+         "lag": int(rng.integers(3)) * 2_000_000}
         for n in range(900)
     ]  # fmt: skip
 
 
+@dataclasses.dataclass
+class Clock:
+    """What the replica takes for the time."""
+
+    now_ms: int = T0
+
+    def time_ns(self) -> int:
+        return self.now_ms * 1_000_000
+
+
 def live(
-    store: LmdbStore, rates: LiveRates, domain: Domain, model: LoadedModel, user: str, at_ms: int, items: list[str]
+    store: LmdbStore,
+    statistics: FreshStatistics,
+    domain: Domain,
+    model: LoadedModel,
+    user: str,
+    at_ms: int,
+    items: list[str],
 ) -> dict[str, object]:
     """What a replica does with one request, and the row it logs."""
     seen = store.lookup(user)
-    ranking = rank(model, rates, domain, RankCall.of(user, seen, at_ms, items, {}))
+    ranking = rank(model, statistics, domain, RankCall.of(user, seen, at_ms, items, {}))
     return {
         "user_id": user,
         "timestamp_ms": at_ms,
@@ -67,34 +87,48 @@ def live(
         "model_version": model.version,
         "watermark": seen.watermark,
         "sequence_hash": ranking.sequence_hash,
+        "statistics_at_ms": ranking.statistics.at_ms,
+        "statistics": pack(ranking.statistics.item_CK, ranking.statistics.user_K),
     }
 
 
 def serve(root: Path, store: LmdbStore, domain: Domain, num_requests: int) -> Path:
-    """The root, its log holding requests served while events arrived, many late, and while the champion changed."""
+    """The root, its log holding requests served while events arrived, many late, while time went on, and while the
+    champion and the statistics that were counted last changed."""
+    for item in item_table(domain).items:
+        store.put_item(dict(item))
+    export(root, store, T0)
+    count_statistics(root, domain)
     loaded = {version: load_model(root, version, domain) for version in ("a", "b")}
-    rates = LiveRates(root, domain, 4)
+    clock = Clock()
+    statistics = FreshStatistics(root, domain, store, clock.time_ns)
     arriving = sorted(events_of_test(), key=lambda e: int(e["at"]) + int(e["lag"]))  # type: ignore[call-overload]
     rng, requests = np.random.default_rng(2), 0
     for round in range(20):
         group = arriving[45 * round : 45 * round + 45]
         store.append([make_event(**event) for event in group])  # type: ignore[arg-type]
-        now = int(group[-1]["at"]) + int(group[-1]["lag"])  # type: ignore[call-overload]
+        clock.now_ms = now = int(group[-1]["at"]) + int(group[-1]["lag"])  # type: ignore[call-overload]
+        if round == 8:
+            export(root, store, NOW)
+            count_statistics(root, domain)
+        if round % 3 == 0:  # else what was served stays
+            statistics.refresh()
         rows = []
         for user in (f"u{k % 7}" for k in range(num_requests // 20)):
             items = [f"i{i}" for i in rng.choice(32, 1 + requests % 40, replace=requests % 40 > 30)]
-            row = live(store, rates, domain, loaded["a" if round < 10 else "b"], user, now, items)
+            row = live(store, statistics, domain, loaded["a" if round < 10 else "b"], user, now, items)
             rows.append({"request_id": f"r{requests}", **row})
             requests += 1
         store.log_requests(rows)
     assert requests == num_requests
     while export(root, store, NOW):
         pass
+    count_statistics(root, domain)
     return root
 
 
 @pytest.fixture
-def served(models: tuple[Path, LmdbStore], domain: Domain) -> Path:
+def served(models: tuple[Path, LmdbStore], domain: Domain, without_ray: None) -> Path:
     return serve(*models, domain, 100)
 
 
@@ -112,6 +146,7 @@ def score_all(root: Path, out: Path, given: Job) -> tuple[list[dict], pa.Table]:
 def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(
     models: tuple[Path, LmdbStore],
     domain: Domain,
+    without_ray: None,
     tmp_path: Path,
 ) -> None:
     served = serve(*models, domain, 1_000)
@@ -124,7 +159,12 @@ def test_served_requests_are_reproduced_with_late_events_and_a_model_swap(
     assert table["logged_difference"].null_count == 0
     by_time = pq.read_table(next((served / "requests").rglob("*.parquet")), partitioning=None)
     assert by_time["watermark"].null_count == 0
-    # Another model is another answer: the comparison can fail.
+    moments = by_time["statistics_at_ms"].unique()
+    assert len(moments) >= 5
+    assert moments.null_count == 0
+    logged = [text for text in by_time["statistics"].to_pylist() if any(base64.b64decode(text))]
+    assert len(logged) > by_time.num_rows * 2 / 3, "most were answered with counts"
+    # Another model is another answer, and so are other statistics: the comparison can fail.
     records, _ = score_all(served, tmp_path / "other", dataclasses.replace(asked, model_version="b"))
     assert sum(r["different"] for r in records if "different" in r) > 250
 
@@ -139,7 +179,7 @@ def test_histories_are_what_the_store_holds(served: Path, domain: Domain, tmp_pa
         found = as_stored(histories.history.take(slice(start[0], end[0])), NOW, NO_WATERMARK, domain.vocabulary)
         expected = store.lookup(user).history
         assert found.event_hash_E.tolist() == expected.event_hash_E.tolist()
-        middle = T0 + 50_000
+        middle = T0 + 5_000_000
         start, end = histories.ranges(one, np.array([middle]))
         early = as_stored(histories.history.take(slice(start[0], end[0])), middle, NO_WATERMARK, domain.vocabulary)
         seen = (expected.timestamp_ms_E < middle) & (expected.received_at_ms_E <= middle)

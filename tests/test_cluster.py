@@ -16,6 +16,7 @@ import pytest
 from click.testing import CliRunner
 
 from rayapp.cli.main import cli
+from rayapp.contracts.presets import COUNTS
 from rayapp.contracts.schema import EVENT_SCHEMA, bucket_of
 from rayapp.importing.domains import load_domain
 from rayapp.launch.graph import running_graph
@@ -250,19 +251,27 @@ def test_rank_keeps_the_caller_s_items_and_flags_unknown_ones(client: httpx.Clie
     assert [row["rank"] for row in answer["items"]] == [1, 2, 3]
 
 
-def test_the_sequence_moves_the_ranking_and_the_ranker_without_it_stays(client: httpx.Client) -> None:
-    user, ids = f"mover-{uuid.uuid4()}", [f"i{n}" for n in range(100, 150)]
+def test_the_sequence_moves_the_ranking_and_the_ranker_without_it_only_counts(client: httpx.Client) -> None:
+    """Two new users do the same things, in opposite orders."""
+    users, ids = [f"mover-{uuid.uuid4()}" for _ in range(2)], [f"i{n}" for n in range(100, 150)]
 
-    def scores(model: str | None) -> dict[str, float]:
+    def scores(user: str, model: str | None) -> np.ndarray:
         answer = client.post("/v1/rank", json={"user_id": user, "item_ids": ids, "model": model}).json()
-        return {row["item_id"]: row["score"] for row in answer["items"]}
+        of_item = {row["item_id"]: row["score"] for row in answer["items"]}
+        return np.array([of_item[item_id] for item_id in ids])
 
-    before, plain_before = scores(None), scores(BASELINE)
-    client.post("/v1/events", json=[event(user, f"i{n}") for n in range(5)])
-    time.sleep(0.002)
-    after, plain_after = scores(None), scores(BASELINE)
-    assert max(abs(before[i] - after[i]) for i in ids) > 1e-4
-    np.testing.assert_allclose([plain_before[i] for i in ids], [plain_after[i] for i in ids])
+    before, plain_before = scores(users[0], None), scores(users[0], BASELINE)
+    now_ms = time.time_ns() // 1_000_000
+    for user, order in zip(users, (1, -1), strict=True):
+        acts = [("save", "i0"), ("save", "i1"), ("click", "i2"), ("click", "i3"), ("hide", "i4")][::order]
+        rows = [event(user, item, action, timestamp_ms=now_ms - 50 + n) for n, (action, item) in enumerate(acts)]
+        client.post("/v1/events", json=rows)
+    after, other = (scores(user, None) for user in users)
+    plain_after, plain_other = (scores(user, BASELINE) for user in users)
+    assert np.abs(before - after).max() > 1e-4
+    assert np.abs(other - after).max() > 1e-4
+    assert np.abs(plain_before - plain_after).max() > 1e-4
+    np.testing.assert_allclose(plain_after, plain_other, atol=1e-5)
 
 
 def test_a_new_item_can_be_recommended_within_seconds(client: httpx.Client) -> None:
@@ -293,7 +302,7 @@ def test_promotion_is_picked_up_without_a_restart_and_a_broken_model_is_not(
     answer = client.get("/v1/models").json()
     old, new = answer["aliases"][CHAMPION], answer["aliases"][BASELINE]
     assert answer["serving"] == old
-    assert {row["version"] for row in answer["models"]} == {old, new}
+    assert {row["version"] for row in answer["models"]} == {old, new, answer["aliases"][COUNTS]}
     promote(root, CHAMPION, new)
     until(lambda: post_feed(client, "u")["model_version"] == new, 10)
     promote(root, CHAMPION, old)
@@ -310,10 +319,10 @@ def test_promotion_is_picked_up_without_a_restart_and_a_broken_model_is_not(
         promote(root, CHAMPION, old)
 
 
-def test_the_context_of_a_request_and_the_day_s_rates_reach_the_ranker(
+def test_the_context_of_a_request_and_fresh_statistics_reach_the_ranker(
     client: httpx.Client, world: tuple[Path, Prepared]
 ) -> None:
-    root, _ = world
+    root, prepared = world
     ids = [item["item_id"] for item in read_catalogue(root).slice(0, 20).to_pylist()]
     scores = []
     for device in ("phone", "desktop", "phone"):
@@ -321,7 +330,10 @@ def test_the_context_of_a_request_and_the_day_s_rates_reach_the_ranker(
         answer = client.post("/v1/rank", json=body).json()
         scores.append({item["item_id"]: item["score"] for item in answer["items"]})
     assert scores[0] == scores[2] != scores[1]
-    assert answer["rate_snapshot"] == max(path.name for path in (root / "rates").iterdir())
+    at = datetime.datetime.fromisoformat(answer["statistics_at"])
+    step_ms = prepared.domain.statistics_step_ms
+    assert at.timestamp() * 1000 % step_ms == 0
+    assert datetime.datetime.now(datetime.UTC) - at < datetime.timedelta(milliseconds=2 * step_ms)
 
 
 def test_what_was_served_is_scored_again_from_the_log(
@@ -361,12 +373,16 @@ def test_what_was_served_is_scored_again_from_the_log(
     told = json.loads(done.stdout)
     assert told["compared"] == told["hashes"] == told["equal_hashes"] == 1_000
     assert told["max_difference"] < 1e-5
+    words = [RAYAPP, "parity", "--root", str(root), "--since", since, "--json"]
+    parity = json.loads(subprocess.run(words, capture_output=True, text=True, timeout=180, check=True).stdout)
+    assert parity["equal"] == parity["compared"] == 1_000
+    assert parity["statistics"]["equal"] == parity["statistics"]["compared"] == 1_000
 
 
 def test_models_are_compared_on_a_window(world: tuple[Path, Prepared], tmp_path: Path) -> None:
     root, prepared = world
     out = tmp_path / "compared.md"
-    names = [CHAMPION, BASELINE, "popularity", "counts"]
+    names = [CHAMPION, BASELINE, COUNTS, "popularity"]
     done = CliRunner().invoke(
         cli, ["evaluate", "--root", str(root), *names, "--head", "save", "--json", "--write", str(out)]
     )

@@ -119,7 +119,7 @@ def only(asked: Requests, index: np.ndarray) -> Requests:
         asked,
         offset_R=np.array([0, len(index)]),
         candidate_hash_N=asked.candidate_hash_N[index],
-        item_rate_NK=asked.item_rate_NK[index],
+        item_statistic_NK=asked.item_statistic_NK[index],
     )
 
 

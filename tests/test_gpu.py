@@ -36,11 +36,10 @@ from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
 from rayapp.registry.aliases import promote
 from rayapp.registry.models import load_model
-from rayapp.serving.live_rates import LiveRates
+from rayapp.serving.fresh_statistics import FreshStatistics, Read
 from rayapp.serving.ranking import RankCall, Ranking, rank, rank_many
 from rayapp.serving.shelf import ModelShelf
-from rayapp.store import UserSequence
-from rayapp.store.lmdb import LmdbStore
+from rayapp.store import Store, UserSequence
 from tests.conftest import T0
 from tests.scorers import CONFIG, LENGTH, hashes, request, scorer_of, some_request
 from tests.tiny_models import publish_models
@@ -60,8 +59,8 @@ def asked_of(sizes: list[tuple[int, int]]) -> list[Requests]:
         dataclasses.replace(
             one,
             user_hash_R=np.array([hash64(f"x{n % 12}")], np.uint64),
-            item_rate_NK=np.random.default_rng(n).normal(size=one.item_rate_NK.shape).astype(np.float32),
-            user_rate_RK=np.full_like(one.user_rate_RK, n / 10),
+            item_statistic_NK=np.random.default_rng(n).normal(size=one.item_statistic_NK.shape).astype(np.float32),
+            user_statistic_RK=np.full_like(one.user_statistic_RK, n / 10),
         )
         for n, one in enumerate(asked)
     ]
@@ -117,7 +116,7 @@ def test_joined_requests_are_the_same_and_then_padding() -> None:
         assert joined.sequences.hash_of(b) == one.sequences.hash_of(0)
         assert (joined.sequences.action_RL[b, length:] == PAD).all()
         assert joined.valid(8)[b].tolist() == [True] * count + [False] * (8 - count)
-        for name in ("candidate_hash_N", "item_rate_NK"):
+        for name in ("candidate_hash_N", "item_statistic_NK"):
             ours, theirs = joined.pad(getattr(joined, name), 8), getattr(one, name)
             assert (ours[b, :count] == theirs).all()
             assert not ours[b, count:].any()
@@ -201,16 +200,12 @@ def test_bf16_is_judged_by_the_probabilities_it_moves() -> None:
     assert errors[30.0] > LARGEST_BF16_ERROR
 
 
-def test_calls_are_ranked_together_as_alone(root: Path, domain: Domain) -> None:
+def test_calls_are_ranked_together_as_alone(root: Path, domain: Domain, store: Store) -> None:
     """By a shelf whose "GPU" is the CPU: two versions, a version that is not held, and a call that can't be read."""
     publish_models(root, domain)
     promote(root, "challenger", "b")
-    store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
-    try:
-        with mock.patch.object(batched_scorer, "LARGEST_BATCH", 4):
-            shelf = ModelShelf(root, domain, store, CPU)
-    finally:
-        store.close()
+    with mock.patch.object(batched_scorer, "LARGEST_BATCH", 4):
+        shelf = ModelShelf(root, domain, store, CPU)
     one, two = np.array([T0]), np.array([hash64("i2")], np.uint64)
     acted = UserSequence(History(one, one, one, two, two, np.array([3], np.uint8)), ("i2",), T0)
     calls = [
@@ -220,30 +215,33 @@ def test_calls_are_ranked_together_as_alone(root: Path, domain: Domain) -> None:
         ("a", RankCall.of("u2", UserSequence.unknown(), T0 + 1, [f"i{n}" for n in range(30)], {})),
         ("a", RankCall("u3", UserSequence.unknown(), T0 + 1, None, {})),  # type: ignore[arg-type]
     ]
-    rates = LiveRates(root, domain, 4)
-    answers = rank_many(shelf.get, rates, domain, calls)
+    statistics = FreshStatistics(root, domain, store)
+    answers = rank_many(shelf.get, statistics, domain, calls)
     assert answers[2] is None
     assert isinstance(answers[4], Exception)
     for (version, call), answer in zip(calls, answers, strict=True):
         model = shelf.get(version)
         if isinstance(answer, Ranking):
             assert model is not None
-            alone = rank(model, rates, domain, call)
+            alone = rank(model, statistics, domain, call)
             np.testing.assert_allclose(answer.probability_CH, alone.probability_CH, atol=1e-5)
-            for field in dataclasses.fields(Ranking)[2:]:
+            for field in dataclasses.fields(Ranking)[2:-1]:
                 np.testing.assert_array_equal(getattr(answer, field.name), getattr(alone, field.name))
+            for field in dataclasses.fields(Read):
+                mine, its = (getattr(ranking.statistics, field.name) for ranking in (answer, alone))
+                np.testing.assert_array_equal(mine, its)
     assert [isinstance(answer, Ranking) for answer in answers] == [True, True, False, True, False]
 
 
-def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Domain) -> None:
+def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Domain, store: Store) -> None:
     publish_models(root, domain)
     good = load_model(root, "a", domain)
     bad = dataclasses.replace(good, scorer=good.scorer.on(CPU))
     assert bad.scorer.batched is not None
     bad.scorer.batched.probabilities._scale_H = torch.ones(7)  # as many as no model has heads
     call = RankCall.of("u1", UserSequence.unknown(), T0, ["i1"], {})
-    held = {"bad": bad, "a": good}
-    answers = rank_many(held.get, LiveRates(root, domain, 4), domain, [("bad", call), ("a", call), ("bad", call)])
+    held, statistics = {"bad": bad, "a": good}, FreshStatistics(root, domain, store)
+    answers = rank_many(held.get, statistics, domain, [("bad", call), ("a", call), ("bad", call)])
     assert [type(answer) for answer in answers] == [RuntimeError, Ranking, RuntimeError]
 
 
@@ -251,7 +249,7 @@ def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Doma
 def test_the_benchmark_measures_what_it_is_given() -> None:
     domain = load_domain("synthetic").domain
     scored = Scored.make(domain, CONFIG.item_dim)
-    ranker = Ranker(CONFIG, scored.inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
+    ranker = Ranker(CONFIG, scored.inputs.encoders, domain)
     scorer = Scorer(ranker, scored.inputs, Calibration.none(len(domain.heads)))
     result = measure_gpu(scorer, scored, {5: 2}, 1, CPU)
     assert result["speedup_gpu_graph_least"] <= result["speedup_gpu_graph"] <= result["speedup_gpu_graph_most"]

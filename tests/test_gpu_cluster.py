@@ -23,7 +23,7 @@ from rayapp.root.facts import read_root
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS
 from rayapp.root.publish import read_manifest
-from rayapp.serving.live_rates import LiveRates
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.opening import open_store
 
@@ -45,7 +45,7 @@ def test_ray_train_took_the_gpu(world: tuple[Path, Prepared]) -> None:
 def test_a_replica_with_a_gpu_ranks_together_what_the_scorer_ranks_alone(world: tuple[Path, Prepared]) -> None:
     """Two dozen calls at once, so that `serve.batch` puts some together, of different lengths."""
     root, prepared = world
-    domain, num_buckets = read_root(root)
+    domain, _ = read_root(root)
     version = read_aliases(root)[CHAMPION]
     items = read_catalogue(root)["item_id"].to_pylist()
     store = open_store(root)
@@ -53,7 +53,6 @@ def test_a_replica_with_a_gpu_ranks_together_what_the_scorer_ranks_alone(world: 
         RankCall.of(user, store.lookup(user), prepared.test_ms, items[n : 2 * n + 30], {})
         for n, user in enumerate(people(root, 24))
     ]
-    store.close()
     on_gpu = RankerDeployment.options(ray_actor_options={"num_cpus": 1, "num_gpus": 1})
 
     async def ask(handle: Any) -> list[Any]:
@@ -64,11 +63,13 @@ def test_a_replica_with_a_gpu_ranks_together_what_the_scorer_ranks_alone(world: 
         answers = asyncio.run(ask(handle))
     finally:
         serve.shutdown()
-    model, rates = load_model(root, version, domain), LiveRates(root, domain, num_buckets)
+    model, statistics = load_model(root, version, domain), FreshStatistics(root, domain, store)
+    store.close()
     for call, answer in zip(calls, answers, strict=True):
-        alone = rank(model, rates, domain, call)
+        alone = rank(model, statistics, domain, call)
         np.testing.assert_allclose(answer.probability_CH, alone.probability_CH, atol=2 * LARGEST_BF16_ERROR)
         assert answer.sequence_hash == alone.sequence_hash
+        assert answer.statistics.item_CK.any()
 
 
 def test_a_batch_job_scores_the_same_on_a_gpu(world: tuple[Path, Prepared], tmp_path: Path) -> None:

@@ -363,7 +363,6 @@ def _smallest() -> str:
         ('action = "a"', 'action = { column = "a", otherwise = "b" }', "['b'], not among [[actions]]: click, save"),
         ('action = "a"', 'action = { column = "a", flags = { save = "s" } }', "needs `column`, or `flags`, or only"),
         ('action = "a"', 'action = "a"\nlag = "soon"', 'events[1] lag: must be a duration like "30s", "24h" or "7d"'),
-        ("positive_head", 'rates_every = "25h"\npositive_head', 'rates_every: must be whole days like "1d"'),
         ("positive_head", 'earliest = "1995"\npositive_head', "earliest: must be a date like "),
         (
             'title = "title",',

@@ -15,12 +15,13 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from rayapp.contracts.config import HOUR_MS
 from rayapp.contracts.hashing import hash64
 from rayapp.importing.domains import load_domain
 from rayapp.importing.domains.layout import DomainFile
 from rayapp.importing.importer import Inputs, Summary, import_files
 from rayapp.pipeline.compact import compact
-from rayapp.pipeline.rate_snapshots import build_rates
+from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.pipeline.window_loader import WindowReader
 from rayapp.pipeline.windows import Window, build
@@ -28,14 +29,16 @@ from rayapp.root.agreed_steps import add_agreed_steps, agreed_steps
 from rayapp.root.erasure import erase_user
 from rayapp.root.logs import read_log
 from rayapp.root.publish import PublishError, log_manifest, read_manifest
-from rayapp.root.rates import load_items, load_users, newest, read_users
 from rayapp.sources.synthetic import World, files_in, write_chunk, write_items
+from rayapp.statistics.known import EVERYTHING, load_base, load_newest, newest_name
 from tests.conftest import RAYAPP, Command, until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("ray_session")]
 WORLD = World(num_users=250, num_items=150, num_days=5)
 NOW_MS = WORLD.start_ms + 100 * 86_400_000
 DOMAIN = load_domain("synthetic")
+NOW = np.array([NOW_MS // DOMAIN.domain.statistics_step_ms])
+"""The step of the grid."""
 
 
 @pytest.fixture(scope="module")
@@ -138,24 +141,70 @@ def test_one_user_with_a_fifth_of_all_events_is_no_trouble(raw: Path, tmp_path: 
     assert sum(b["requests"] for b in manifest["buckets"]) == summary.requests.accepted
 
 
-def test_rates_are_cumulative_and_built_once(raw: Path, tmp_path: Path) -> None:
+def test_statistics_are_counted_once_and_hold_the_whole_log(raw: Path, tmp_path: Path) -> None:
     bring(tmp_path, inputs(raw))
-    days = build_rates(tmp_path, WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, DOMAIN.domain)
-    assert len(days) == 5
-    assert build_rates(tmp_path, WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, DOMAIN.domain) == []
-    totals = [read_manifest(tmp_path / "rates" / day)["impressions"] for day in days]
-    assert totals[0] == 0 < totals[2] < totals[4]
-    items = load_items(tmp_path, days[4], DOMAIN.domain)
-    users = [load_users(tmp_path, days[4], bucket, DOMAIN.domain) for bucket in range(4)]
-    assert sum(int(u.impressions_N.sum()) for u in users) == items.impressions_N.sum() == totals[4]
-    assert (np.diff(items.hash_N.astype(object)) > 0).all()
-    assert items.features(items.hash_N).any()
-    assert newest(tmp_path) == days[4]
-    reader = WindowReader(tmp_path, [build_window(tmp_path)], DOMAIN.domain, 8)
-    seen = np.concatenate([batch.requests.item_rate_NK for batch in reader.in_order(64)])
-    assert (seen != 0).any(), "the window's batches carry them"
-    bare = WindowReader(tmp_path, ["w"], DOMAIN.domain, 8, rates=False)
-    assert not any(batch.requests.user_rate_RK.any() for batch in bare.in_order(64))
+    domain = DOMAIN.domain
+    name, counted = count_statistics(tmp_path, domain)
+    assert counted
+    assert count_statistics(tmp_path, domain) == (name, False)
+    assert newest_name(tmp_path) == name
+    assert not (tmp_path / ".statistics-staging").exists()
+    assert [path.name for path in (tmp_path / "statistics").glob("[!.]*")] == [name]
+    base = load_base(tmp_path, name, domain)
+    (parts,) = base.statistics.counted
+    expected_A = slow_totals(tmp_path)
+    assert expected_A.all()
+    for part in (parts.items, parts.users):
+        assert (np.diff(part.key_K.astype(object)) > 0).all()
+        assert (np.diff(part.place_E) > 0).all()
+        total_A = part.at(part.key_K, np.repeat(NOW, len(part.key_K)))[:, -1].sum(axis=0)
+        assert total_A.tolist() == expected_A.tolist()
+    assert parts.everything.at(EVERYTHING, NOW)[0, -1].tolist() == expected_A.tolist()
+    assert 0 < len(parts.items.key_K) <= WORLD.num_items
+    assert 0 < len(parts.users.key_K) <= WORLD.num_users
+    reader = WindowReader(tmp_path, [build_window(tmp_path)], domain, 8, statistics=base.statistics)
+    batches = list(reader.in_order(64))
+    for batch in batches:
+        again = base.statistics.of_requests(batch.requests)
+        assert np.array_equal(batch.requests.item_statistic_NK, again.item_statistic_NK)
+    assert any(batch.requests.item_statistic_NK.any() for batch in batches), "the window's batches carry them"
+    assert any(batch.requests.user_statistic_RK.any() for batch in batches)
+    bare = WindowReader(tmp_path, ["w"], domain, 8)
+    assert not any(batch.requests.user_statistic_RK.any() for batch in bare.in_order(64))
+
+
+def slow_totals(root: Path) -> np.ndarray:
+    """Impressions, then each head's actions: a user's with an item once a step of the grid."""
+    step_ms = DOMAIN.domain.statistics_step_ms
+    shown = read_log(root, "requests", ["user_id", "timestamp_ms", "item_ids"]).to_pandas().explode("item_ids")
+    events = read_log(root, "events", ["user_id", "item_id", "action", "received_at_ms"]).to_pandas()
+    totals = [len(set(zip(shown["user_id"], shown["item_ids"], shown["timestamp_ms"] // step_ms, strict=True)))]
+    for head in DOMAIN.domain.heads:
+        mine = events[events["action"].isin(head.actions)]
+        totals.append(len(set(zip(mine["user_id"], mine["item_id"], mine["received_at_ms"] // step_ms, strict=True))))
+    return np.array(totals)
+
+
+def test_statistics_of_other_half_lives_are_refused_and_old_ones_go(raw: Path, tmp_path: Path) -> None:
+    events = pq.read_table(raw / "events", partitioning=None)
+    names = []
+    for part in range(4):
+        path = tmp_path / f"{part}.parquet"
+        pq.write_table(events.slice(part * 500, 500), path)
+        bring(tmp_path / "root", inputs(raw, events=[path]))
+        names.append(count_statistics(tmp_path / "root", DOMAIN.domain)[0])
+    assert names == sorted(set(names)), "later ones have greater names"
+    kept = {path.name for path in (tmp_path / "root" / "statistics").glob("[!.]*")}
+    assert kept == set(names[-3:])
+    other = dataclasses.replace(DOMAIN.domain, half_lives_ms=(2 * HOUR_MS,))
+    with pytest.raises(PublishError, match="was counted for other heads or half-lives; count anew: `rayapp windows`"):
+        load_base(tmp_path / "root", names[-1], other)
+    name, counted = count_statistics(tmp_path / "root", other)
+    assert counted
+    assert load_base(tmp_path / "root", name, other).statistics.columns.num_half_lives == 1
+    (tmp_path / "root" / "statistics" / name / "users" / "place_E.npy").unlink()
+    with pytest.raises(PublishError, match=r"is damaged .*; remove it and count anew: `rayapp windows`"):
+        load_base(tmp_path / "root", name, other)
 
 
 def build_window(root: Path) -> str:
@@ -172,7 +221,11 @@ def test_erasure_hides_at_once_and_compaction_removes(raw: Path, tmp_path: Path)
     root, user = tmp_path / "root", events["user_id"][0].as_py()
     window = Window(WORLD.start_ms, WORLD.start_ms + 5 * 86_400_000, 100)
     before = build(root, "before", window, DOMAIN.domain)
-    build_rates(root, window.since_ms, window.until_ms, DOMAIN.domain)
+    name, _ = count_statistics(root, DOMAIN.domain)
+    (known,) = load_newest(root, DOMAIN.domain).counted
+    one = np.array([hash64(user)], np.uint64)
+    of_all, was_K = known.everything.at(EVERYTHING, NOW), np.array(known.users.key_K)
+    assert known.users.at(one, NOW).any()
     erase_user(root, user, NOW_MS)
     after = build(root, "after", window, DOMAIN.domain)
     assert sum(b["requests"] for b in after["buckets"]) < sum(b["requests"] for b in before["buckets"])
@@ -184,6 +237,18 @@ def test_erasure_hides_at_once_and_compaction_removes(raw: Path, tmp_path: Path)
     assert done.files_after == 8  # one a bucket and log
     assert done.rows_erased > 0
     assert not mentions(root, user)
+    blanked = load_base(root, name, DOMAIN.domain).statistics.counted[0]
+    assert not blanked.users.at(one, NOW).any()
+    assert (np.diff(blanked.users.key_K.astype(object)) > 0).all()
+    assert np.isin(np.setdiff1d(was_K, one), blanked.users.key_K).all(), "the others are still found"
+    assert np.array_equal(blanked.everything.at(EVERYTHING, NOW), of_all), "what items gained names nobody"
+    newer, counted = count_statistics(root, DOMAIN.domain)
+    assert counted
+    fresh = load_base(root, newer, DOMAIN.domain).statistics.counted[0]
+    assert not fresh.users.at(one, NOW).any()
+    assert (fresh.everything.at(EVERYTHING, NOW)[0, -1] <= of_all[0, -1]).all()
+    assert (fresh.everything.at(EVERYTHING, NOW)[0, -1] < of_all[0, -1]).any()
+    assert not mentions(root, user)
     assert num_rows > read_log(root, "events", ["user_id"]).num_rows > 0
     assert bring(root, inputs(raw, events=[tmp_path / "0.parquet"])).events.accepted == 0, "old files bring nobody back"
     assert compact(root).rows_erased == 0
@@ -191,9 +256,9 @@ def test_erasure_hides_at_once_and_compaction_removes(raw: Path, tmp_path: Path)
 
 def mentions(root: Path, user: str) -> bool:
     tables = [pq.read_table(p, partitioning=None) for p in root.rglob("*.parquet")]
-    rates = [read_users(p)["user_hash"].to_pylist() for p in root.rglob("*.arrow")]
+    raw_hash = hash64(user).to_bytes(8, "little")
     return any("user_id" in t.column_names and user in t["user_id"].to_pylist() for t in tables) or any(
-        hash64(user) in hashes for hashes in rates
+        raw_hash in path.read_bytes() for path in (root / "statistics").rglob("*.npy")
     )
 
 

@@ -1,5 +1,7 @@
-"""Nothing from the future: histories, labels and rates against slow pandas, on logs with ties and late events."""
+"""Nothing from the future: histories, labels and statistics against slow pandas, on logs with ties and late events."""
 
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,11 +15,18 @@ from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import EVENT_SCHEMA, REQUEST_SCHEMA
 from rayapp.features.sequence import point_in_time
+from rayapp.features.statistics import UNIT, DecayedCounts, Grid
 from rayapp.pipeline.histories import LABEL_COLUMNS, as_lists, history_of, in_sequence, latest, merge
 from rayapp.pipeline.labels import label_requests
-from rayapp.pipeline.rate_snapshots import count_bucket
+from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.statistics import observed
 from rayapp.pipeline.windows import Window, build_bucket
+from rayapp.root.facts import make_root
+from rayapp.root.places import EVENTS, REQUESTS
+from rayapp.statistics.agreement import Agreement
+from rayapp.statistics.observations import Observations
 from tests.conftest import T0
+from tests.log_files import add_file
 
 USERS, ITEMS, ACTIONS = ("u1", "u2"), ("a", "b", "c"), ("click", "save", "hide", "impression")
 
@@ -119,7 +128,7 @@ def slow_label(domain: Domain, events: pd.DataFrame, lists: pd.DataFrame, row: A
 @pytest.mark.slow
 @given(logs, shown)
 @settings(deadline=None)
-def test_labels_and_rates_know_only_what_had_arrived(domain: Domain, log: list[Any], lists: list[Any]) -> None:
+def test_labels_know_only_what_had_arrived(domain: Domain, log: list[Any], lists: list[Any]) -> None:
     events, requests = event_table(log), request_table(lists)
     labels = label_requests(requests, events.select(LABEL_COLUMNS.names), domain)
     frame, rows = events.to_pandas(), requests.to_pandas()
@@ -133,23 +142,141 @@ def test_labels_and_rates_know_only_what_had_arrived(domain: Domain, log: list[A
     for found, expected in zip(labels.known_ms_MH.ravel(), np.array(slow, object).ravel(), strict=True):
         assert expected == -1 or found == (never if expected is None else expected)
 
-    days = [T0 + d * DAY_MS for d in range(7)]
-    users, items = count_bucket(labels, days, domain)
-    flat = [(row, item) for row in rows.itertuples() for item in row.item_ids]
-    known = labels.known_ms_MH
-    for day in days:
-        for table, key, name_of in ((users, "user_id", lambda r, _: r.user_id), (items, "item_id", lambda _, i: i)):
-            counted = table.to_pandas()
-            counted = counted[counted["known_day_ms"] <= day].groupby(key)[["impressions", "save", "hide"]].sum()
-            expected_counts: dict[str, list[int]] = {}
-            for m, (row, item) in enumerate(flat):
-                if row.timestamp_ms + domain.attribution_ms > day:
-                    continue  # its actions may still come
-                count = expected_counts.setdefault(name_of(row, item), [0, 0, 0])
-                count[0] += 1
-                for h in range(2):
-                    count[1 + h] += int(known[m, h] <= day)
-            assert {k: list(v) for k, v in counted.iterrows()} == expected_counts
+
+# ---- statistics ------------------------------------------------------------------------------------------------------
+
+STEP_MS = 600_000
+FIRST = T0 // STEP_MS
+late = st.sampled_from([0, 0, 1, STEP_MS - 1, STEP_MS, 7 * STEP_MS])
+moments = st.tuples(st.integers(0, 9), st.sampled_from([-1, 0, 0, 1]))  # a step of the grid, and ms beside its start
+acts = st.lists(
+    st.tuples(st.sampled_from(USERS), st.sampled_from(ITEMS), st.sampled_from(ACTIONS), moments, late), max_size=30
+)
+lists_of_items = st.lists(
+    st.tuples(
+        st.sampled_from(USERS),
+        st.lists(st.sampled_from(ITEMS), min_size=1, max_size=3),
+        moments,
+        st.booleans(),  # whether it came with flags
+    ),
+    max_size=6,
+)
+agreements = st.dictionaries(st.integers(1, 14), st.integers(0, 40), max_size=4)
+
+
+def at_ms(moment: tuple[int, int]) -> int:
+    return T0 + (1 + moment[0]) * STEP_MS + moment[1]
+
+
+def logs_of(events: list[Any], lists: list[Any], domain: Domain) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Rows of both logs; the numbers of their bucket ascend with the time that they came."""
+    acted = [
+        {
+            "event_id": f"e{n}",
+            "event_hash": hash64(f"e{n}"),
+            "user_id": user,
+            "item_id": item,
+            "action": action,
+            "timestamp_ms": at_ms(moment),
+            "received_at_ms": at_ms(moment) + lag,
+        }
+        for n, (user, item, action, moment, lag) in enumerate(events)
+    ]
+    shown_lists = [
+        {
+            "request_id": f"r{n}",
+            "user_id": user,
+            "timestamp_ms": at_ms(moment),
+            "item_ids": items,
+            "labels": [float((n + place) % 3 == 0) for place in range(len(items) * len(domain.heads))]
+            if flags
+            else None,
+        }
+        for n, (user, items, moment, flags) in enumerate(lists)
+    ]
+    for user in USERS:
+        mine = [row for row in [*acted, *shown_lists] if row["user_id"] == user]
+        for number, row in enumerate(sorted(mine, key=lambda row: row.get("received_at_ms", row["timestamp_ms"])), 1):
+            row["commit_seq"] = number
+    return acted, shown_lists
+
+
+def publish_logs(root: Path, acted: list[dict[str, Any]], lists: list[dict[str, Any]], domain: Domain) -> None:
+    """Each as two files that overlap."""
+    make_root(root, domain, 2)
+    for kind, rows in ((EVENTS, acted), (REQUESTS, lists)):
+        for part in (rows[: len(rows) // 2 + 1], rows[len(rows) // 3 :]):
+            add_file(root, kind, part, domain)
+
+
+def observations_of(root: Path, domain: Domain, agreement: Agreement) -> Observations:
+    view, grid = LogView.of(root), Grid.of(domain)
+    return Observations.concatenate([observed(view, bucket, domain, grid, agreement)[0] for bucket in range(2)])
+
+
+Seen = tuple[str, str, int, int]
+"""User, item, kind, and the step it counts in."""
+
+
+def slow_observations(
+    acted: list[dict[str, Any]], lists: list[dict[str, Any]], domain: Domain, agreed: dict[int, int]
+) -> set[Seen]:
+    """By the words of the rule: step k sees what was received before it began, and of that, where replicas agreed on k
+    or on a later step, no row that they agreed to do without."""
+
+    def counts_in(received_ms: int, commit_seq: int) -> int:
+        received = received_ms // STEP_MS
+
+        def seen(k: int) -> bool:
+            cursor = next((cursor for step, cursor in sorted(agreed.items()) if step >= k), None)
+            return received < k and (cursor is None or commit_seq <= cursor)
+
+        return min(k for k in (received + 1, *(step + 1 for step in agreed)) if seen(k)) - 1
+
+    found, heads = set(), domain.heads
+    for row in acted:
+        for h, head in enumerate(heads):
+            if row["action"] in head.actions:
+                step = counts_in(row["received_at_ms"], row["commit_seq"])
+                found.add((row["user_id"], row["item_id"], 1 + h, step))
+    for row in lists:
+        for place, item in enumerate(row["item_ids"]):
+            found.add((row["user_id"], item, 0, counts_in(row["timestamp_ms"], row["commit_seq"])))
+            for h in range(len(heads)):
+                if row["labels"] is not None and row["labels"][place * len(heads) + h]:
+                    step = counts_in(row["timestamp_ms"] + domain.flag_delay_ms, row["commit_seq"])
+                    found.add((row["user_id"], item, 1 + len(heads) + h, step))
+    return found
+
+
+@pytest.mark.slow
+@given(acts, lists_of_items, agreements, st.integers(0, 20))
+@settings(deadline=None, max_examples=60)
+def test_statistics_of_a_moment_hold_nothing_received_later(
+    domain: Domain, events: list[Any], lists: list[Any], agreed: dict[int, int], asked: int
+) -> None:
+    acted, shown_lists = logs_of(events, lists, domain)
+    ascending = np.maximum.accumulate(list(dict(sorted(agreed.items())).values()) or [0]).tolist()
+    agreed = {FIRST + step: cursor for step, cursor in zip(sorted(agreed), ascending, strict=False)}
+    agreement = Agreement.of({step: [cursor] * 2 for step, cursor in agreed.items()}, 2)
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory) / "root"
+        publish_logs(root, acted, shown_lists, domain)
+        found = observations_of(root, domain, agreement)
+    slow = slow_observations(acted, shown_lists, domain, agreed)
+    assert len(found) == len(slow), "each once, whatever was logged twice"
+    grid, kinds, step = Grid.of(domain), 1 + 2 * len(domain.heads), FIRST + asked
+    for names, increments, place in ((ITEMS, found.of_items(kinds), 1), (USERS, found.of_users(kinds), 0)):
+        keys = np.array([hash64(name) for name in names], np.uint64)
+        count_QSA = DecayedCounts.of(grid, increments).at(keys, np.full(len(names), step))
+        for name, count_SA in zip(names, count_QSA, strict=True):
+            for s, half_life_ms in enumerate(grid.half_lives_ms):
+                expected_A = np.zeros(kinds)
+                for row in slow:
+                    age = step - row[3]
+                    if row[place] == name and age > 0:
+                        expected_A[row[2]] += 0.5 ** (age * STEP_MS / half_life_ms) if half_life_ms else 1
+                np.testing.assert_allclose(count_SA[s], expected_A, rtol=1 / UNIT, atol=1e-6)
 
 
 @given(st.integers(0, 3), st.booleans())
@@ -193,7 +320,16 @@ def test_a_planted_future_is_never_seen(domain: Domain, length_more: int, late: 
         vocabulary=domain.vocabulary,
     )
     assert seen.item_hash_RL[0, : seen.length_R[0]].tolist() == [hash64("past")]
-    labelled = label_requests(request, events.select(LABEL_COLUMNS.names), domain)
-    users, _ = count_bucket(labelled, [t, t + DAY_MS - 1, t + DAY_MS], domain)
-    assert users["known_day_ms"].to_pylist() == [t + DAY_MS]  # no earlier snapshot knows of the list
-    assert users["impressions"].to_pylist() == [1]
+    with tempfile.TemporaryDirectory() as directory:
+        root = Path(directory) / "root"
+        publish_logs(root, events.to_pylist(), request.to_pylist(), domain)
+        found, grid = observations_of(root, domain, Agreement.of({}, 2)), Grid.of(domain)
+    names = ["past", "now", "future", "late"]
+    keys = np.array([hash64(name) for name in names], np.uint64)
+    counts = DecayedCounts.of(grid, found.of_items(1 + 2 * len(domain.heads)))
+    for step_ms, expected in (
+        (t, [[0, 1], [0, 0], [0, 0], [0, 0]]),
+        (t + STEP_MS, [[0, 1], [1, 1], [0, 1], [0, late]]),
+    ):
+        known = counts.at(keys, np.full(4, step_ms // STEP_MS))[:, -1, :2]  # impressions and saves, unfaded
+        assert known.tolist() == expected

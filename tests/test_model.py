@@ -18,7 +18,6 @@ from rayapp.model.inputs import FeatureTables
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import CrossNetwork, ranking_loss
 from rayapp.model.tower import LinearTower, fit_linear_tower
-from rayapp.root.rates import Snapshot
 from tests.scorers import ATTRIBUTES, CONFIG, hashes, make_scorer, request
 
 
@@ -93,11 +92,24 @@ def test_unknown_actions_and_items_are_scored_and_flagged() -> None:
     np.testing.assert_array_equal(scores, as_unknown)
 
 
-def test_without_the_sequence_the_user_s_actions_change_nothing() -> None:
-    scorer = make_scorer(config=dataclasses.replace(CONFIG, encoder="none"))
-    empty, _ = scorer.score(request(np.zeros(4, np.uint8), hashes("a", "b", "c", "d"), hashes("i1", "i2")))
-    full, _ = scorer.score(request(np.full(4, 2, np.uint8), hashes("i5", "i6", "i7", "i8"), hashes("i1", "i2")))
-    np.testing.assert_array_equal(empty, full)
+def test_without_the_sequence_only_how_often_the_user_did_what_matters() -> None:
+    """Item 5 has the genre of item 8, and neither is a candidate."""
+    action, items, candidates = np.array([2, 4, 3, 2], np.uint8), hashes("i5", "i6", "i7", "i2"), hashes("i1", "i2")
+    order = np.array([3, 1, 0, 2])
+    asked = [
+        request(action, items, candidates),
+        request(action[order], items[order], candidates),
+        request(action, hashes("i8", "i6", "i7", "i2"), candidates),
+        request(action, hashes("i6", "i6", "i7", "i2"), candidates),
+    ]
+    plain, sequence = (make_scorer(config=dataclasses.replace(CONFIG, encoder=name)) for name in ("none", "transact"))
+    scores, again, same_genre, other_genre = (plain.score(one).probability_CH for one in asked)
+    np.testing.assert_array_equal(scores, again)
+    np.testing.assert_array_equal(scores, same_genre)
+    assert np.abs(scores - other_genre).max() > 1e-6
+    scores, again, same_genre, _ = (sequence.score(one).probability_CH for one in asked)
+    assert np.abs(scores - again).max() > 1e-6
+    assert np.abs(scores - same_genre).max() > 1e-6
 
 
 def test_a_new_item_is_embedded_by_the_table_s_own_tower() -> None:
@@ -139,9 +151,11 @@ def test_a_table_and_its_inputs_extended_are_as_if_made_whole(rounds: list[list[
     assert table.rows_of_ids(list(expected)).tolist() == list(range(1, table.num_rows))
     np.testing.assert_array_equal(table.vectors_of(list(expected)), np.array(list(given_rows.values())))
     assert not table.vectors_of(["nowhere"]).any()
-    whole = FeatureTables.of(table, inputs.users, inputs.encoders, inputs.vocabulary_size)
+    whole = FeatureTables.of(table, inputs.users, inputs.encoders, inputs.domain, inputs.vocabulary_size)
     for name in ("vector_NE", "category_NW", "number_NM"):
         assert torch.equal(getattr(inputs, name), getattr(whole, name))
+    for name in ("created_ms_T", "category_TW"):
+        np.testing.assert_array_equal(getattr(inputs.facts, name), getattr(whole.facts, name))
 
 
 def test_a_table_is_extended_by_its_own_line_only() -> None:
@@ -227,24 +241,3 @@ def test_calibration_undoes_thinned_negatives_and_leaves_hopeless_heads_alone() 
     assert (fitted.scale_H[1], fitted.shift_H[1]) == (1.0, 0.0), "a head without positives"
     assert fitted.scale_H[2] == 1.0, "five positives move the level only"
     assert Calibration.of_heads(fitted.by_head(["a", "b", "c"]), ["a", "b", "c"]) == fitted
-
-
-def test_rate_features_are_log_odds_above_the_average() -> None:
-    ids = hashes("a", "b", "c")
-    order = np.argsort(ids)
-    snapshot = Snapshot(
-        ids[order],
-        np.array([20, 0, 1_000])[order],
-        np.array([[20, 0], [0, 0], [100, 1_000]])[order],
-        np.array([0.1, 0.5]),
-    )
-    feature = snapshot.features(hashes("a", "b", "nobody", "c").reshape(2, 2))
-    assert feature.shape == (2, 2, 3)
-    log_odds = lambda p: np.log(p / (1 - p))  # noqa: E731
-    np.testing.assert_allclose(feature[0, 0, 0], log_odds(22 / 40) - log_odds(0.1), rtol=1e-5)
-    np.testing.assert_allclose(feature[0, 1], [0, 0, 0], atol=1e-6)  # never shown: the average, and no impressions
-    assert (feature[1, 0] == 0).all()
-    assert feature[1, 1, 2] == pytest.approx(np.log1p(1_000) / 5)
-    assert np.isfinite(feature).all(), "a rate of one is finite too"
-    empty = Snapshot(np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros((0, 2), np.int64), np.zeros(2))
-    assert (empty.features(ids) == 0).all()

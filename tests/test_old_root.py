@@ -1,6 +1,8 @@
-"""A root that version 0.1 left behind opens, serves and retrains: `data/root_of_0_1.tar.xz`, a made-up world with a
-champion, a baseline, one finished retraining, and a day that came after it."""
+"""A root that version 0.1 left behind: `data/root_of_0_1.tar.xz`, a made-up world with a champion, a baseline, one
+finished retraining, and a day that came after it. Its logs, items, users and store open; its models know no fresh
+statistics and are refused; trained anew it serves and retrains."""
 
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -15,16 +17,23 @@ from rayapp.contracts.presets import nano
 from rayapp.importing.domains import load_domain
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
+from rayapp.loop.artifacts import build_windows, item_table, train_model, training_run
 from rayapp.loop.daily import watch_days
+from rayapp.loop.first_training import split_of
 from rayapp.loop.report import markdown
 from rayapp.loop.results import EXPORT, GATES, ITEM_TABLE, JUDGE, LINES, PLAN, PROMOTE, TRAIN, WINDOWS
 from rayapp.loop.retrain import retrain
 from rayapp.loop.run_state import JUDGED, PROMOTED, read_runs
 from rayapp.loop.steps import RetrainOptions
 from rayapp.pipeline.export import Exported
-from rayapp.registry.aliases import BASELINE, CHAMPION, read_aliases
+from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
+from rayapp.registry.models import load_model
 from rayapp.registry.verdicts import read_verdict
+from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.facts import read_root
+from rayapp.root.logs import read_log
+from rayapp.root.places import EVENTS, REQUESTS
+from rayapp.root.publish import PublishError
 from rayapp.sources.synthetic import World
 from rayapp.store.opening import open_store
 
@@ -32,6 +41,7 @@ START_MS = World().start_ms
 LAST_DAY = 11
 """The newest day of its logs; day 0 is the world's first. The retraining of the archive tested on the one before."""
 RETRAINED = "nano-v1.1-2025-01-11-81a4766f"
+REFUSED = "model {version} has format 2, this version reads 3; train anew: `rayapp train`"
 
 
 @pytest.fixture(scope="module")
@@ -53,12 +63,9 @@ def test_it_opens(archived: Path) -> None:
     assert (domain, num_buckets) == (load_domain("synthetic").domain, 4)
     assert read_aliases(archived)[CHAMPION] == RETRAINED
     assert BASELINE in read_aliases(archived)
-    for command in ("list", "show"):
-        done = CliRunner().invoke(
-            cli, ["models", command, "--root", str(archived), *([RETRAINED] * (command == "show"))]
-        )
-        assert done.exit_code == 0, done.output
-        assert RETRAINED in done.output
+    listed = CliRunner().invoke(cli, ["models", "list", "--root", str(archived)])
+    assert listed.exit_code == 0, listed.output
+    assert f"{REFUSED.format(version=RETRAINED)}  champion" in listed.output
     verdict = read_verdict(archived, RETRAINED)
     assert verdict is not None
     assert verdict["promoted"]
@@ -86,8 +93,59 @@ def test_the_results_of_its_retraining_are_read(archived: Path) -> None:
     assert markdown(run, read_root(archived)[0], read_aliases(archived)) == written, "the same report, word for word"
 
 
+def test_its_logs_items_users_and_store_open(old_root: Path) -> None:
+    domain, _ = read_root(old_root)
+    assert read_log(old_root, EVENTS, ["user_id", "commit_seq"]).num_rows > 1_000
+    requests = read_log(old_root, REQUESTS, ["request_id", "statistics_at_ms", "statistics", "commit_seq"])
+    assert requests.num_rows > 100
+    assert requests["statistics_at_ms"].null_count == requests["statistics"].null_count == requests.num_rows
+    assert read_catalogue(old_root).num_rows > 10
+    assert read_users(old_root, domain).num_rows > 10
+    store = open_store(old_root)
+    assert any(len(store.lookup(f"u{n}").history) for n in range(100))
+    assert store.agreed() == {}
+    assert store.agree(7, [0] * 4) == (0,) * 4
+    store.close()
+
+
+def test_its_models_are_refused_with_what_to_run(archived: Path) -> None:
+    domain, _ = read_root(archived)
+    for version in read_aliases(archived).values():
+        with pytest.raises(PublishError, match=re.escape(REFUSED.format(version=version))):
+            load_model(archived, version, domain)
+    shown = CliRunner().invoke(cli, ["models", "show", "--root", str(archived), RETRAINED])
+    assert REFUSED.format(version=RETRAINED) in str(shown.exception)
+
+
 @pytest.mark.cluster
-def test_it_serves(old_root: Path, ray_session: None) -> None:
+def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_session: None) -> None:
+    domain, last_ms = read_root(old_root)[0], START_MS + LAST_DAY * DAY_MS
+    as_of_ms = last_ms + 2 * DAY_MS
+    rows = watch_days(old_root, domain, 3, as_of_ms)
+    assert [row["day_ms"] for row in rows] == [last_ms + day * DAY_MS for day in (-1, 0, 1)]
+    assert [row["requests"] > 0 for row in rows] == [True, True, False]
+
+    split = split_of(old_root, last_ms - 4 * DAY_MS, last_ms - DAY_MS, last_ms)
+    prepared, built = build_windows(old_root, domain, split)
+    assert built
+    run = training_run(old_root, prepared, nano(), item_table(old_root, prepared, nano())[0])
+    assert train_model(run, domain)
+    promote(old_root, CHAMPION, run.version)
+
+    state = retrain(old_root, RetrainOptions(first=nano(), train_window_days=3), as_of_ms=as_of_ms)
+    assert state.outcome in JUDGED, state.why
+    plan, version = state.find(PLAN), state.find(TRAIN.of(CHAMPION))
+    assert plan is not None
+    assert plan.test == last_ms
+    assert version is not None
+    assert version.startswith(f"nano-v1.1-{day_name(plan.test)}-")
+    live = version if state.outcome == PROMOTED else run.version
+    assert read_aliases(old_root)[CHAMPION] == live
+    assert [run.id for run in read_runs(old_root)] == ["20250113-1", state.id]
+    judged = state.find(JUDGE)
+    assert judged is not None
+    assert judged.judged == (plan.test,), "the days before were judged by the old run"
+
     store = open_store(old_root)
     user = next(user for user in (f"u{n}" for n in range(100)) if len(store.lookup(user).history))
     store.close()
@@ -95,26 +153,7 @@ def test_it_serves(old_root: Path, ray_session: None) -> None:
         answer = httpx.post(f"{url}/v1/recommendations", json={"user_id": user}, timeout=30)
     assert answer.status_code == 200, answer.text
     feed = answer.json()
-    assert (feed["model_version"], feed["degraded"]) == (RETRAINED, False)
+    assert (feed["model_version"], feed["degraded"]) == (live, False)
+    assert feed["statistics_at"]
     assert feed["sequence"]["length"] > 0
     assert feed["items"]
-
-
-@pytest.mark.cluster
-def test_it_is_watched_and_retrained(old_root: Path, ray_session: None) -> None:
-    as_of_ms = START_MS + (LAST_DAY + 2) * DAY_MS
-    rows = watch_days(old_root, read_root(old_root)[0], 3, as_of_ms)
-    assert [row["day_ms"] for row in rows] == [START_MS + day * DAY_MS for day in range(LAST_DAY - 1, LAST_DAY + 2)]
-    assert [row["requests"] > 0 for row in rows] == [True, True, False]
-    state = retrain(old_root, RetrainOptions(first=nano(), train_window_days=3), as_of_ms=as_of_ms)
-    assert state.outcome in JUDGED, state.why
-    plan, version = state.find(PLAN), state.find(TRAIN.of(CHAMPION))
-    assert plan is not None
-    assert plan.test == START_MS + LAST_DAY * DAY_MS
-    assert version is not None
-    assert version.startswith(f"nano-v1.1-{day_name(plan.test)}-")
-    assert read_aliases(old_root)[CHAMPION] == (version if state.outcome == PROMOTED else RETRAINED)
-    assert [run.id for run in read_runs(old_root)] == ["20250113-1", state.id]
-    judged = state.find(JUDGE)
-    assert judged is not None
-    assert judged.judged == (plan.test,), "the days before were judged by the old run"

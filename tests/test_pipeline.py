@@ -202,14 +202,13 @@ def test_the_mask_is_drawn_per_request_and_repeats(root: Path, domain: Domain) -
     import dataclasses
 
     publish_window(root, domain)
-    masked = WindowReader(root, ["w"], dataclasses.replace(domain, time_mask_ms=20), 8, rates=False)
+    masked = WindowReader(root, ["w"], dataclasses.replace(domain, time_mask_ms=20), 8)
     np.random.seed(0)  # a global generator must play no part
     first = next(b.requests.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
     np.random.seed(1)
     again = next(b.requests.sequences.length_R for b in masked.batches(64, seed=1, epoch=0))
     plain = next(
-        b.requests.sequences.length_R
-        for b in WindowReader(root, ["w"], domain, 8, rates=False).batches(64, seed=1, epoch=0)
+        b.requests.sequences.length_R for b in WindowReader(root, ["w"], domain, 8).batches(64, seed=1, epoch=0)
     )
     assert first.tolist() == again.tolist()
     assert (first <= plain).all()
@@ -231,8 +230,8 @@ def test_every_rank_takes_as_many_steps_and_none_is_empty(root: Path, domain: Do
 
 def test_negatives_are_thinned_at_the_rate_and_positives_stay(root: Path, domain: Domain) -> None:
     publish_window(root, domain, num_requests=600)
-    full = WindowReader(root, ["w"], domain, 8, rates=False)
-    thin = WindowReader(root, ["w"], domain, 8, negative_rate=0.3, rates=False)
+    full = WindowReader(root, ["w"], domain, 8)
+    thin = WindowReader(root, ["w"], domain, 8, negative_rate=0.3)
 
     def counts(reader: WindowReader, epoch: int) -> tuple[int, int, list[int]]:
         labels = [b.label_NH.any(axis=1) for b in reader.batches(64, seed=0, epoch=epoch)]

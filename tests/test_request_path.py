@@ -19,6 +19,7 @@ from rayapp.features.sequence import History
 from rayapp.retrieval.candidates import Candidates, Query
 from rayapp.serving.answers import add_shadow, feed_body, request_row
 from rayapp.serving.feed import Answer, Ask, Feed
+from rayapp.serving.fresh_statistics import Read
 from rayapp.serving.live import Live
 from rayapp.serving.paging import MAX_AGE_MS, MAX_SHOWN, BadToken, ExpiredToken, Page, read_token
 from rayapp.serving.ranking import RankCall, Ranking
@@ -46,6 +47,7 @@ class Fakes:
     def __init__(self) -> None:
         self.fault: dict[str, Callable[[], Awaitable[Any]]] = {}
         self.lacking: set[str] = set()
+        self.fresh = True
         self.asked: list[tuple[str, str]] = []
         self.queries: list[Query] = []
 
@@ -82,7 +84,8 @@ class Fakes:
         probability_CH = np.stack([save_C, np.zeros_like(save_C)], axis=1)
         count = len(save_C)
         vector_CE = np.eye(count, 40, dtype=np.float16)
-        return Ranking(version, probability_CH, np.ones(count, bool), vector_CE, len(call.user.history), 5, "t", "day")
+        read = Read(np.zeros(4, np.float32), np.ones((count, 3), np.float32), T0, fresh=self.fresh)
+        return Ranking(version, probability_CH, np.ones(count, bool), vector_CE, len(call.user.history), 5, "t", read)
 
 
 class NoArms:
@@ -130,6 +133,15 @@ def test_without_a_ranker_the_candidates_own_order_stands(domain: Domain, fault:
     assert answer.reason == ("ranker_timeout" if fault is late else "ranker_unavailable")
     assert feed_body(answer, domain.head_names, explain=True)["items"][0]["probabilities"] is None
     assert "probabilities" not in request_row(answer)
+
+
+def test_statistics_that_are_behind_are_a_fault_that_is_said(domain: Domain) -> None:
+    fakes = Fakes()
+    fakes.fresh = False
+    answer = recommend(domain, fakes)
+    assert shown(answer) == ["i28", "i27", "i26", "i25", "i24"], "ranked all the same"
+    assert (answer.degraded, answer.reason) == (True, "statistics")
+    assert feed_body(answer, domain.head_names, explain=False)["statistics_at"] == "2026-01-01T00:00:00.000+00:00"
 
 
 @pytest.mark.parametrize("fault", [late, broken])

@@ -47,8 +47,8 @@ def test_some_requests_in_any_order(sizes: list[int], data: st.DataObject) -> No
     assert lists(some) == [candidates[r] for r in rows]
     assert some.user_hash_R.tolist() == some.sequences.item_hash_RL[:, 0].tolist() == rows
     assert some.context["timestamp_ms"].to_pylist() == some.timestamp_ms_R.tolist() == [1_000 + r for r in rows]
-    assert some.user_rate_RK[:, 0].tolist() == rows
-    assert some.item_rate_NK[:, 0].tolist() == some.candidate_hash_N.tolist()
+    assert some.user_statistic_RK[:, 0].tolist() == rows
+    assert some.item_statistic_NK[:, 0].tolist() == some.candidate_hash_N.tolist()
     assert (
         requests.candidate_hash_N[requests.places(np.array(rows, np.int64))].tolist() == some.candidate_hash_N.tolist()
     )
@@ -72,12 +72,14 @@ def test_padding_adds_zeros_behind_and_says_where(sizes: list[int], more: int) -
         assert padded.shape == valid.shape == (len(sizes), max(*sizes, 1) if width is None else width)
         assert [row[there].tolist() for row, there in zip(padded, valid, strict=True)] == candidates
         assert not padded[~valid].any()
-        assert requests.pad(requests.item_rate_NK, width)[valid].tolist() == requests.item_rate_NK.tolist()
+        assert requests.pad(requests.item_statistic_NK, width)[valid].tolist() == requests.item_statistic_NK.tolist()
 
 
 @given(st.integers(1, 6), st.integers(1, 6))
 def test_histories_of_any_two_lengths_are_joined(one: int, other: int) -> None:
-    both = [full_request((), 2, np.arange(1, n + 1, dtype=np.uint64), np.zeros(2, np.uint64)) for n in (one, other)]
+    both = [
+        full_request((), (2, 2), np.arange(1, n + 1, dtype=np.uint64), np.zeros(2, np.uint64)) for n in (one, other)
+    ]
     joined = Requests.concatenate(both)
     assert joined.sequences.action_RL.shape == (2, max(one, other))
     assert joined.sequences.length_R.tolist() == [one, other]

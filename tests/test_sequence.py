@@ -242,7 +242,7 @@ def _read(directory: Path, domain: Domain, histories: pa.Table, cut: pa.Table) -
             "buckets": [{"bucket": 0, "requests": cut.num_rows}],
         },
     )
-    reader = WindowReader(directory, ["w"], domain, LENGTH, rates=False)
+    reader = WindowReader(directory, ["w"], domain, LENGTH)
     (batch,) = reader.in_order(1_000)
     return {name: _bytes(batch.requests.sequences, r) for r, name in enumerate(cut["request_id"].to_pylist())}
 

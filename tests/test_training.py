@@ -16,23 +16,27 @@ from rayapp.contracts.presets import PRESETS, nano
 from rayapp.contracts.schema import user_schema
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.sequence import Sequences
+from rayapp.features.statistic_columns import Columns
 from rayapp.model.inputs import FeatureTables, UserTable, items_as_table
 from rayapp.model.item_table import ItemTable
 from rayapp.model.ranker import Ranker
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.root.publish import PublishError
+from rayapp.statistics.known import load_base
 from rayapp.training import TrainingError
+from rayapp.training.evaluate import score_window
 from rayapp.training.loop import POSITION, Loop
 from rayapp.training.schedule import learning_rate
 from rayapp.training.user_weights import user_weights
+from tests.scorers import make_scorer
 from tests.small_window import publish_window
 
 SETTINGS = TrainConfig(num_epochs=3, batch_requests=16, learning_rate=3e-3, warmup_steps=2, patience_epochs=1)
 
 
 def make_loop(root: Path, domain: Domain, settings: TrainConfig = SETTINGS, **changed: Any) -> Loop:
-    reader = WindowReader(root, ["w"], domain, 8, rates=False)
+    reader = WindowReader(root, ["w"], domain, 8)
     items = [{"item_id": f"i{n}", "created_at_ms": 0, "title": f"t{n}", "genres": [f"g{n % 3}"]} for n in range(8)]
     rng = np.random.default_rng(0)
     tower = LinearTower(rng.normal(size=(64, 8)).astype(np.float32), domain.attributes)
@@ -40,10 +44,10 @@ def make_loop(root: Path, domain: Domain, settings: TrainConfig = SETTINGS, **ch
     nothing = AttributeEncoder({}, {}, {}, {})
     encoders = Encoders(AttributeEncoder.fit(items_as_table(table), domain.attributes), nothing, nothing)
     users = UserTable.of(user_schema(()).empty_table(), nothing)
-    inputs = FeatureTables.of(table, users, encoders, domain.vocabulary.size)
+    inputs = FeatureTables.of(table, users, encoders, domain)
     torch.manual_seed(settings.seed)
     model = dataclasses.replace(nano().model, history_length=8)
-    ranker = Ranker(model, encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
+    ranker = Ranker(model, encoders, domain)
     arguments = {"run": "this run", "train": reader, "validation": reader, **changed}
     return Loop(ranker, inputs, domain, settings, **arguments)
 
@@ -222,10 +226,23 @@ def test_an_empty_split_and_too_long_a_history_are_refused(root: Path, domain: D
         WindowReader(root, ["w"], domain, 9)
 
 
-def test_without_its_rates_a_window_says_what_to_run(root: Path, domain: Domain) -> None:
+def test_without_its_statistics_a_training_says_what_to_run(root: Path, domain: Domain) -> None:
     publish_window(root, domain)
-    with pytest.raises(PublishError, match=r"no rates of 2026-01-01 .*`rayapp windows`"):
-        next(WindowReader(root, ["w"], domain, 8).in_order(10))
+    scorer = make_scorer()
+    with pytest.raises(PublishError, match="has no statistics yet; `rayapp train` counts them, or `rayapp windows`"):
+        score_window(scorer, root, "w", domain)
+    with pytest.raises(PublishError, match=r"there are no statistics 000001-gone .*; `rayapp windows` counts them"):
+        load_base(root, "000001-gone", domain)
+
+
+def test_a_window_that_is_read_without_statistics_has_zeros_for_them(root: Path, domain: Domain) -> None:
+    reader = publish_window(root, domain)
+    num_item, num_user = Columns.of(domain).widths
+    for batch in reader.in_order(10):
+        assert batch.requests.item_statistic_NK.shape == (len(batch.requests.candidate_hash_N), num_item)
+        assert batch.requests.user_statistic_RK.shape == (len(batch.requests), num_user)
+        assert not batch.requests.item_statistic_NK.any()
+        assert not batch.requests.user_statistic_RK.any()
 
 
 @pytest.mark.parametrize("world", [2, 3])

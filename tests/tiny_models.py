@@ -50,7 +50,7 @@ def publish_models(root: Path, domain: Domain) -> None:
         publish_model(
             root,
             version,
-            ranker=Ranker(config, encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads)),
+            ranker=Ranker(config, encoders, domain),
             config=config,
             domain=domain,
             encoders=encoders,

@@ -1,23 +1,20 @@
-"""The models, past rates and stored sequences of a job as the live graph would hold them at the time of each request.
+"""The models and stored sequences of a job as the live graph would hold them at the time of each request.
 
-Shapes: R requests, N candidates of all of them, K rate features, H heads.
+Shapes: R requests, N candidates of all of them, H heads.
 """
 
 import dataclasses
 from collections import OrderedDict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
-from rayapp.batch.grouped_rows import BY_TIME
-from rayapp.contracts.config import Domain, day_name
+from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import Vocabulary, item_schema
 from rayapp.features.content import Item
@@ -28,11 +25,9 @@ from rayapp.registry.models import load_model
 from rayapp.retrieval.candidates import Query, fetch
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.sources import SOURCES, Need, default_mix
-from rayapp.root.rates import Snapshot, load_items, load_users, snapshot_start
 from rayapp.store import DEFAULT_CAP
 
 MODELS_HELD: Final = 2
-DAYS_HELD: Final = 4
 
 
 def settled_mix() -> dict[str, float]:
@@ -115,57 +110,3 @@ def as_stored(events: History, timestamp_ms: int, watermark: int, vocabulary: Vo
     known = newest_first.take(arrived)
     takes_place = vocabulary.flags(in_sequence=True)[known.action_E]
     return known.take(np.where(takes_place, np.cumsum(takes_place), np.cumsum(~takes_place)) <= DEFAULT_CAP)
-
-
-class PastRates:
-    """Rates of users and items by the snapshot of each request, zeros where there is none."""
-
-    def __init__(self, root: Path, domain: Domain, days: Sequence[str]) -> None:
-        self._root, self._domain, self._days = root, domain, days
-        self._items: OrderedDict[str, Snapshot] = OrderedDict()
-        self._users: tuple[Any, Snapshot] | None = None
-
-    def days_of(self, given_R: NDArray[np.object_], timestamp_ms_R: NDArray[np.int64]) -> NDArray[np.object_]:
-        """Each request's snapshot: the given one or, BY_TIME, the newest of that time; None for none."""
-        start_R = snapshot_start(timestamp_ms_R, self._domain)
-        day_R = given_R.copy()
-        for start in np.unique(start_R[given_R == BY_TIME]):
-            newest = max((day for day in self._days if day <= day_name(int(start))), default=None)
-            day_R[(given_R == BY_TIME) & (start_R == start)] = newest
-        return day_R
-
-    def features(
-        self,
-        bucket: int,
-        day_R: NDArray[np.object_],
-        user_hash_R: NDArray[np.uint64],
-        item_hash_N: NDArray[np.uint64],
-        request_N: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """`(users' [R, K], candidates' [N, K])`.
-
-        Raises:
-            PublishError: a snapshot that a request names is gone or damaged.
-        """
-        width = len(self._domain.heads) + 1
-        user_RK = np.zeros((len(user_hash_R), width), np.float32)
-        item_NK = np.zeros((len(item_hash_N), width), np.float32)
-        for day in {day for day in day_R.tolist() if day is not None}:
-            of_R = day_R == day
-            of_N = of_R[request_N]
-            user_RK[of_R] = self._of_users(day, bucket).features(user_hash_R[of_R])
-            item_NK[of_N] = self._of_items(day).features(item_hash_N[of_N])
-        return user_RK, item_NK
-
-    def _of_users(self, day: str, bucket: int) -> Snapshot:
-        if self._users is None or self._users[0] != (day, bucket):
-            self._users = ((day, bucket), load_users(self._root, day, bucket, self._domain))
-        return self._users[1]
-
-    def _of_items(self, day: str) -> Snapshot:
-        if day not in self._items:
-            self._items[day] = load_items(self._root, day, self._domain)
-            while len(self._items) > DAYS_HELD:
-                self._items.popitem(last=False)
-        self._items.move_to_end(day)
-        return self._items[day]

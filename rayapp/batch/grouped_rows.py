@@ -19,9 +19,6 @@ from rayapp.features.requests import offsets
 from rayapp.features.sequence import NO_WATERMARK, Ints
 from rayapp.root.logs import codes
 
-BY_TIME = "by time"
-"""In the place of a rate snapshot's day: the newest that a request of that time could see."""
-
 
 @dataclass(frozen=True, slots=True)
 class GroupedRows:
@@ -37,8 +34,8 @@ class GroupedRows:
     timestamp_ms_R: Ints
     watermark_R: Ints
     context: pa.Table
-    rate_snapshot_R: NDArray[np.object_]
-    """A day, None for none, or BY_TIME."""
+    statistics_at_ms_R: Ints
+    """As of when statistics are read: what was logged or given, else the request's time."""
     logged: pa.Table | None = None
     """Of the request log: `probabilities` and `sequence_hash` of each request."""
     duplicates: int = 0
@@ -65,7 +62,7 @@ class GroupedRows:
             self.timestamp_ms_R[piece],
             self.watermark_R[piece],
             self.context.slice(piece.start, size),
-            self.rate_snapshot_R[piece],
+            self.statistics_at_ms_R[piece],
             None if self.logged is None else self.logged.slice(piece.start, size),
         )
 
@@ -83,9 +80,9 @@ def group_rows(rows: pa.Table, domain: Domain, as_of_ms: int | None) -> GroupedR
     names = set(rows.column_names)
     time_N = _filled(rows, "timestamp_ms", -1 if as_of_ms is None else as_of_ms)
     key = {"user": codes(rows["user_id"]), "time": time_N, "watermark": _filled(rows, "watermark", NO_WATERMARK)}
-    for name in ("request_id", "rate_snapshot"):
-        if name in names:
-            key[name] = hash64_column(rows[name]).view(np.int64)
+    if "request_id" in names:
+        key["request_id"] = hash64_column(rows["request_id"]).view(np.int64)
+    key["statistics"] = _statistics_at(rows, time_N)
     for attribute in domain.context_attributes:
         if attribute.name in names:
             key[attribute.name] = pd.factorize(pd.Series(map(str, rows[attribute.name].to_pylist())))[0]
@@ -107,7 +104,7 @@ def group_rows(rows: pa.Table, domain: Domain, as_of_ms: int | None) -> GroupedR
         time_N[first_R],
         key["watermark"][first_R],
         _context(rows.take(pa.array(first_R)), time_N[first_R], domain),
-        _snapshots(rows, first_R),
+        key["statistics"][first_R],
         duplicates=len(order) - len(kept),
     )
 
@@ -129,7 +126,7 @@ def group_logged(requests: pa.Table, domain: Domain) -> GroupedRows:
         time_R,
         _filled(requests, "watermark", NO_WATERMARK),
         _context(requests, time_R, domain),
-        requests["rate_snapshot"].to_numpy(zero_copy_only=False),
+        _statistics_at(requests, time_R),
         requests.select(["probabilities", "sequence_hash"]),
     )
 
@@ -148,7 +145,6 @@ def _context(rows: pa.Table, time_R: Ints, domain: Domain) -> pa.Table:
     return pa.table(columns)
 
 
-def _snapshots(rows: pa.Table, first_R: Ints) -> NDArray[np.object_]:
-    if "rate_snapshot" not in rows.column_names:
-        return np.full(len(first_R), BY_TIME, object)
-    return np.asarray(rows["rate_snapshot"].take(pa.array(first_R)).to_numpy(zero_copy_only=False))
+def _statistics_at(rows: pa.Table, time_N: Ints) -> Ints:
+    at_N = _filled(rows, "statistics_at_ms", -1)
+    return np.where(at_N < 0, time_N, at_N)

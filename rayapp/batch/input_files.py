@@ -36,7 +36,7 @@ KNOWN: Final = {
     "timestamp_ms": pa.int64(),
     "watermark": pa.int64(),
     "request_id": pa.string(),
-    "rate_snapshot": pa.string(),
+    "statistics_at_ms": pa.int64(),
 }
 REQUIRED: Final = {InputKind.PAIRS: ("user_id", "item_id"), InputKind.USERS: ("user_id",)}
 

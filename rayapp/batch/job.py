@@ -18,7 +18,7 @@ from typing import Any, Final
 from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import fingerprint
 from rayapp.pipeline.log_view import LogView
-from rayapp.root.places import EVENTS, RATES, REQUESTS
+from rayapp.root.places import EVENTS, REQUESTS
 from rayapp.root.publish import (
     MANIFEST,
     Manifest,
@@ -30,6 +30,7 @@ from rayapp.root.publish import (
     read_manifest,
     write_json,
 )
+from rayapp.statistics.known import newest_name
 
 JOB_FILE: Final = "job.json"
 BATCH: Final = "batch"
@@ -77,13 +78,15 @@ class RootState:
     events: int
     """Number of the event log's manifest."""
     requests: int
-    rates: tuple[str, ...]
-    """Days that have a snapshot."""
+    statistics: str
+    """The name of those that are read."""
 
     @staticmethod
     def of(root: Path) -> "RootState":
-        days = sorted(path.name for path in (root / RATES).glob("[!.]*"))
-        return RootState(log_manifest(root / EVENTS)[0], log_manifest(root / REQUESTS)[0], tuple(days))
+        """Raises:
+        PublishError: no statistics were counted yet.
+        """
+        return RootState(log_manifest(root / EVENTS)[0], log_manifest(root / REQUESTS)[0], newest_name(root))
 
 
 def file_stamp(path: Path) -> str:
@@ -132,7 +135,7 @@ class Workspace:
     def read(directory: Path) -> "Workspace":
         values = read_json(directory / JOB_FILE)
         found = values["state"]
-        state = RootState(found["events"], found["requests"], tuple(found["rates"]))
+        state = RootState(found["events"], found["requests"], found["statistics"])
         return Workspace(directory, from_json(Job, values["job"]), state)
 
 

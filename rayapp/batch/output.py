@@ -33,7 +33,6 @@ class ScoredRows:
 
     grouped: GroupedRows
     model_version: str
-    rate_snapshot_R: NDArray[np.object_]
     probability_NH: NDArray[np.float32]
     known_item_N: NDArray[np.bool_]
     sequences: Sequences
@@ -86,7 +85,7 @@ def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArr
     added = {
         "as_of_ms": pa.array(grouped.timestamp_ms_R[request]),
         "model_version": pa.repeat(pa.scalar(scored.model_version), len(order)),
-        "rate_snapshot": pa.array(scored.rate_snapshot_R[request], pa.string()),
+        "statistics_at_ms": pa.array(grouped.statistics_at_ms_R[request]),
         **{f"probability_{head}": pa.array(probability_NH[order, h]) for h, head in enumerate(domain.head_names)},
         "utility": pa.array(utility_N[order]),
         "rank": pa.array(rank.astype(np.int32)),
@@ -98,7 +97,7 @@ def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArr
     if difference_N is not None:
         added["logged_difference"] = pa.array(difference_N[order], from_pandas=True)
     for name, column in added.items():
-        if name not in table.column_names:  # a rate snapshot that the caller named stays in its place
+        if name not in table.column_names:  # what the caller gave stays in its place
             table = table.append_column(name, column)
     return table
 

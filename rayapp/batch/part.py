@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from rayapp.batch.as_of import BatchModel, Models, PastRates, as_stored
+from rayapp.batch.as_of import BatchModel, Models, as_stored
 from rayapp.batch.grouped_rows import GroupedRows, group_logged, group_rows
 from rayapp.batch.input_files import staged_rows
 from rayapp.batch.job import InputKind, Workspace
@@ -32,6 +32,7 @@ from rayapp.root.facts import read_root
 from rayapp.root.logs import log_schema
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import read_json, write_json
+from rayapp.statistics.known import load_base
 
 CHUNK_ITEMS: Final = 20_000
 CHUNK_EVENTS: Final = 1_000_000
@@ -49,7 +50,7 @@ class PartScorer:
         self._view = work.log_view()
         catalogue = pq.read_table(work.directory / "catalogue.parquet", partitioning=None)
         self._models = Models(work.root, self._domain, catalogue, device)
-        self._rates = PastRates(work.root, self._domain, work.state.rates)
+        self._statistics = load_base(work.root, work.state.statistics, self._domain).statistics
         self._bucket: tuple[int, UserHistories] | None = None
 
     def score(self, part: int) -> dict[str, Any]:
@@ -125,10 +126,10 @@ class PartScorer:
         fetched = self._work.job.num_candidates
         size_R = np.diff(grouped.offset_R) if grouped.has_items else np.full(len(grouped), fetched)
         for piece in cuts(size_R, end_R - start_R):
-            yield self._score(grouped.cut(piece), model, histories, bucket, start_R[piece], end_R[piece])
+            yield self._score(grouped.cut(piece), model, histories, start_R[piece], end_R[piece])
 
     def _score(
-        self, grouped: GroupedRows, model: BatchModel, histories: UserHistories, bucket: int, start_R: Ints, end_R: Ints
+        self, grouped: GroupedRows, model: BatchModel, histories: UserHistories, start_R: Ints, end_R: Ints
     ) -> ScoredRows:
         known = point_in_time(
             histories.history,
@@ -143,7 +144,7 @@ class PartScorer:
         if not grouped.has_items:
             grouped = self._with_candidates(grouped, model, histories, start_R, end_R)
         item_hash_N = hash64_column(grouped.rows["item_id"])
-        day_R = self._rates.days_of(grouped.rate_snapshot_R, grouped.timestamp_ms_R)
+        step_R = self._statistics.grid.step(grouped.statistics_at_ms_R)
         sequences = known.of_length(model.scorer.history_length)
         requests = Requests(
             grouped.user_hash_R,
@@ -152,11 +153,12 @@ class PartScorer:
             sequences,
             grouped.offset_R,
             item_hash_N,
-            *self._rates.features(bucket, day_R, grouped.user_hash_R, item_hash_N, grouped.request_of_row()),
+            self._statistics.users(grouped.user_hash_R, step_R),
+            self._statistics.items(item_hash_N, step_R[grouped.request_of_row()]),
         )
         probability_NH = probabilities(model.scorer, requests, len(self._domain.heads))
         known_item_N = model.scorer.inputs.table.rows_of(item_hash_N) != ABSENT
-        return ScoredRows(grouped, model.version, day_R, probability_NH, known_item_N, sequences, known.length_R)
+        return ScoredRows(grouped, model.version, probability_NH, known_item_N, sequences, known.length_R)
 
     def _with_candidates(
         self, grouped: GroupedRows, model: BatchModel, histories: UserHistories, start_R: Ints, end_R: Ints

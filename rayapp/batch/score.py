@@ -29,6 +29,7 @@ from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import EVENT_SCHEMA, columns_of
 from rayapp.importing.files import expand
 from rayapp.importing.staging import Staging
+from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
 from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.erasure import Tombstones, hide
@@ -103,6 +104,8 @@ def run_job(
     if manifest is not None:
         return manifest, False
     out.parent.mkdir(parents=True, exist_ok=True)
+    root = Path(job.root)
+    count_statistics(root, read_root(root)[0])
     with workspace(out, job, overwrite=overwrite) as work:
         staged = once(work.directory / "staged.json", lambda: stage_input(work, files, now_ms, told.staging))
         if strict and staged["quarantined"]:

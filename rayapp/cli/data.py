@@ -141,14 +141,14 @@ def import_command(
 @click.option("--until", required=True, help="The day or moment behind the last request.")
 @click.option("--history", type=click.IntRange(1, 10_000), default=100, show_default=True, help="Actions a user.")
 def windows(root: Path, since: str, until: str, history: int) -> None:
-    """Build the training window of some days: histories, requests with labels, and each day's rates.
+    """Build the training window of some days: histories, requests with labels, and the log's statistics.
 
     A window is built once and never changed. Its last requests need the attribution time of the domain to collect
     their actions, so a window whose end is nearer than that to now is refused.
     """
     from rayapp.cli.progress import progress
     from rayapp.launch.runtime import local_ray
-    from rayapp.pipeline.rate_snapshots import build_rates
+    from rayapp.pipeline.statistics import count_statistics
     from rayapp.pipeline.windows import Window, build, check_closed, window_name
     from rayapp.root.facts import read_root
     from rayapp.root.publish import exclusive
@@ -160,9 +160,9 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     check_closed(window, domain, now_ms=int(time.time() * 1000))
     name = window_name(window.since_ms, window.until_ms)
     with exclusive(root, "building a window"), local_ray(spare_cpus=0):
-        days = build_rates(root, window.since_ms, window.until_ms, domain, progress("rates of each day"))
+        statistics, counted = count_statistics(root, domain, progress("statistics"))
         manifest = build(root, name, window, domain, progress("histories and requests"))
-    click.echo(f"rates: {len(days)} days made" + (f", {days[0]} to {days[-1]}" if days else ""))
+    click.echo(f"statistics/{statistics}: " + ("counted" if counted else "counted before"))
     total = {k: sum(b[k] for b in manifest["buckets"]) for k in ("requests", "users", "events")}
     click.echo(
         f"windows/{name}: {total['requests']:,} requests, {total['users']:,} users with {total['events']:,} actions"
@@ -174,7 +174,7 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
 @store_option
 @click.argument("user_ids", nargs=-1, required=True)
 def erase(root: Path, store_url: str | None, user_ids: tuple[str, ...]) -> None:
-    """Forget what these users did so far: in the store at once, and in every window, rate and import to come.
+    """Forget what these users did so far: in the store at once, and in every window, statistic and import to come.
 
     `rayapp compact` then removes it from the logs on disk. It may run beside a graph.
     """
@@ -193,7 +193,7 @@ def erase(root: Path, store_url: str | None, user_ids: tuple[str, ...]) -> None:
 @click.command("compact")
 @root_option
 def compact(root: Path) -> None:
-    """Merge the logs' small files, and remove erased users from logs, windows, rates and the users' table."""
+    """Merge the logs' small files, and remove erased users from logs, windows, statistics and the users' table."""
     from rayapp.cli.progress import progress
     from rayapp.launch.runtime import local_ray
     from rayapp.pipeline import compact as compaction

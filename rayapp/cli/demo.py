@@ -41,7 +41,7 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
     domain_file = load_domain(chosen.domain)
     refuse_other_domain(root, domain_file.domain)  # nobody's feed becomes one of films
 
-    steps = Steps(9)
+    steps = Steps(11)
     with exclusive(root, "the demo"):
         with steps.step("start Ray"):
             ray_session = contextlib.ExitStack()

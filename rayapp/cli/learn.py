@@ -44,8 +44,9 @@ def train(
     """From an imported log to a champion: windows, item vectors, training, evaluation, promotion.
 
     Unless told otherwise the last fifth of the log's time is the test, and an eighth of the time before it stops and
-    calibrates the training. A ranker without the sequence is trained beside it for comparison, and takes its place
-    where the sequence certainly does harm on that eighth. A run that was killed goes on from its last checkpoint.
+    calibrates the training. A ranker without the sequence is trained beside it, and takes its place where the sequence
+    certainly does harm on that eighth. The ranker goes live if it is certainly better on the test than both baselines,
+    counts and popularity; else the better one does. A run that was killed goes on from its last checkpoint.
     """
     from rayapp.cli.train import run_train
     from rayapp.contracts.presets import VARIANTS
@@ -73,7 +74,7 @@ def evaluate(
     as_json: bool,
     write: Path | None,
 ) -> None:
-    """Compare MODELS (versions or aliases, `popularity`, `counts`) on one window, with 95 % intervals over users.
+    """Compare MODELS (versions, aliases such as `counts`, `popularity`) on one window, with 95 % intervals over users.
 
     AUC, AUC within requests, HIT@3 (by the feed score), normalised entropy and calibration of each head: for everyone,
     and for cold (under 5 actions), casual (under 50) and core users.
@@ -125,7 +126,7 @@ def compare(
 def react(root: Path, as_json: bool, write: Path | None) -> None:
     """Does ranking follow five saves, and five dislikes, of a genre? Ten genres, over real HTTP.
 
-    Needs the two models that `rayapp train` or `rayapp demo` leaves in a root.
+    Needs the champion and the ranker without the sequence that `rayapp train` or `rayapp demo` leaves in a root.
     """
     from rayapp.client.reactions import run_react
 

@@ -13,6 +13,7 @@ from rayapp.root.places import SERVING
 
 if TYPE_CHECKING:
     from rayapp.pipeline.parity import Parity
+    from rayapp.pipeline.statistics_parity import StatisticsParity
     from rayapp.store import Store
 
 FOLLOW_S = 300.0
@@ -132,7 +133,8 @@ def use(root: Path, url: str) -> None:
 )
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of text.")
 def parity(root: Path, since: str | None, until: str | None, at_least: float, as_json: bool) -> None:
-    """Did the server read what training will read? Cuts logged requests' sequences again and compares the bytes.
+    """Did the server read what training will read? Cuts logged requests' sequences again and compares the bytes; counts
+    the statistics again and compares the numbers.
 
     Run it from cron behind `rayapp export`. What can't be compared is counted apart: requests of erased users, of
     models that are gone, and imported ones.
@@ -140,24 +142,31 @@ def parity(root: Path, since: str | None, until: str | None, at_least: float, as
     from rayapp.cli.progress import progress
     from rayapp.launch.runtime import local_ray
     from rayapp.pipeline import parity as comparison
+    from rayapp.pipeline.statistics_parity import statistics_parity
     from rayapp.root.facts import read_root
 
     read_root(root)
     since_ms = moment(since, "--since") if since else None
     until_ms = moment(until, "--until") if until else None
     with local_ray(spare_cpus=0):
-        found = comparison.parity(root, since_ms, until_ms, progress("buckets"))
-    click.echo(comparison.as_json(found) if as_json else _parity_text(found))
-    if found.share is not None and found.share < at_least:
+        found = comparison.parity(root, since_ms, until_ms, progress("sequences"))
+        numbers = statistics_parity(root, since_ms, until_ms, progress("statistics"))
+    click.echo(comparison.as_json(found, numbers) if as_json else _parity_text(found, numbers))
+    if any(share is not None and share < at_least for share in (found.share, numbers.share)):
         sys.exit(1)
 
 
-def _parity_text(found: "Parity") -> str:
+def _parity_text(found: "Parity", numbers: "StatisticsParity") -> str:
     lines = [
         f"{found.equal:,} of {found.compared:,} requests are equal ({found.share:.4%})"
         if found.share is not None
         else "no request can be compared"
     ]
+    if numbers.share is not None:
+        lines.append(f"statistics: {numbers.equal:,} of {numbers.compared:,} are equal ({numbers.share:.4%})")
+    if numbers.left_out:
+        lines.append(f"left out: {numbers.left_out:,} whose statistics count rows that are not exported yet")
+    lines += [f"{request_id}: other statistics than the log says" for request_id in numbers.different]
     lines += [f"left out: {number:,} {reason}" for reason, number in found.left_out.items()]
     for m in found.mismatches:
         at = datetime.datetime.fromtimestamp(m.timestamp_ms / 1000, datetime.UTC).isoformat(timespec="milliseconds")

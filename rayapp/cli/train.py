@@ -12,14 +12,13 @@ from pathlib import Path
 import click
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.presets import NO_SEQUENCE, PRESETS, Preset, variant
+from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, PRESETS, Preset, variant
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.first_training import Done, split_of, train_first
 from rayapp.loop.plan import Split
 from rayapp.pipeline.restore import seed_store
 from rayapp.root.facts import read_root
 from rayapp.root.publish import exclusive
-from rayapp.training.baselines import COUNTS, POPULARITY
 from rayapp.training.evaluate import Report
 from rayapp.training.run import TrainingRun
 
@@ -84,7 +83,7 @@ def run_train(
 ) -> None:
     domain, _ = read_root(root)
     preset = variant(PRESETS[preset_name]().with_epochs(num_epochs), variant_name).seeded(seed)
-    steps = Steps(7 if variant_name != NO_SEQUENCE else 6)
+    steps = Steps(9 if variant_name not in (NO_SEQUENCE, COUNTS) else 8)
     with exclusive(root, "training"):
         split = split_of(root, *moments)
         with steps.step("start Ray"):
@@ -106,31 +105,9 @@ def train_and_tell(
     click.echo(metric_table(trained.reports, domain, trained.test_window))
     for name, told in trained.trainings.items():
         click.echo(f"{name}: {told}")
-    if trained.choice.why:
-        click.echo(trained.choice.why)
-    if words := not_above(trained.reports, trained.choice.variant, domain.positive_head):
-        click.echo(
-            f"warning: {words}; `rayapp evaluate --root {root} champion popularity counts` gives intervals", err=True
-        )
-
-
-def not_above(rows: dict[str, Report], variant_name: str, head: str) -> str | None:
-    """That the model which was just promoted orders lists no better than the better baseline does; None where it
-    does."""
-    auc = {name: _number(rows[name][head]["auc"]) for name in (variant_name, POPULARITY, COUNTS)}
-    better = max((POPULARITY, COUNTS), key=lambda name: auc[name])
-    if auc[variant_name] > auc[better]:
-        return None
-    of = {name: _text(rows[name][head]["auc"]) for name in (variant_name, better)}
-    return (
-        f"{variant_name} is not above {better} (AUC of {head!r} {of[variant_name]} against {of[better]}), and "
-        "is the champion all the same: it learnt too little from too few lists"
-    )
-
-
-def _number(value: float | None) -> float:
-    """A metric to compare by; what is not known counts as nothing."""
-    return -1.0 if value is None or math.isnan(value) else value
+    for choice in trained.choices:
+        if choice.why:
+            click.echo(choice.why)
 
 
 def metric_table(rows: dict[str, Report], domain: Domain, window: str) -> str:

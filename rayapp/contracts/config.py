@@ -83,8 +83,6 @@ class Domain:
     Empty: every weight 1."""
     user_weights: dict[str, dict[str, float]] = field(default_factory=dict)
     """Categorical attribute of users -> value -> loss weight; a user's weight is the product over attributes."""
-    rates_every_days: int = 1
-    """Days between two snapshots of past rates."""
     half_lives_ms: tuple[int, ...] = HALF_LIVES_MS
     """How fast the fresh statistics fade: ascending multiples of `statistics_step_ms`, FOREVER last."""
     statistics_step_ms: int = 10 * MINUTE_MS
@@ -153,6 +151,7 @@ def version_values(domain: Domain) -> dict[str, Any]:
 Encoder = Literal["transact", "cross", "average", "none"]
 Fusion = Literal["concat", "append", "none"]
 Positions = Literal["none", "learned"]
+Reads = Literal["all", "numbers"]
 Scope = Literal["full", "sequence", "heads"]
 READOUT_PARTS: Final = ("latest", "random", "all", "max")
 CAME_LATER: Final = {"scope": "full", "min_steps": 0, "evaluations": 0, "patience_evaluations": 0}
@@ -185,13 +184,20 @@ class ModelConfig:
     category_dim: int = 16
     num_cross_layers: int = 3
     mlp_dim: int = 256
+    """0: the heads are linear."""
+    reads: Reads = "all"
+    """`numbers`: statistics, ages, gaps and numeric attributes alone; no vectors and no categories."""
 
     def __post_init__(self) -> None:
-        for name, allowed in (("encoder", Encoder), ("fusion", Fusion), ("positions", Positions)):
+        for name, allowed in (("encoder", Encoder), ("fusion", Fusion), ("positions", Positions), ("reads", Reads)):
             if getattr(self, name) not in get_args(allowed):
                 raise ValueError(f"{name} must be one of {get_args(allowed)}, not {getattr(self, name)!r}")
         if unknown := set(self.readout_parts) - set(READOUT_PARTS):
             raise ValueError(f"readout names {sorted(unknown)}; known: {READOUT_PARTS}")
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, fields: Callable[["ModelConfig"], dict[str, Any]]) -> dict[str, Any]:
+        return {name: value for name, value in fields(self).items() if (name, value) != ("reads", "all")}
 
     @property
     def readout_parts(self) -> list[str]:

@@ -82,6 +82,8 @@ def auto() -> Preset:
 PRESETS: Final = {"auto": auto, "nano": nano, "demo": demo, "study": study, "paper": paper}
 
 NO_SEQUENCE: Final = "no-sequence"
+COUNTS: Final = "counts"
+COUNTS_LEARNING_RATE: Final = 3e-2
 Variant = Callable[[Preset], Preset]
 
 
@@ -93,6 +95,12 @@ def _masked(time_mask_ms: int) -> Variant:
     return lambda preset: dataclasses.replace(
         preset, train=dataclasses.replace(preset.train, time_mask_ms=time_mask_ms)
     )
+
+
+def _counts(preset: Preset) -> Preset:
+    """A logistic regression: so few weights, all of one size, bear a high learning rate."""
+    linear = preset.replace(encoder="none", reads="numbers", num_cross_layers=0, mlp_dim=0)
+    return dataclasses.replace(linear, train=dataclasses.replace(linear.train, learning_rate=COUNTS_LEARNING_RATE))
 
 
 def _half_length(preset: Preset) -> Preset:
@@ -108,10 +116,12 @@ MODELS: Final[dict[str, Variant]] = {
     "v1.0": _model(num_layers=1, readout="all", num_cross_layers=0),
     "cross": _model(encoder="cross"),
     NO_SEQUENCE: _model(encoder="none"),
+    COUNTS: _counts,
     "average-pool": _model(encoder="average"),
     "bst": _model(num_layers=1, fusion="append", readout="all", positions="learned"),
 }
-"""What is worth serving, and what it must beat. `bst`: the candidate as one more row, learned positions, one layer,
+"""What is worth serving, and what it must beat. `counts`: a logistic regression over statistics, the user's own actions
+by category and kind, ages and gaps. `bst`: the candidate as one more row, learned positions, one layer,
 every output row kept (Chen et al., DLP-KDD 2019)."""
 
 ABLATIONS: Final[dict[str, Variant]] = {

@@ -160,7 +160,8 @@ REQUEST_SCHEMA: Final = pa.schema(
         pa.field("labels", pa.large_list(pa.float32())),  # items x heads; null: joined from events
         pa.field("model_version", pa.string()),
         pa.field("item_table", pa.string()),
-        pa.field("rate_snapshot", pa.string()),
+        pa.field("statistics_at_ms", pa.int64()),  # what was received before then counted
+        pa.field("statistics", pa.string()),  # the numbers that the ranker read (`statistics.logged`)
         pa.field("experiment", pa.string()),
         pa.field("fallback_reason", pa.string()),
         pa.field("watermark", pa.int64()),  # commit_seq of the user's bucket at the read; null: not known

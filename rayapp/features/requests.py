@@ -4,7 +4,7 @@ The one form of it: the reader of windows, the server and a batch job make it, a
 candidates of all requests lie end to end, and are padded where the model reads them.
 
 Shapes: R requests, N candidates of all of them, C candidates of the largest, B requests that are chosen, L history rows
-(newest first), K rate features.
+(newest first), K statistics.
 """
 
 import dataclasses
@@ -33,8 +33,10 @@ class Requests:
     offset_R: Ints
     """R + 1."""
     candidate_hash_N: NDArray[np.uint64]
-    user_rate_RK: NDArray[np.float32]
-    item_rate_NK: NDArray[np.float32]
+    user_statistic_RK: NDArray[np.float32]
+    """What was known of each user at the request (`features.statistic_columns`); no columns for those who don't ask."""
+    item_statistic_NK: NDArray[np.float32]
+    """The same of each candidate."""
 
     @staticmethod
     def of_one(
@@ -43,8 +45,8 @@ class Requests:
         context: pa.Table,
         sequences: Sequences,
         candidate_hash_C: NDArray[np.uint64],
-        user_rate_K: NDArray[np.float32],
-        item_rate_CK: NDArray[np.float32],
+        user_statistic_K: NDArray[np.float32],
+        item_statistic_CK: NDArray[np.float32],
     ) -> "Requests":
         """A single request."""
         return Requests(
@@ -54,17 +56,29 @@ class Requests:
             sequences,
             np.array([0, len(candidate_hash_C)]),
             candidate_hash_C,
-            user_rate_K[None],
-            item_rate_CK,
+            user_statistic_K[None],
+            item_statistic_CK,
         )
 
     def __len__(self) -> int:
         return len(self.user_hash_R)
 
+    def without_statistics(self, num_item: int, num_user: int) -> "Requests":
+        """The same with zeros for so many statistics of items and of users."""
+        return dataclasses.replace(
+            self,
+            user_statistic_RK=np.zeros((len(self), num_user), np.float32),
+            item_statistic_NK=np.zeros((len(self.candidate_hash_N), num_item), np.float32),
+        )
+
     @property
     def sizes(self) -> Ints:
         """Candidates of each request `[R]`."""
         return np.diff(self.offset_R)
+
+    def request_of_candidate(self) -> Ints:
+        """`[N]`."""
+        return np.repeat(np.arange(len(self)), self.sizes)
 
     def places(self, rows_B: Ints) -> Ints:
         """Where the candidates of some requests stand, end to end."""
@@ -80,8 +94,8 @@ class Requests:
             self.sequences.take(rows_B),
             offsets(self.sizes[rows_B]),
             self.candidate_hash_N[at_N],
-            self.user_rate_RK[rows_B],
-            self.item_rate_NK[at_N],
+            self.user_statistic_RK[rows_B],
+            self.item_statistic_NK[at_N],
         )
 
     def with_candidates(self, keep_N: NDArray[np.bool_]) -> "Requests":
@@ -91,7 +105,7 @@ class Requests:
             self,
             offset_R=kept[self.offset_R],
             candidate_hash_N=self.candidate_hash_N[keep_N],
-            item_rate_NK=self.item_rate_NK[keep_N],
+            item_statistic_NK=self.item_statistic_NK[keep_N],
         )
 
     @staticmethod
@@ -104,8 +118,8 @@ class Requests:
             Sequences.concatenate([part.sequences for part in parts]),
             offsets(np.concatenate([part.sizes for part in parts])),
             np.concatenate([part.candidate_hash_N for part in parts]),
-            np.concatenate([part.user_rate_RK for part in parts]),
-            np.concatenate([part.item_rate_NK for part in parts]),
+            np.concatenate([part.user_statistic_RK for part in parts]),
+            np.concatenate([part.item_statistic_NK for part in parts]),
         )
 
     def pad(self, x_N: NDArray[Any], num_candidates: int | None = None) -> NDArray[Any]:
@@ -155,11 +169,12 @@ def context_row(attributes: Sequence[Attribute], timestamp_ms: int, values: Mapp
 
 def full_request(
     attributes: Sequence[Attribute],
-    num_rates: int,
+    num_statistics: tuple[int, int],
     item_hash_L: NDArray[np.uint64],
     candidate_hash_C: NDArray[np.uint64],
 ) -> Requests:
-    """A made-up request with as many actions as a model reads, to warm it up and to time it."""
+    """A made-up request with as many actions as a model reads, to warm it up and to time it. `num_statistics`: of items
+    and of users."""
     length = len(item_hash_L)
     sequences = Sequences(
         np.full((1, length), FIRST_ACTION_ID, np.uint8),
@@ -173,6 +188,6 @@ def full_request(
         context_row(attributes, 0, {}),
         sequences,
         candidate_hash_C,
-        np.zeros(num_rates, np.float32),
-        np.zeros((len(candidate_hash_C), num_rates), np.float32),
+        np.zeros(num_statistics[1], np.float32),
+        np.zeros((len(candidate_hash_C), num_statistics[0]), np.float32),
     )

@@ -1,4 +1,4 @@
-"""What a training leaves in a root: windows and rates, an item table, a model. Here each gets its name and is made,
+"""What a training leaves in a root: statistics, windows, an item table, a model. Here each gets its name and is made,
 unless it is published already; a first training, a retraining and the studies are steps over these functions."""
 
 from collections.abc import Callable, Iterable
@@ -14,7 +14,7 @@ from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import AUTO, Preset
 from rayapp.contracts.schema import fingerprint
 from rayapp.loop.plan import Span, Split
-from rayapp.pipeline.rate_snapshots import build_rates
+from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.windows import Window, build, window_name
 from rayapp.root.places import ITEM_TABLES, MODELS, WINDOWS
 from rayapp.root.publish import read_manifest
@@ -85,19 +85,10 @@ def fitted(root: Path, prepared: Prepared, preset: Preset, *, live: bool = False
     return (refit if live else fit)(preset, log_size(root, prepared))
 
 
-def make_windows(
-    root: Path,
-    domain: Domain,
-    spans: Iterable[Span],
-    *,
-    rates_until_ms: int = 0,
-    history_length: int = HISTORY_LENGTH,
-) -> bool:
-    """The window of each span and each day's rates from the first span on, up to the end of the last one or, if that is
-    later, `rates_until_ms`; whether anything was built."""
-    spans = sorted(spans)
-    built = bool(build_rates(root, spans[0][0], max(spans[-1][1], rates_until_ms), domain))
-    for span in spans:
+def make_windows(root: Path, domain: Domain, spans: Iterable[Span], *, history_length: int = HISTORY_LENGTH) -> bool:
+    """The statistics of the log as it is, and the window of each span; whether anything was built."""
+    built = count_statistics(root, domain)[1]
+    for span in sorted(spans):
         if not (root / WINDOWS / window_name(*span)).exists():
             build(root, window_name(*span), Window(*span, history_length), domain)
             built = True
@@ -105,7 +96,7 @@ def make_windows(
 
 
 def build_windows(root: Path, domain: Domain, split: Split) -> tuple[Prepared, bool]:
-    """The windows of a split and the rates that their requests see; whether anything was built."""
+    """The windows of a split and the statistics that their requests see; whether anything was built."""
     return Prepared(domain, split.spans), make_windows(root, domain, split.spans)
 
 

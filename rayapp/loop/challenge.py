@@ -14,6 +14,7 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.features.requests import Requests, full_request
 from rayapp.features.segments import SEGMENTS
+from rayapp.features.statistic_columns import Columns
 from rayapp.loop import gates
 from rayapp.loop.gates import CHALLENGER, CHAMPION, Challenge, Gate
 from rayapp.loop.limits import GateLimits
@@ -135,4 +136,4 @@ def timed_request(model: LoadedModel, domain: Domain) -> Requests:
     hash_N = np.fromiter((hash64(item["item_id"]) for item in items), np.uint64, len(items))
     candidate_hash_C = np.resize(hash_N, LATENCY_CANDIDATES)
     item_hash_L = np.resize(hash_N, model.config.history_length)
-    return full_request(domain.context_attributes, len(domain.heads) + 1, item_hash_L, candidate_hash_C)
+    return full_request(domain.context_attributes, Columns.of(domain).widths, item_hash_L, candidate_hash_C)

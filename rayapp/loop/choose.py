@@ -1,14 +1,19 @@
-"""Which of the rankers that a first training made becomes the champion."""
+"""Which of the models that a first training made becomes the champion: the ranker, with the sequence or without it, if
+it has earned its place over the baselines; else the better baseline."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import NO_SEQUENCE
 from rayapp.registry.models import load_model
-from rayapp.training.comparison import BootstrapInterval, auc_gap
-from rayapp.training.evaluate import read_window, score_window
+from rayapp.training.comparison import BootstrapInterval, Logits, auc_gap, request_auc_gap
+from rayapp.training.evaluate import EvaluationSet, read_window, score_window
+
+LIST_ITEMS: Final = 3
+"""Lists that are as long on average are judged by their order within; shorter ones hold too few pairs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,4 +53,29 @@ def judge(name: str, gain: BootstrapInterval, domain: Domain) -> Choice:
         NO_SEQUENCE if out else name,
         f"the sequence {'is taken out' if out else 'stays in'}: on the validation window {name} has an AUC of "
         f"{domain.positive_head!r} of {told} over {NO_SEQUENCE}",
+    )
+
+
+def earned(
+    window: EvaluationSet, ranker: str, logits: Mapping[str, Logits], baselines: Sequence[str], domain: Domain
+) -> Choice:
+    """The ranker, if its AUC on the positive head is certainly above that of the better baseline; else that baseline.
+
+    `logits`: `[R, C, H]` by name, on a window that no model was trained, stopped or calibrated on.
+    """
+    head = domain.positive_head
+    within = float(window.valid_RC.sum(axis=1).mean()) >= LIST_ITEMS
+    measure, said = (request_auc_gap, "AUC within a list") if within else (auc_gap, "AUC")
+    better = baselines[0]
+    for other in baselines[1:]:
+        if measure(window, logits[other], logits[better], domain, head, draws=1).value > 0:
+            better = other
+    gain = measure(window, logits[ranker], logits[better], domain, head)
+    told = f"{said} of {head!r} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over {better}"
+    if gain.low > 0:
+        return Choice(ranker, f"{ranker} goes live: on the test window it has an {told}, the better baseline")
+    return Choice(
+        better,
+        f"{better} goes live: on the test window {ranker} has an {told}, which is not certainly above it. It reacts "
+        "all the same; train again when the log has more lists, or compare variants with `rayapp compare`",
     )

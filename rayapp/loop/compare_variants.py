@@ -25,7 +25,7 @@ from rayapp.registry.models import load_model, model_manifest
 from rayapp.root import places
 from rayapp.root.facts import read_root
 from rayapp.root.publish import PublishError, exclusive, read_json
-from rayapp.training.baselines import COUNTS, POPULARITY, Baselines
+from rayapp.training.baselines import POPULARITY, Popularity
 from rayapp.training.comparison import Logits, Row, compare, difference_table, table
 from rayapp.training.diversity import candidate_categories, categories_in_top
 from rayapp.training.evaluate import METRICS, EvaluationSet, read_window, score_window
@@ -49,7 +49,7 @@ def run_evaluate(
         raise PublishError(f"there is no head {sorted(unknown)[0]!r}; the domain has {', '.join(domain.head_names)}")
     aliases = read_aliases(root)
     versions = {name: aliases.get(name, name) for name in models}
-    trained = [version for version in versions.values() if version not in (POPULARITY, COUNTS)]
+    trained = [version for version in versions.values() if version != POPULARITY]
     if not trained:
         raise PublishError("name at least one model; `rayapp models list` shows them")
     manifests = {version: model_manifest(root, version) for version in trained}
@@ -58,14 +58,11 @@ def run_evaluate(
         if window_name in (*manifest["train_windows"], manifest["validation_window"]):
             click.echo(f"careful: {version} was trained or calibrated on {window_name}", err=True)
     window = read_window(root, window_name, domain)
-    first, baselines = manifests[trained[0]], dict[str, Logits]()
-    if len(trained) < len(versions):
-        fitted = Baselines.fit(root, domain, first["train_windows"], first["validation_window"])
-        baselines = fitted.score(root, window_name)
     logits: dict[str, list[Logits]] = {}
     for name, version in versions.items():
-        known = baselines.get(version)
-        if known is None:
+        if version == POPULARITY:
+            known = Popularity.fit(root, domain, manifests[trained[0]]["validation_window"]).score(root, window_name)
+        else:
             known = score_window(load_model(root, version, domain).scorer, root, window_name, domain)
         logits[name] = [known]
     rows = compare(window, logits, domain, references=[reference or models[0]], heads=heads or None)
@@ -102,8 +99,8 @@ def run_compare(
                 say(f"seed {seed} {name}: {heads[domain.positive_head]}")
     window = read_window(root, prepared.test_window, domain)
     items = load_table(root, items_name)
-    baselines = Baselines.fit(root, domain, prepared.train_windows, prepared.validation_window)
-    logits = {name: [one] for name, one in baselines.score(root, prepared.test_window).items()}
+    popularity = Popularity.fit(root, domain, prepared.validation_window)
+    logits = {POPULARITY: [popularity.score(root, prepared.test_window)]}
     for name, trained in versions.items():
         loaded = [load_model(root, version, domain).scorer for version in trained]
         logits[name] = [score_window(scorer, root, prepared.test_window, domain) for scorer in loaded]

@@ -1,25 +1,28 @@
 """The first training of a root: from its logs to a champion, and to the baseline without the sequence beside it."""
 
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 import pyarrow.compute as pc
 
 from rayapp.contracts.config import DAY_MS, Domain
-from rayapp.contracts.presets import NO_SEQUENCE, Preset, variant
+from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, Preset, variant
 from rayapp.loop.artifacts import Prepared, build_windows, fitted, item_table, train_model, training_run
-from rayapp.loop.choose import Choice, choose
+from rayapp.loop.choose import Choice, choose, earned
 from rayapp.loop.plan import Split, make_split
-from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
-from rayapp.registry.models import training_in_words
+from rayapp.registry.aliases import CHAMPION, promote, read_aliases
+from rayapp.registry.models import load_model, training_in_words
 from rayapp.root.logs import read_log
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, read_json
-from rayapp.training.baselines import Baselines
-from rayapp.training.evaluate import Report, read_window, report
+from rayapp.training.baselines import POPULARITY, publish_popularity
+from rayapp.training.evaluate import Report, read_window, score_window
 from rayapp.training.run import TrainingRun
+
+TITLES: Final = {NO_SEQUENCE: "the same ranker without the sequence", COUNTS: "a logistic regression over counts"}
 
 
 class Done(Protocol):
@@ -42,12 +45,12 @@ class FirstTraining:
 
     test_window: str
     reports: dict[str, Report]
-    """Metrics on the test window: of popularity and counts, of the ranker without the sequence, and of the variant that
+    """Metrics on the test window: of popularity, of counts, of the ranker without the sequence, and of the variant that
     was asked for."""
     trainings: dict[str, str]
-    """In words, how each of the two was trained."""
-    choice: Choice
-    """Of the champion."""
+    """In words, how each was trained."""
+    choices: tuple[Choice, ...]
+    """Of the ranker and of the champion."""
 
 
 def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None, until_ms: int | None = None) -> Split:
@@ -72,9 +75,8 @@ def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None
 def train_first(
     root: Path, domain: Domain, preset: Preset, split: Split, progress: Progress, num_workers: int = 1
 ) -> FirstTraining:
-    """All steps; those whose result is published already take no time, the baselines are fitted each time. Ray must be
-    initialised."""
-    with progress.step("windows with Ray Data: histories, requests, past rates") as done:
+    """All steps; those whose result is published already take no time. Ray must be initialised."""
+    with progress.step("windows with Ray Data: statistics, histories, requests") as done:
         prepared, worked = build_windows(root, domain, split)
         done(worked)
     preset = fitted(root, prepared, preset)
@@ -82,29 +84,39 @@ def train_first(
         table, worked = item_table(root, prepared, preset)
         done(worked)
     runs = {
-        each.variant: training_run(root, prepared, each, table, num_workers=num_workers)
-        for each in (variant(preset, NO_SEQUENCE), preset)
+        name: training_run(root, prepared, variant(preset, name), table, num_workers=num_workers)
+        for name in dict.fromkeys((COUNTS, NO_SEQUENCE, preset.variant))
     }
     for name, run in reversed(runs.items()):
-        title = "the same ranker without the sequence" if name == NO_SEQUENCE else f"TransAct ({name})"
+        title = TITLES.get(name, f"TransAct ({name})")
         with progress.step(f"train {title} with Ray Train") as done, progress.training(run):
             done(train_model(run, domain))
+    simple = training_run(root, prepared, variant(preset, COUNTS), table, title=POPULARITY)
+    with progress.step("count popularity") as done:
+        done(train_model(simple, domain, publish_popularity))
+    runs = {POPULARITY: simple, **runs}
+    versions = {name: run.version for name, run in runs.items()}
     with progress.step("evaluate and promote the champion") as done:
-        reports = _baselines(root, prepared)
-        choice = choose(root, domain, prepared.validation_window, {name: run.version for name, run in runs.items()})
-        aliases = {CHAMPION: runs[choice.variant].version, BASELINE: runs[NO_SEQUENCE].version}
+        rankers = {name: versions[name] for name in dict.fromkeys((NO_SEQUENCE, preset.variant))}
+        sequence = choose(root, domain, prepared.validation_window, rankers)
+        merit = _earned(root, prepared, sequence.variant, versions)
+        aliases = {CHAMPION: versions[merit.variant], **{name: versions[name] for name in (COUNTS, NO_SEQUENCE)}}
         moved = {alias: version for alias, version in aliases.items() if read_aliases(root).get(alias) != version}
         for alias, version in moved.items():
             promote(root, alias, version)
         done(bool(moved))
-    metrics = {name: read_json(root / MODELS / run.version / "metrics.json") for name, run in runs.items()}
-    reports |= {name: of_model["heads"] for name, of_model in metrics.items()}
-    trainings = {name: training_in_words(of_model) for name, of_model in metrics.items()}
-    return FirstTraining(prepared.test_window, reports, trainings, choice)
+    metrics = {name: read_json(root / MODELS / version / "metrics.json") for name, version in versions.items()}
+    reports = {name: of_model["heads"] for name, of_model in metrics.items()}
+    trainings = {name: training_in_words(of_model) for name, of_model in metrics.items() if name != POPULARITY}
+    return FirstTraining(prepared.test_window, reports, trainings, (sequence, merit))
 
 
-def _baselines(root: Path, prepared: Prepared) -> dict[str, Report]:
+def _earned(root: Path, prepared: Prepared, ranker: str, versions: Mapping[str, str]) -> Choice:
     window, domain = prepared.test_window, prepared.domain
-    fitted = Baselines.fit(root, domain, prepared.train_windows, prepared.validation_window)
-    judged = read_window(root, window, domain)
-    return {name: report(judged, logit_RCH, domain) for name, logit_RCH in fitted.score(root, window).items()}
+    if ranker == COUNTS:
+        return Choice(COUNTS)
+    logits = {
+        name: score_window(load_model(root, versions[name], domain).scorer, root, window, domain)
+        for name in (POPULARITY, COUNTS, ranker)
+    }
+    return earned(read_window(root, window, domain), ranker, logits, (COUNTS, POPULARITY), domain)

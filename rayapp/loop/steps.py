@@ -140,14 +140,14 @@ class RetrainSteps:
         return tuple(read_root_lines(self.root, self.domain, self.options.first, self.options.chosen))
 
     def windows(self, lines: Sequence[Line]) -> tuple[int, ...]:
-        """Publishes the window and the rates of each closed day that has none; the days that this run may read."""
+        """Counts statistics and publishes the windows that are missing; the days that this run may read."""
         now_ms = self.state.as_of_ms
         wanted = candidate_days(self.root, self.domain, self.options.train_window_days, now_ms)
         if not wanted:
             raise Ended(states.NO_NEW_DATA, f"the log holds no closed day before {day_name(now_ms)}")
         length = max(HISTORY_LENGTH, *(line.preset.model.history_length for line in lines))
         spans = [day_span(day) for day in wanted]
-        make_windows(self.root, self.domain, spans, rates_until_ms=now_ms + 1, history_length=length)
+        make_windows(self.root, self.domain, spans, history_length=length)
         return tuple(wanted)
 
     def judge(self, days: Sequence[int], champion: str | None) -> JudgedDays:

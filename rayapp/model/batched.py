@@ -19,8 +19,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rayapp.contracts.schema import FIRST_ACTION_ID
+from rayapp.features import known_numbers
 from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests
+from rayapp.features.statistic_columns import Columns
 from rayapp.model.calibration import Calibration
 from rayapp.model.graphs import Graphs
 from rayapp.model.inputs import FeatureTables, Rows
@@ -93,7 +95,7 @@ class BatchedScorer:
 
     def error_of_bf16(self) -> float:
         """The largest difference that bf16 makes to a probability of a made-up batch."""
-        rows = made_up_rows(self.inputs, self.length, self.probabilities.num_heads + 1)
+        rows = made_up_rows(self.inputs, self.length)
         with torch.inference_mode():
             batch = self.inputs.gather(rows)
             exact_BCH, rounded_BCH = (self.probabilities.computed(batch, bf16) for bf16 in (False, True))
@@ -147,16 +149,18 @@ def groups(counts: Sequence[int]) -> Iterator[list[int]]:
         yield group
 
 
-def made_up_rows(inputs: FeatureTables, length: int, num_rates: int) -> Rows:
+def made_up_rows(inputs: FeatureTables, length: int) -> Rows:
     """8 full histories with 64 candidates each, of the table's own items and users: what bf16 is tried on."""
     rng, shape, context = np.random.default_rng(0), (8, 64), inputs.encoders.context
     user_B = rng.integers(0, len(inputs.users.category_UW), shape[0])
-    number_BM = np.concatenate([inputs.users.number_UM[user_B], rng.normal(size=(shape[0], num_rates))], axis=1)
+    num_item, num_user = Columns.of(inputs.domain).widths
+    of_user_BK = rng.normal(size=(shape[0], num_user + known_numbers.NUM_USER))
+    number_BM = np.concatenate([inputs.users.number_UM[user_B], of_user_BK], axis=1)
     return Rows(
         torch.from_numpy(rng.integers(FIRST_ACTION_ID, inputs.vocabulary_size, (shape[0], length))),
         torch.from_numpy(rng.integers(0, inputs.table.num_rows, (shape[0], length))),
         torch.from_numpy(rng.integers(0, inputs.table.num_rows, shape)),
-        torch.from_numpy(rng.normal(size=(*shape, num_rates)).astype(np.float32)),
+        torch.from_numpy(rng.normal(size=(*shape, num_item + known_numbers.NUM_ITEM)).astype(np.float32)),
         torch.from_numpy(inputs.users.category_UW[user_B]),
         torch.from_numpy(number_BM.astype(np.float32)),
         torch.from_numpy(rng.integers(0, context.num_categories, (shape[0], sum(context.widths.values())))),

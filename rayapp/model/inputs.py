@@ -1,7 +1,8 @@
 """From hashes to tensors: the item table, the users' attributes and the encoders, as one model reads them.
 
 Shapes: B requests, C candidates, L history rows (newest first), N item table rows, U versions of users, E vector
-width, W category places, M numeric attributes, K rate features, R changed rows, X columns of one of these.
+width, W category places, M numeric attributes, K other numbers (statistics, and what is known without counting), R
+changed rows, X columns of one of these.
 """
 
 import dataclasses
@@ -14,10 +15,12 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import PAD, Attribute, attribute_fields
 from rayapp.features.attributes import AttributeEncoder, Encoders
 from rayapp.features.content import Item
+from rayapp.features.known_numbers import Acts, ItemFacts
 from rayapp.features.requests import Requests
 from rayapp.features.sequence import known_to
 from rayapp.model.item_table import ItemTable
@@ -61,24 +64,33 @@ class UserTable:
 class FeatureTables:
     """Everything a ranker looks up, on one device. Row 0 of an item or a user, "absent", is all zeros."""
 
+    domain: Domain
     encoders: Encoders
     vocabulary_size: int
+    """Of the model, which may know fewer actions than the domain has by now."""
     table: ItemTable
     users: UserTable
+    facts: ItemFacts
+    """On the host, whatever the device."""
     vector_NE: Tensor
     category_NW: Tensor
     number_NM: Tensor
 
     @staticmethod
-    def of(table: ItemTable, users: UserTable, encoders: Encoders, vocabulary_size: int) -> "FeatureTables":
+    def of(
+        table: ItemTable, users: UserTable, encoders: Encoders, domain: Domain, vocabulary_size: int | None = None
+    ) -> "FeatureTables":
         category_NW, number_NM = encoders.item.encode(items_as_table(table))
+        category_NW = np.pad(category_NW, [(1, 0), (0, 0)])
         return FeatureTables(
+            domain,
             encoders,
-            vocabulary_size,
+            domain.vocabulary.size if vocabulary_size is None else vocabulary_size,
             table,
             users,
+            ItemFacts(np.array([0, *map(_created_ms, table.items)], np.int64), category_NW),
             torch.from_numpy(table.vectors_NE),
-            torch.from_numpy(np.pad(category_NW, [(1, 0), (0, 0)])),
+            torch.from_numpy(category_NW),
             torch.from_numpy(np.pad(number_NM, [(1, 0), (0, 0)])),
         )
 
@@ -88,11 +100,17 @@ class FeatureTables:
         category_RW, number_RM = self.encoders.item.encode(
             attributes_table([table.item(row) for row in row_R.tolist()], table.tower.attributes)
         )
+        num_new = table.num_rows - self.table.num_rows
+        category_NW, created_N = np.pad(self.facts.category_TW, [(0, num_new), (0, 0)]), self.facts.created_ms_T
+        category_NW[row_R] = category_RW
+        created_N = np.pad(created_N, (0, num_new))
+        created_N[row_R] = [_created_ms(table.item(row)) for row in row_R.tolist()]
         return dataclasses.replace(
             self,
             table=table,
+            facts=ItemFacts(created_N, category_NW),
             vector_NE=torch.from_numpy(table.vectors_NE).to(self.vector_NE.device),
-            category_NW=_with_rows(self.category_NW, table.num_rows, row_R, category_RW),
+            category_NW=torch.from_numpy(category_NW).to(self.category_NW.device),
             number_NM=_with_rows(self.number_NM, table.num_rows, row_R, number_RM),
         )
 
@@ -114,13 +132,18 @@ class FeatureTables:
         history_BL = np.where(action_BL == PAD, 0, self.table.rows_of(sequences.item_hash_RL))
         user_B = self.users.rows_of(requests.user_hash_R, requests.timestamp_ms_R)
         context_category_BW, context_number_BM = self.encoders.context.encode(requests.context)
+        row_N, request_N = self.table.rows_of(requests.candidate_hash_N), requests.request_of_candidate()
+        acts = Acts(action_BL, history_BL, sequences.timestamp_ms_RL, requests.timestamp_ms_R)
+        known_NK = acts.item_numbers(self.facts, self.domain, request_N, row_N)
+        item_number_NK = np.concatenate([requests.item_statistic_NK, known_NK], axis=1)
+        user_numbers = [self.users.number_UM[user_B], requests.user_statistic_RK, acts.user_numbers(self.domain)]
         return Rows(
             torch.from_numpy(action_BL.astype(np.int64)),
             torch.from_numpy(history_BL),
-            torch.from_numpy(requests.pad(self.table.rows_of(requests.candidate_hash_N), num_candidates)),
-            torch.from_numpy(requests.pad(requests.item_rate_NK, num_candidates)),
+            torch.from_numpy(requests.pad(row_N, num_candidates)),
+            torch.from_numpy(requests.pad(item_number_NK, num_candidates)),
             torch.from_numpy(self.users.category_UW[user_B]),
-            torch.from_numpy(np.concatenate([self.users.number_UM[user_B], requests.user_rate_RK], axis=1)),
+            torch.from_numpy(np.concatenate(user_numbers, axis=1)),
             torch.from_numpy(context_category_BW),
             torch.from_numpy(context_number_BM),
         )
@@ -133,7 +156,7 @@ class FeatureTables:
             self.vector_NE[rows.history_BL],
             self.vector_NE[rows.candidate_BC],
             self.category_NW[rows.candidate_BC],
-            torch.cat([self.number_NM[rows.candidate_BC], rows.item_rate_BCK], dim=-1),
+            torch.cat([self.number_NM[rows.candidate_BC], rows.item_number_BCK], dim=-1),
             rows.user_category_BW,
             rows.user_number_BM,
             rows.context_category_BW,
@@ -148,7 +171,7 @@ class Rows:
     action_BL: Tensor
     history_BL: Tensor
     candidate_BC: Tensor
-    item_rate_BCK: Tensor
+    item_number_BCK: Tensor
     user_category_BW: Tensor
     user_number_BM: Tensor
     context_category_BW: Tensor
@@ -164,6 +187,10 @@ def _with_rows(old_NX: Tensor, num_rows: int, row_R: NDArray[np.int64], new_RX: 
     all_NX[: len(old_NX)] = old_NX
     all_NX[torch.from_numpy(row_R).to(old_NX.device)] = torch.from_numpy(new_RX).to(old_NX.device)
     return all_NX
+
+
+def _created_ms(item: Item) -> int:
+    return int(item.get("created_at_ms") or 0)
 
 
 def items_as_table(table: ItemTable) -> pa.Table:

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rayapp.contracts.config import ModelConfig
+from rayapp.contracts.config import Domain, ModelConfig
+from rayapp.features import known_numbers
 from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
+from rayapp.features.statistic_columns import Columns
 from rayapp.model.encoder import ENCODERS
 
 
@@ -25,10 +27,10 @@ class Batch:
     candidate_BCE: Tensor
     item_category_BCW: Tensor
     item_number_BCM: Tensor
-    """Numeric attributes, then the item's rates."""
+    """Numeric attributes, then the item's statistics and what is known of it without counting."""
     user_category_BW: Tensor
     user_number_BM: Tensor
-    """Numeric attributes, then the user's rates."""
+    """Numeric attributes, then the user's statistics and what is known without counting."""
     context_category_BW: Tensor
     context_number_BM: Tensor
 
@@ -79,21 +81,31 @@ class Categories(nn.Module):
 class Ranker(nn.Module):
     """Logits of every head for every candidate. Without the sequence it is the same ranker minus the encoder."""
 
-    def __init__(self, config: ModelConfig, encoders: Encoders, *, vocabulary_size: int, num_heads: int) -> None:
+    def __init__(
+        self, config: ModelConfig, encoders: Encoders, domain: Domain, vocabulary_size: int | None = None
+    ) -> None:
+        """`vocabulary_size`: of a model that knows fewer actions than the domain has by now."""
         super().__init__()
+        columns, num_heads = Columns.of(domain), len(domain.heads)
+        vocabulary_size = vocabulary_size or domain.vocabulary.size
         self.config: ModelConfig = config
         make = ENCODERS.get(config.encoder)
         self.encoder = make(config, vocabulary_size) if make is not None else None
-        self.item_categories = Categories(encoders.item, config.category_dim)
-        self.user_categories = Categories(encoders.user, config.category_dim)
-        self.context_categories = Categories(encoders.context, config.category_dim)
-        num_rates = num_heads + 1
-        self.item_width = config.item_dim + self.item_categories.output_dim + encoders.item.num_numbers + num_rates
-        self.user_width = self.user_categories.output_dim + encoders.user.num_numbers + num_rates
-        self.user_width += self.context_categories.output_dim + encoders.context.num_numbers
+        self.item_width = encoders.item.num_numbers + columns.num_item + known_numbers.NUM_ITEM
+        self.user_width = encoders.user.num_numbers + columns.num_user + known_numbers.NUM_USER
+        self.user_width += encoders.context.num_numbers
+        if config.reads == "all":
+            self.item_categories = Categories(encoders.item, config.category_dim)
+            self.user_categories = Categories(encoders.user, config.category_dim)
+            self.context_categories = Categories(encoders.context, config.category_dim)
+            self.item_width += config.item_dim + self.item_categories.output_dim
+            self.user_width += self.user_categories.output_dim + self.context_categories.output_dim
         width = self.item_width + self.user_width + (self.encoder.output_dim if self.encoder is not None else 0)
         self.cross = CrossNetwork(width, config.num_cross_layers)
-        self.mlp = nn.Sequential(nn.Linear(width, config.mlp_dim), nn.ReLU(), nn.Linear(config.mlp_dim, num_heads))
+        if config.mlp_dim:
+            self.mlp = nn.Sequential(nn.Linear(width, config.mlp_dim), nn.ReLU(), nn.Linear(config.mlp_dim, num_heads))
+        else:
+            self.mlp = nn.Sequential(nn.Linear(width, num_heads))
 
     def forward(self, batch: Batch) -> Tensor:
         """Returns logits `[B, C, H]`."""
@@ -106,11 +118,15 @@ class Ranker(nn.Module):
 
     def item_features(self, batch: Batch) -> Tensor:
         """`[B, C, F of items]`: vector, categories and numbers of each candidate; the first columns of the crossing."""
+        if self.config.reads == "numbers":
+            return batch.item_number_BCM
         categories_BCF = self.item_categories(batch.item_category_BCW)
         return torch.cat([batch.candidate_BCE, categories_BCF, batch.item_number_BCM], dim=-1)
 
     def user_features(self, batch: Batch) -> Tensor:
         """`[B, F of users]`: user and context; in the crossing they follow the candidate's."""
+        if self.config.reads == "numbers":
+            return torch.cat([batch.user_number_BM, batch.context_number_BM], dim=-1)
         return torch.cat(
             [
                 self.user_categories(batch.user_category_BW),

@@ -15,15 +15,16 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import places_of
+from rayapp.features.statistics import SPAN
 from rayapp.pipeline.histories import HISTORY_COLUMNS, merge
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.catalogue_writer import remove_users
 from rayapp.root.erasure import Tombstones, erased_rows, hide, tombstones
 from rayapp.root.facts import read_root
 from rayapp.root.logs import files_of, log_schema, read_bucket, sort_log, without_copies, write_file
-from rayapp.root.places import EVENTS, RATES, REQUESTS, WINDOWS
+from rayapp.root.places import EVENTS, REQUESTS, STATISTICS, WINDOWS
 from rayapp.root.publish import Manifest, commit_log, log_manifest
-from rayapp.root.rates import read_users, users_file, write_users
 
 
 @dataclass(slots=True)
@@ -40,7 +41,7 @@ class Compacted:
 
 
 def compact(root: Path, told: Told = quiet) -> Compacted:
-    """Compacts both logs and removes what tombstones cover from logs, users, windows and rates."""
+    """Compacts both logs and removes what tombstones cover from logs, users, windows and statistics."""
     domain, num_buckets = read_root(root)
     erased = tombstones(root)
     done = Compacted()
@@ -49,7 +50,7 @@ def compact(root: Path, told: Told = quiet) -> Compacted:
     if erased:
         done.rows_erased += remove_users(root, erased)
         _blank_windows(root, num_buckets, erased, done)
-        _clean_rates(root, num_buckets, erased, done)
+        _blank_statistics(root, erased, done)
     return done
 
 
@@ -176,25 +177,24 @@ def _nothing(kind: pa.DataType) -> pa.Scalar:
     return pa.scalar("" if pa.types.is_string(kind) else 0, kind)
 
 
-def _clean_rates(root: Path, num_buckets: int, erased: Tombstones, done: Compacted) -> None:
-    """Drops erased users' rows of the snapshots; what items gained from them stays, it names nobody."""
-    days = sorted((root / RATES).glob("[!.]*"))
-
-    def task(bucket: int) -> dict[str, int]:
-        rows = 0
-        for day in days:
-            path = day / users_file(bucket)
-            users = read_users(path)
-            gone = np.isin(users["user_hash"].to_numpy(), np.array(sorted(erased), np.uint64))
-            if gone.any():
-                rows += int(gone.sum())
-                temporary = path.with_name(f".{path.name}")
-                write_users(temporary, users.filter(pa.array(~gone)))
-                temporary.replace(path)
-        return {"rows": rows}
-
-    if days:
-        done.rows_erased += sum(result["rows"] for result in run_tasks(num_buckets, task))
+def _blank_statistics(root: Path, erased: Tombstones, done: Compacted) -> None:
+    """Sets the counts of erased users to nothing, in place; what items gained from them stays, it names nobody."""
+    hash_X = np.array(sorted(erased), np.uint64)
+    for directory in sorted((root / STATISTICS).glob("[!.]*")):
+        users = directory / "users"
+        key_K, place_E = (np.load(users / f"{name}.npy", mmap_mode="r") for name in ("key_K", "place_E"))
+        rank_X, known_X = places_of(key_K, hash_X)
+        since_X, until_X = (np.searchsorted(place_E, rank * SPAN) for rank in (rank_X[known_X], rank_X[known_X] + 1))
+        if not len(since_X):
+            continue
+        count_ESA = np.load(users / "count_ESA.npy", mmap_mode="r+")
+        for since, until in zip(since_X.tolist(), until_X.tolist(), strict=True):
+            done.rows_erased += int(count_ESA[since:until].any(axis=(1, 2)).sum())
+            count_ESA[since:until] = 0
+        count_ESA.flush()
+        key_K = np.load(users / "key_K.npy", mmap_mode="r+")
+        key_K[rank_X[known_X]] ^= np.uint64(1)  # nobody's; the order stays
+        key_K.flush()
 
 
 def _replace(path: Path, table: pa.Table) -> None:

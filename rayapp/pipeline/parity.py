@@ -25,6 +25,7 @@ from rayapp.features.sequence import History, Sequences, at_request, point_in_ti
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.histories import EVENT_COLUMNS, UserHistories
 from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.statistics_parity import StatisticsParity
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.erasure import erased_rows
 from rayapp.root.facts import read_root
@@ -212,6 +213,7 @@ def _explain(history: History, timestamp_ms: int, watermark: int, length: int, d
     return "unknown: no earlier state of the log gives these bytes"
 
 
-def as_json(found: Parity) -> str:
+def as_json(found: Parity, statistics: StatisticsParity) -> str:
     """One line, for a job that watches it."""
-    return json.dumps({"share": found.share, **to_json(found)})
+    numbers = {"share": statistics.share, **to_json(statistics)}
+    return json.dumps({"share": found.share, **to_json(found), "statistics": numbers})

@@ -5,7 +5,7 @@ sees the same batches, each takes as many steps as the others, and a resumed run
 (epoch, k).
 
 Shapes: R requests of a bucket, B of a batch, N candidates of all of either, L history rows (newest first), H heads,
-E history rows of a bucket, K rate features.
+E history rows of a bucket.
 """
 
 import dataclasses
@@ -19,14 +19,15 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import Domain, day_name
+from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.features.requests import Requests, offsets
 from rayapp.features.sequence import NO_WATERMARK, History, Sequences, point_in_time
+from rayapp.features.statistic_columns import Columns
 from rayapp.pipeline.histories import HISTORY_COLUMNS, history_of
 from rayapp.root.places import WINDOWS
 from rayapp.root.publish import PublishError, read_manifest
-from rayapp.root.rates import Snapshot, load_items, load_users, snapshot_start
+from rayapp.statistics.known import Statistics
 
 MASK, NEGATIVES = 0, 1
 """What a random number is for: draws for different purposes are independent."""
@@ -88,11 +89,11 @@ class WindowReader:
         history_length: int,
         *,
         negative_rate: float = 1.0,
-        rates: bool = True,
+        statistics: Statistics | None = None,
         time_mask_ms: int | None = None,
     ) -> None:
-        """`rates`: past rates of users and items come with each batch; without, they are zeros. `time_mask_ms`
-        takes the place of the domain's.
+        """`statistics`: what was known of users and items at each request comes with its batch; without, zeros.
+        `time_mask_ms` takes the place of the domain's.
 
         `negative_rate`: the share of shown items without any label that training batches keep. Whoever reads
         probabilities off a model so trained must know it: it is part of the model's training settings.
@@ -100,9 +101,8 @@ class WindowReader:
         if not 0 < negative_rate <= 1:
             raise ValueError(f"negative_rate must be above 0 and at most 1, not {negative_rate}")
         self.domain = domain
-        self._root, self._rates = root, rates
+        self._statistics, self._widths = statistics, Columns.of(domain).widths
         self._mask_ms = domain.time_mask_ms if time_mask_ms is None else time_mask_ms
-        self._items_of_day: dict[str, Snapshot] = {}
         self.history_length = history_length
         self.negative_rate = negative_rate
         self._buckets: list[tuple[Path, int, int]] = []
@@ -189,7 +189,6 @@ class WindowReader:
         user_hash_R = hash64_column(requests["user_id"])
         candidate_hash_N = hash64_column(pc.list_flatten(items))
         time_R = requests["timestamp_ms"].to_numpy()
-        user_rate_RK, item_rate_NK = self._past_rates(bucket, time_R, user_hash_R, candidate_hash_N, offset_R)
         return _Bucket(
             history,
             requests["request_id"].to_numpy(zero_copy_only=False),
@@ -201,39 +200,14 @@ class WindowReader:
                 Sequences.not_cut(requests.num_rows),
                 offset_R,
                 candidate_hash_N,
-                user_rate_RK,
-                item_rate_NK,
+                np.zeros((requests.num_rows, 0), np.float32),
+                np.zeros((len(candidate_hash_N), 0), np.float32),
             ),
             pc.fill_null(requests["watermark"], NO_WATERMARK).to_numpy(),
             requests["start"].to_numpy(),
             requests["end"].to_numpy(),
             labels.reshape(-1, len(self.domain.heads)),
         )
-
-    def _past_rates(
-        self,
-        bucket: int,
-        time_R: NDArray[np.int64],
-        user_hash_R: NDArray[np.uint64],
-        candidate_hash_N: NDArray[np.uint64],
-        offset_R: NDArray[np.int64],
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Rates `[R, K]` of users and `[N, K]` of candidates, by the snapshot of each request's day."""
-        width = len(self.domain.heads) + 1
-        user_RK = np.zeros((len(user_hash_R), width), np.float32)
-        item_NK = np.zeros((len(candidate_hash_N), width), np.float32)
-        if not self._rates:
-            return user_RK, item_NK
-        day_R = snapshot_start(time_R, self.domain)
-        day_N = np.repeat(day_R, np.diff(offset_R))
-        for day_ms in np.unique(day_R):
-            day = day_name(int(day_ms))
-            if day not in self._items_of_day:
-                self._items_of_day[day] = load_items(self._root, day, self.domain)
-            users = load_users(self._root, day, bucket, self.domain)
-            user_RK[day_R == day_ms] = users.features(user_hash_R[day_R == day_ms])
-            item_NK[day_N == day_ms] = self._items_of_day[day].features(candidate_hash_N[day_N == day_ms])
-        return user_RK, item_NK
 
     def _collate(
         self, bucket: _Bucket, rows: NDArray[np.int64], seed: int, epoch: int, *, training: bool
@@ -258,6 +232,10 @@ class WindowReader:
                 key_N = np.repeat(bucket.request_hash_R[rows], requests.sizes) + requests.candidate_hash_N
             keep_N = label_NH.any(axis=1) | (_uniform(key_N, seed, epoch, NEGATIVES) < self.negative_rate)
             requests, label_NH = requests.with_candidates(keep_N), label_NH[keep_N]
+        if self._statistics is None:
+            requests = requests.without_statistics(*self._widths)
+        else:
+            requests = self._statistics.of_requests(requests)
         return RequestBatch(bucket.request_id_R[rows], requests, label_NH)
 
 

@@ -26,7 +26,7 @@ from rayapp.root.catalogue import read_users
 from rayapp.root.places import MODELS
 from rayapp.root.publish import Manifest, PublishError, publish_directory, read_json, read_manifest, write_json
 
-FORMAT = 2
+FORMAT = 3
 LINEAGE = ("created_at_ms", "item_table", "preset", "train_windows", "validation_window", "test_window")
 
 
@@ -109,7 +109,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     config = from_json(ModelConfig, read_json(directory / "config.json"))
     encoders = from_json(Encoders, schema["encoders"])
     calibration = Calibration.of_heads(read_json(directory / "calibration.json"), domain.head_names)
-    ranker = Ranker(config, encoders, vocabulary_size=vocabulary.size, num_heads=len(domain.heads))
+    ranker = Ranker(config, encoders, domain, vocabulary.size)
     weights = directory / "weights.safetensors"
     try:
         ranker.load_state_dict(load_file(weights))
@@ -118,7 +118,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         raise PublishError(f"{weights} is damaged ({reason}); restore the file or promote another model") from None
     table = load_table(root, manifest["item_table"])
     users = UserTable.of(read_users(root, domain), encoders.user)
-    inputs = FeatureTables.of(table, users, encoders, vocabulary.size)
+    inputs = FeatureTables.of(table, users, encoders, domain, vocabulary.size)
     return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
 
 
@@ -152,11 +152,11 @@ def _check_format(version: str, manifest: Manifest) -> None:
     """Raises:
     PublishError: another version of this program wrote the model, one that keeps other files in it.
     """
-    if manifest.get("format") != FORMAT:
-        raise PublishError(
-            f"model {version} has format {manifest.get('format')}, this version reads {FORMAT}; "
-            "install the version that wrote it"
-        )
+    if (found := manifest.get("format")) == FORMAT:
+        return
+    newer = isinstance(found, int) and found > FORMAT
+    mend = "install the version that wrote it" if newer else "train anew: `rayapp train`"
+    raise PublishError(f"model {version} has format {found}, this version reads {FORMAT}; {mend}")
 
 
 def model_manifest(root: Path, version: str) -> Manifest:

@@ -1,1 +1,1 @@
-"""A root directory: its places, its immutable directories, its logs, catalogue and rates as files."""
+"""A root directory: its places, its immutable directories, its logs, catalogue and agreed steps as files."""

@@ -9,6 +9,8 @@ from rayapp.root.places import ROOT_FILE
 from rayapp.root.publish import PublishError, read_json, write_json
 
 DEFAULT_NUM_BUCKETS: Final = 16
+FORMER_SETTINGS: Final = ("rates_every_days",)
+"""Of domains that earlier releases wrote; they mean nothing any more."""
 
 
 def make_root(root: Path, domain: Domain, num_buckets: int = DEFAULT_NUM_BUCKETS) -> None:
@@ -46,7 +48,8 @@ def read_root(root: Path) -> tuple[Domain, int]:
             "(docs/data.md)"
         )
     values = read_json(root / ROOT_FILE)
-    return from_json(Domain, values["domain"]), int(values["num_buckets"])
+    domain = {name: value for name, value in values["domain"].items() if name not in FORMER_SETTINGS}
+    return from_json(Domain, domain), int(values["num_buckets"])
 
 
 def check_writable(root: Path) -> None:

@@ -17,8 +17,8 @@ IMPORT_STAGING: Final = ".staging"
 
 # What training makes of the logs.
 WINDOWS: Final = "windows"
-RATES: Final = "rates"
-RATES_STAGING: Final = ".rates-staging"
+STATISTICS: Final = "statistics"
+STATISTICS_STAGING: Final = ".statistics-staging"
 ENGAGEMENTS_STAGING: Final = ".engagements"
 ITEM_TABLES: Final = "item_tables"
 RUNS: Final = "runs"

@@ -10,6 +10,7 @@ import numpy as np
 
 from rayapp.serving.feed import Answer, Shown
 from rayapp.serving.ranking import Ranking
+from rayapp.statistics.logged import pack
 from rayapp.store import UserSequence
 
 
@@ -43,8 +44,16 @@ def model_fields(ranking: Ranking | None) -> dict[str, Any]:
     """What answers say of the model behind them; nulls without one."""
     return {
         "model_version": ranking.model_version if ranking else None,
-        "rate_snapshot": ranking.rate_snapshot if ranking else None,
+        "statistics_at": _iso(ranking.statistics.at_ms) if ranking else None,
     }
+
+
+def _iso(timestamp_ms: int | None) -> str | None:
+    return (
+        None
+        if timestamp_ms is None
+        else datetime.fromtimestamp(timestamp_ms / 1000, UTC).isoformat(timespec="milliseconds")
+    )
 
 
 def _probabilities(shown: Shown, head_names: tuple[str, ...]) -> dict[str, float] | None:
@@ -56,10 +65,9 @@ def _probabilities(shown: Shown, head_names: tuple[str, ...]) -> dict[str, float
 def sequence_body(user: UserSequence, ranking: Ranking | None) -> dict[str, Any]:
     """Proof of freshness: what the answer saw of the user."""
     last_ms = int(user.history.timestamp_ms_E[0]) if len(user.history) else None
-    last = datetime.fromtimestamp(last_ms / 1000, UTC) if last_ms is not None else None
     return {
         "length": ranking.sequence_length if ranking else len(user.history),
-        "last_event_at": last.isoformat(timespec="milliseconds") if last else None,
+        "last_event_at": _iso(last_ms),
         "watermark": user.watermark,
         "hash": f"{ranking.sequence_hash:016x}" if ranking else None,
     }
@@ -87,7 +95,8 @@ def request_row(answer: Answer) -> dict[str, Any]:
             "probabilities": probability_PH.ravel().tolist(),
             "model_version": ranking.model_version,
             "item_table": ranking.item_table,
-            "rate_snapshot": ranking.rate_snapshot,
+            "statistics_at_ms": ranking.statistics.at_ms,
+            "statistics": pack(ranking.statistics.item_CK[[s.place for s in answer.shown]], ranking.statistics.user_K),
         }
         if not answer.store_failed:  # what was never read can't be cut again from the log
             row |= {"sequence_hash": ranking.sequence_hash, "watermark": answer.user.watermark}

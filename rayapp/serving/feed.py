@@ -58,6 +58,8 @@ class Shown:
     """One item of an answer."""
 
     item_id: str
+    place: int
+    """Among the candidates."""
     score: float | None
     source: str
     propensity: float
@@ -131,6 +133,8 @@ class Feed:
         ranking = None
         if found.item_ids:
             ranking = await run.with_model("ranker", RANKER_UNTIL, versions, lambda v: self._stages.rank(v, call))
+        if ranking is not None and not ranking.statistics.fresh:
+            run.reasons.append("statistics")
         random_order = hash64(f"order/{ask.request_id}") < self._random_share * 2**64
         chosen = self._choose(ask, arm, found, ranking, random_order)
         degraded = bool(run.reasons)
@@ -209,6 +213,7 @@ class Feed:
 def _shown(row: Ranked, found: Candidates, ranking: Ranking | None) -> Shown:
     return Shown(
         found.item_ids[row.index],
+        row.index,
         row.score if ranking is not None else None,
         found.sources[row.index],
         float(found.propensity_C[row.index]),

@@ -1,6 +1,6 @@
-"""Ranking calls, as every replica answers them: cut the sequence, look up the rates, score; alone or several at once.
+"""Ranking calls, as every replica answers them: cut the sequence, read the statistics, score; alone or several at once.
 
-Shapes: C candidates, H heads, E vector width, K rate features.
+Shapes: C candidates, H heads, E vector width, K statistics.
 """
 
 from collections.abc import Callable, Sequence
@@ -16,7 +16,7 @@ from rayapp.features.requests import Requests, context_row
 from rayapp.features.sequence import at_request
 from rayapp.model.batched import Scores
 from rayapp.registry.models import LoadedModel
-from rayapp.serving.live_rates import LiveRates
+from rayapp.serving.fresh_statistics import FreshStatistics, Read
 from rayapp.store import UserSequence
 
 
@@ -52,18 +52,19 @@ class Ranking:
     sequence_length: int
     sequence_hash: int
     item_table: str
-    rate_snapshot: str | None
+    statistics: Read
+    """What was known of the user and the items."""
 
 
-def rank(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankCall) -> Ranking:
+def rank(model: LoadedModel, statistics: FreshStatistics, domain: Domain, call: RankCall) -> Ranking:
     """Scores the call's items with `model`, over what its user had done before the call's time."""
-    request, day = request_of(model, rates, domain, call)
-    return _ranking(model, request, day, model.scorer.score(request))
+    request, read = request_of(model, statistics, domain, call)
+    return _ranking(model, request, read, model.scorer.score(request))
 
 
 def rank_many(
     held: Callable[[str], LoadedModel | None],
-    rates: LiveRates,
+    statistics: FreshStatistics,
     domain: Domain,
     calls: Sequence[tuple[str, RankCall]],
 ) -> list[Ranking | Exception | None]:
@@ -74,12 +75,12 @@ def rank_many(
         model = held(version)
         if model is None:
             continue
-        made: dict[int, tuple[Requests, str | None]] = {}
+        made: dict[int, tuple[Requests, Read]] = {}
         for n, (asked, call) in enumerate(calls):
             if asked != version:
                 continue
             try:
-                made[n] = request_of(model, rates, domain, call)
+                made[n] = request_of(model, statistics, domain, call)
             except Exception as error:
                 answers[n] = error
         try:
@@ -87,13 +88,15 @@ def rank_many(
         except Exception as error:
             scores = []
             answers = [error if n in made else answer for n, answer in enumerate(answers)]
-        for (n, (request, day)), one in zip(made.items(), scores, strict=False):
-            answers[n] = _ranking(model, request, day, one)
+        for (n, (request, read)), one in zip(made.items(), scores, strict=False):
+            answers[n] = _ranking(model, request, read, one)
     return answers
 
 
-def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankCall) -> tuple[Requests, str | None]:
-    """What the model reads of a call, and the day of the rates in it."""
+def request_of(
+    model: LoadedModel, statistics: FreshStatistics, domain: Domain, call: RankCall
+) -> tuple[Requests, Read]:
+    """What the model reads of a call, and the statistics in it."""
     sequences = at_request(
         call.user.history,
         timestamp_ms=call.timestamp_ms,
@@ -101,15 +104,15 @@ def request_of(model: LoadedModel, rates: LiveRates, domain: Domain, call: RankC
         length=model.config.history_length,
         vocabulary=domain.vocabulary,
     )
-    user_rate_K, item_rate_CK, day = rates.features(call.user_id, call.item_hash_C)
+    read = statistics.read(call.user_id, call.item_hash_C)
     context = context_row(domain.context_attributes, call.timestamp_ms, call.context)
     request = Requests.of_one(
-        hash64(call.user_id), call.timestamp_ms, context, sequences, call.item_hash_C, user_rate_K, item_rate_CK
+        hash64(call.user_id), call.timestamp_ms, context, sequences, call.item_hash_C, read.user_K, read.item_CK
     )
-    return request, day
+    return request, read
 
 
-def _ranking(model: LoadedModel, request: Requests, day: str | None, scores: Scores) -> Ranking:
+def _ranking(model: LoadedModel, request: Requests, read: Read, scores: Scores) -> Ranking:
     return Ranking(
         model.version,
         scores.probability_CH,
@@ -118,5 +121,5 @@ def _ranking(model: LoadedModel, request: Requests, day: str | None, scores: Sco
         int(request.sequences.length_R[0]),
         request.sequences.hash_of(0),
         model.table.name,
-        day,
+        read,
     )

@@ -1,4 +1,4 @@
-"""The stage that scores: it holds the models, and the rates that they read."""
+"""The stage that scores: it holds the models, and the statistics that they read."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,7 +10,7 @@ import torch
 
 from rayapp.root.facts import read_root
 from rayapp.serving.background import POLL_S, Background
-from rayapp.serving.live_rates import LiveRates
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, Ranking, rank, rank_many
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store import Store
@@ -28,23 +28,23 @@ class RankingStage:
             PublishError: there is no champion, or it does not load.
         """
         torch.set_num_threads(1)  # replicas share the cores; two threads of two processes each would fight for them
-        self._domain, num_buckets = read_root(root)
+        self._domain, _ = read_root(root)
         self._store, self._shelf = store, ModelShelf(root, self._domain, store, device)
-        self._rates = LiveRates(root, self._domain, num_buckets)
+        self._statistics = FreshStatistics(root, self._domain, store)
         # One thread that scores: two of one replica would fight for its core.
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._background = Background()
         self._background.every(POLL_S, lambda: asyncio.to_thread(self._shelf.refresh))
-        self._background.every(POLL_S, lambda: asyncio.to_thread(self._rates.refresh))
+        self._background.every(POLL_S, lambda: asyncio.to_thread(self._statistics.refresh))
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         """None when this replica does not hold `version`."""
         model = self._shelf.get(version)
-        return None if model is None else await self._on_thread(rank, model, self._rates, self._domain, call)
+        return None if model is None else await self._on_thread(rank, model, self._statistics, self._domain, call)
 
     async def rank_many(self, calls: list[tuple[str, RankCall]]) -> list[Ranking | Exception | None]:
         """`rank` of several calls at once, each with its version; a call that fails has its exception."""
-        return await self._on_thread(rank_many, self._shelf.get, self._rates, self._domain, calls)
+        return await self._on_thread(rank_many, self._shelf.get, self._statistics, self._domain, calls)
 
     async def versions(self) -> list[str]:
         """What this replica holds."""
@@ -56,7 +56,7 @@ class RankingStage:
 
     async def check_health(self) -> None:
         """Raises:
-        RuntimeError: models or rates are not kept fresh any more.
+        RuntimeError: models or statistics are not kept fresh any more.
         """
         self._background.check()
 

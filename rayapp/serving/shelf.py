@@ -10,6 +10,7 @@ import torch
 
 from rayapp.contracts.config import Domain
 from rayapp.features.requests import Requests, full_request
+from rayapp.features.statistic_columns import Columns
 from rayapp.model.inputs import UserTable
 from rayapp.model.item_table import ItemTable
 from rayapp.registry.aliases import CHAMPION, read_aliases, read_champion
@@ -100,7 +101,7 @@ class ModelShelf:
         model = load_model(self._root, version, self._domain)
         # A first call costs half a second of set-up inside PyTorch; nobody's request should pay it.
         unknown = [np.zeros(size, np.uint64) for size in (model.config.history_length, WARM_UP_CANDIDATES)]
-        request = full_request(self._domain.context_attributes, len(self._domain.heads) + 1, *unknown)
+        request = full_request(self._domain.context_attributes, Columns.of(self._domain).widths, *unknown)
         model.scorer.score(request)
         if self._device is not None:
             model = _on(self._device, model, request)

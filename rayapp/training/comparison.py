@@ -16,8 +16,8 @@ from pydantic import model_serializer
 
 from rayapp.contracts.config import Domain
 from rayapp.features.segments import SEGMENTS
-from rayapp.training.evaluate import METRICS, EvaluationSet, measures
-from rayapp.training.metrics import auc
+from rayapp.training.evaluate import METRICS, EvaluationSet, measures, within_lists
+from rayapp.training.metrics import auc, mean_known
 
 DRAWS: Final = 200
 LEVEL: Final = 0.95
@@ -119,6 +119,19 @@ def auc_gap(
         for k in range(0, draws, at_once)
     ]
     return BootstrapInterval.of(float(gap(np.ones((1, len(user_N))))[0]), np.concatenate(drawn))
+
+
+def request_auc_gap(
+    window: EvaluationSet, one: Logits, other: Logits, domain: Domain, head: str, *, draws: int = DRAWS
+) -> BootstrapInterval:
+    """As `auc_gap`, of the AUC within a list: the mean over lists that hold both labels."""
+    h, valid_RC = domain.head_names.index(head), window.valid_RC
+    label_RC = np.where(valid_RC, window.label_RCH[:, :, h], 0.0).astype(np.float32)
+    one_R, other_R = (within_lists(logits[:, :, h], label_RC, valid_RC) for logits in (one, other))
+    user_R = np.unique(window.user_hash_R, return_inverse=True)[1]
+    weight_KU = np.random.default_rng(0).poisson(1.0, (draws, int(user_R.max(initial=-1)) + 1)).astype(np.float64)
+    gap_K = mean_known(one_R - other_R, np.concatenate([np.ones((1, len(user_R))), weight_KU[:, user_R]]))
+    return BootstrapInterval.of(float(gap_K[0]), gap_K[1:])
 
 
 def over_seeds(value_SK: Sequence[NDArray[np.float64]]) -> NDArray[np.float64]:

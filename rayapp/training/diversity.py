@@ -24,7 +24,7 @@ def candidate_categories(table: ItemTable, domain: Domain, root: Path, name: str
     rows = items_as_table(table)
     category_NW, _ = AttributeEncoder.fit(rows, domain.attributes).encode(rows)
     category_NW = np.pad(category_NW, [(1, 0), (0, 0)])
-    reader = WindowReader(root, [name], domain, 1, rates=False)
+    reader = WindowReader(root, [name], domain, 1)
     return of_candidates(reader, lambda requests: category_NW[table.rows_of(requests.candidate_hash_N)])
 
 

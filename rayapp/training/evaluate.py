@@ -18,6 +18,7 @@ from rayapp.features.requests import Requests, pad, valid_places
 from rayapp.features.segments import CORE_ACTIONS, SEGMENTS
 from rayapp.model.scorer import Scorer
 from rayapp.pipeline.window_loader import WindowReader
+from rayapp.statistics.known import load_newest
 from rayapp.training import metrics
 
 BATCH_REQUESTS: Final = 512
@@ -47,7 +48,7 @@ class EvaluationSet:
 
 def read_window(root: Path, name: str, domain: Domain) -> EvaluationSet:
     """Labels, users and activity of a window's requests, in the reader's order."""
-    batches = list(WindowReader(root, [name], domain, CORE_ACTIONS, rates=False).in_order(BATCH_REQUESTS))
+    batches = list(WindowReader(root, [name], domain, CORE_ACTIONS).in_order(BATCH_REQUESTS))
     size_R = np.concatenate([b.requests.sizes for b in batches])
     return EvaluationSet(
         pad(np.concatenate([b.label_NH for b in batches]), size_R),
@@ -60,7 +61,7 @@ def read_window(root: Path, name: str, domain: Domain) -> EvaluationSet:
 
 def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
     """Calibrated logits `[R, C, H]` of every candidate of every request."""
-    reader = WindowReader(root, [name], domain, scorer.history_length)
+    reader = WindowReader(root, [name], domain, scorer.history_length, statistics=load_newest(root, domain))
     return of_candidates(reader, lambda requests: scorer.logits(requests).float().cpu().numpy())
 
 
@@ -93,6 +94,19 @@ def report(window: EvaluationSet, logit_RCH: NDArray[np.float32], domain: Domain
     return rows
 
 
+def within_lists(
+    logit_RC: NDArray[np.float32], label_RC: NDArray[np.float32], valid_RC: NDArray[np.bool_]
+) -> NDArray[np.float64]:
+    """AUC within each list `[R]`; NaN for one whose items all have, or all lack, the label."""
+    parts = _chunks(len(label_RC))
+    found = [metrics.auc_by_request(logit_RC[part], label_RC[part], valid_RC[part]) for part in parts]
+    return np.concatenate([np.zeros(0), *found])
+
+
+def _chunks(num_requests: int) -> list[slice]:
+    return [slice(at, at + CHUNK_REQUESTS) for at in range(0, num_requests, CHUNK_REQUESTS)]
+
+
 Measure = Callable[[NDArray[np.float64] | None], NDArray[np.float64]]
 
 
@@ -108,12 +122,8 @@ def measures(
     label_RC = np.where(valid_RC, window.label_RCH[rows_R, :, h], 0.0).astype(np.float32)
     probability_RCH = torch.sigmoid(torch.from_numpy(np.ascontiguousarray(logit_RCH))).numpy()
     score_RC = feed_score(probability_RCH, domain)
-    hits, within = [], []
-    for at in range(0, len(label_RC), CHUNK_REQUESTS):
-        part = slice(at, at + CHUNK_REQUESTS)
-        hits.append(metrics.hits_at_k(score_RC[part], label_RC[part], valid_RC[part]))
-        within.append(metrics.auc_by_request(logit_RCH[part, :, h], label_RC[part], valid_RC[part]))
-    hits_R, within_R = np.concatenate([np.zeros(0), *hits]), np.concatenate([np.zeros(0), *within])
+    hits = [metrics.hits_at_k(score_RC[part], label_RC[part], valid_RC[part]) for part in _chunks(len(label_RC))]
+    hits_R, within_R = np.concatenate([np.zeros(0), *hits]), within_lists(logit_RCH[:, :, h], label_RC, valid_RC)
     request_N = np.repeat(np.arange(len(valid_RC)), valid_RC.sum(axis=1))
     logit_N, label_N = logit_RCH[:, :, h][valid_RC], label_RC[valid_RC]
     probability_N = probability_RCH[:, :, h][valid_RC]

@@ -32,6 +32,7 @@ from rayapp.revision import commit
 from rayapp.root.facts import read_root
 from rayapp.root.places import RUNS
 from rayapp.root.publish import in_words
+from rayapp.statistics.known import load_newest, newest_statistics, settings_of
 from rayapp.training import TrainingError
 from rayapp.training.evaluate import read_window, report, score_window
 from rayapp.training.loop import POSITION, STATE, Loop
@@ -179,7 +180,7 @@ def evaluate_and_publish(
         "parent": run.init_from,
         "scope": run.preset.train.scope,
         "drawn": list(begun.drawn),
-        "rates_every_days": domain.rates_every_days,
+        "statistics": {"read": newest_statistics(run.root), **settings_of(domain)},
         "device": device,
         "num_workers": run.num_workers,
     }
@@ -199,7 +200,7 @@ def evaluate_and_publish(
         item_table=run.item_table,
         metrics=metrics,
         lineage=lineage,
-        more=history,
+        more=history if run.log.exists() else None,
     )
     return metrics
 
@@ -209,16 +210,22 @@ def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **
     root, preset = Path(settings["root"]), from_json(Preset, settings["preset"])
     length, rate = preset.model.history_length, preset.train.negative_rate
     init_from = settings.get("init_from")
-    begun = start(root, preset, settings["item_table"], domain, init_from)
+    begun, statistics = start(root, preset, settings["item_table"], domain, init_from), load_newest(root, domain)
     return Loop(
         begun.ranker,
         begun.inputs.to(device),
         domain,
         preset.train,
         WindowReader(
-            root, settings["windows"], domain, length, negative_rate=rate, time_mask_ms=preset.train.time_mask_ms
+            root,
+            settings["windows"],
+            domain,
+            length,
+            statistics=statistics,
+            negative_rate=rate,
+            time_mask_ms=preset.train.time_mask_ms,
         ),
-        WindowReader(root, [settings["validation_window"]], domain, length),
+        WindowReader(root, [settings["validation_window"]], domain, length, statistics=statistics),
         run=fingerprint(settings),
         warm=init_from is not None,
         **workers,

@@ -91,9 +91,9 @@ def _fit_encoders(root: Path, table: ItemTable, domain: Domain) -> Encoders:
 
 def _read_inputs(root: Path, table: ItemTable, domain: Domain, encoders: Encoders) -> FeatureTables:
     users = UserTable.of(read_users(root, domain), encoders.user)
-    return FeatureTables.of(table, users, encoders, domain.vocabulary.size)
+    return FeatureTables.of(table, users, encoders, domain)
 
 
 def _draw(preset: Preset, inputs: FeatureTables, domain: Domain) -> Ranker:
     torch.manual_seed(preset.train.seed)
-    return Ranker(preset.model, inputs.encoders, vocabulary_size=domain.vocabulary.size, num_heads=len(domain.heads))
+    return Ranker(preset.model, inputs.encoders, domain)

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import BeforeValidator, Field
 
 from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, YEAR_2000_MS, Domain, Head
 from rayapp.contracts.errors import RayappError
@@ -34,12 +34,6 @@ def parse_domain(text: str) -> DomainFile:
         return _domain_file(read_toml(_DomainTables, text))
     except ValueError as error:
         raise DomainError(str(error)) from None
-
-
-def _whole_days(milliseconds: int) -> int:
-    if milliseconds % DAY_MS or not milliseconds:
-        raise ValueError('must be whole days like "1d"')
-    return milliseconds // DAY_MS
 
 
 def _half_life_ms(value: Any) -> int:
@@ -100,7 +94,6 @@ class _DomainTables(Table):
     attribution: Duration = DAY_MS
     time_mask: Duration = 0
     earliest: Moment = YEAR_2000_MS
-    rates_every: Annotated[Duration, AfterValidator(_whole_days)] = 1
     half_lives: ListOf[Annotated[int, BeforeValidator(_half_life_ms)]] = HALF_LIVES_MS
     statistics_step: Duration = 10 * MINUTE_MS
     flag_delay: Duration = 10 * MINUTE_MS
@@ -130,7 +123,6 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         earliest_ms=file.earliest,
         label_weights=_label_weights(file.heads),
         user_weights=file.user_weights,
-        rates_every_days=file.rates_every,
         half_lives_ms=file.half_lives,
         statistics_step_ms=file.statistics_step,
         flag_delay_ms=file.flag_delay,

@@ -1,0 +1,100 @@
+"""Numbers that any server knows at a request without counting: ages, gaps, and what the user did with an item before.
+
+They reach the ranker and never the encoder: what is encoded of a user must not change while the user does nothing.
+
+Shapes: R requests, N candidates of all of them, L history rows (newest first), T item table rows, W category places,
+K = 3 kinds of action, F numbers.
+"""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.contracts.config import DAY_MS, HOUR_MS, Domain
+from rayapp.contracts.schema import PAD, ActionKind
+from rayapp.features.attributes import ABSENT
+
+Ints = NDArray[np.int64]
+Numbers = NDArray[np.float32]
+KINDS: Final = (ActionKind.POSITIVE, ActionKind.NEGATIVE, ActionKind.NEUTRAL)
+NUM_ITEM: Final = 2 + 3 * len(KINDS)
+NUM_USER: Final = 6 + len(KINDS)
+MINUTE_MS: Final = 60_000
+SCALE: Final = 5.0
+"""Logarithms are divided by it, so that all numbers are of one size."""
+
+
+@dataclass(frozen=True, slots=True)
+class ItemFacts:
+    """What is read of an item table; row ABSENT is all zeros."""
+
+    created_ms_T: Ints
+    category_TW: NDArray[np.int32]
+
+
+@dataclass(frozen=True, slots=True)
+class Acts:
+    """What the users of some requests did last, on rows of an item table."""
+
+    action_RL: NDArray[np.uint8]
+    row_RL: Ints
+    timestamp_ms_RL: Ints
+    now_ms_R: Ints
+
+    def item_numbers(self, facts: ItemFacts, domain: Domain, request_N: Ints, row_N: Ints) -> Numbers:
+        """`[N, F]`: the item's age and whether it is known; for each kind, the user's actions on the item's categories
+        (mean over them), their share of the actions of that kind, and the actions on the item itself."""
+        age_ms_N = (self.now_ms_R[request_N] - facts.created_ms_T[row_N]).clip(0)
+        known_N = row_N != ABSENT
+        columns = [np.log1p(age_ms_N / HOUR_MS) / SCALE * known_N, known_N]
+        category_NW = facts.category_TW[row_N]
+        has_NW = category_NW != ABSENT
+        num_values_N = np.maximum(has_NW.sum(axis=1), 1)
+        num_codes, num_rows = int(facts.category_TW.max(initial=0)) + 1, len(facts.created_ms_T)
+        code_NW = request_N[:, None] * num_codes + category_NW
+        for kind in KINDS:
+            request_A, row_A = self._of_kind(kind, domain)
+            category_AW = facts.category_TW[row_A]
+            code_A = (request_A[:, None] * num_codes + category_AW)[category_AW != ABSENT]
+            on_N = (_times(code_A, code_NW) * has_NW).sum(axis=1) / num_values_N
+            same_N = _times(request_A * num_rows + row_A, request_N * num_rows + row_N) * known_N
+            total_N = np.bincount(request_A, minlength=len(self.now_ms_R))[request_N]
+            columns += [np.log1p(on_N) / SCALE, on_N / np.maximum(total_N, 1), np.log1p(same_N)]
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def user_numbers(self, domain: Domain) -> Numbers:
+        """`[R, F]`: the time since the last action and since the last positive one, and whether there was any; the hour
+        of the day in UTC as a point on a circle; the number of actions of each kind.
+
+        A gap below the domain's training mask reads as the mask: training hides what is newer.
+        """
+        positive_RL = domain.vocabulary.flags(kind=ActionKind.POSITIVE)[self.action_RL]
+        columns = []
+        for which_RL in (self.action_RL != PAD, positive_RL):
+            any_R = which_RL.any(axis=1)
+            last_R = np.where(which_RL, self.timestamp_ms_RL, 0).max(axis=1, initial=0)
+            gap_ms_R = np.maximum(self.now_ms_R - last_R, domain.time_mask_ms)
+            columns += [np.log1p(gap_ms_R / MINUTE_MS) / SCALE * any_R, any_R]
+        angle_R = 2 * np.pi * (self.now_ms_R % DAY_MS) / DAY_MS
+        columns += [np.sin(angle_R), np.cos(angle_R)]
+        for kind in KINDS:
+            of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL] & (self.action_RL != PAD)
+            columns.append(np.log1p(of_kind_RL.sum(axis=1)) / SCALE)
+        return np.stack(columns, axis=1).astype(np.float32)
+
+    def _of_kind(self, kind: ActionKind, domain: Domain) -> tuple[Ints, Ints]:
+        """Request and row of each action of the kind on an item that the table holds."""
+        of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL] & (self.row_RL != ABSENT)
+        request_A, place_A = np.nonzero(of_kind_RL & (self.action_RL != PAD))
+        return request_A, self.row_RL[request_A, place_A]
+
+
+def _times(key_A: Ints, key_Q: Ints) -> Ints:
+    """How often each wanted key, in any shape, is among `key_A`."""
+    if not len(key_A):
+        return np.zeros(key_Q.shape, np.int64)
+    key_P, count_P = np.unique(key_A, return_counts=True)
+    place_Q = np.minimum(np.searchsorted(key_P, key_Q), len(key_P) - 1)
+    return np.where(key_P[place_Q] == key_Q, count_P[place_Q], 0)

@@ -1,0 +1,141 @@
+"""Statistics as a replica serves them: what was counted last, and all rows that came since.
+
+Shapes: C candidates, I items, K columns.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64, places_of
+from rayapp.contracts.schema import item_schema
+from rayapp.features.item_values import ItemValues
+from rayapp.features.statistic_columns import Columns
+from rayapp.features.statistics import Grid, Hashes
+from rayapp.root.erasure import tombstones
+from rayapp.serving.refreshed import PutItems
+from rayapp.serving.rows_since import RowsSince
+from rayapp.statistics.known import Base, Statistics, load_base, newest_statistics
+from rayapp.store import Store
+
+Numbers = NDArray[np.float32]
+GRACE_MS: Final = 2_000
+"""A step is closed so long after its end: what was received in it is stored by then."""
+LATE_STEPS: Final = 2
+"""So many steps behind, statistics are not fresh any more."""
+ITEMS_AT_ONCE: Final = 50_000
+
+
+@dataclass(frozen=True, slots=True)
+class StepStatistics:
+    """Statistics as of the beginning of one step; those of all known items are looked up once."""
+
+    statistics: Statistics
+    step: int
+    column_IK: Numbers
+    erased: frozenset[int]
+    """Hashes of users of whom nothing is read any more."""
+
+    @staticmethod
+    def of(statistics: Statistics, step: int, erased: frozenset[int]) -> "StepStatistics":
+        hash_I = statistics.item_values.hash_I
+        column_IK = np.zeros((len(hash_I), statistics.columns.num_item), np.float32)
+        for at in range(0, len(hash_I), ITEMS_AT_ONCE):
+            part = slice(at, at + ITEMS_AT_ONCE)
+            column_IK[part] = statistics.items(hash_I[part], np.full(len(hash_I[part]), step))
+        return StepStatistics(statistics, step, column_IK, erased)
+
+    def of_items(self, hash_C: Hashes) -> Numbers:
+        """`[C, K]`."""
+        row_C, known_C = places_of(self.statistics.item_values.hash_I, hash_C)
+        if known_C.all():
+            return np.asarray(self.column_IK[row_C])
+        column_CK, new_C = np.zeros((len(hash_C), self.column_IK.shape[1]), np.float32), np.flatnonzero(~known_C)
+        column_CK[known_C] = self.column_IK[row_C[known_C]]
+        column_CK[new_C] = self.statistics.items(hash_C[new_C], np.full(len(new_C), self.step))
+        return column_CK
+
+    def of_user(self, user_hash: int) -> Numbers:
+        """`[K]`."""
+        if user_hash in self.erased:
+            return np.zeros(self.statistics.columns.num_user, np.float32)
+        return np.asarray(self.statistics.users(np.array([user_hash], np.uint64), np.array([self.step]))[0])
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """What one request reads of the statistics."""
+
+    user_K: Numbers
+    item_CK: Numbers
+    at_ms: int | None
+    """They hold what was received before; None without any."""
+    fresh: bool
+    """Whether that is as of now, give or take LATE_STEPS."""
+
+
+class FreshStatistics:
+    """Of one replica. `refresh` is called by one thread at a time, `read` by any."""
+
+    def __init__(self, root: Path, domain: Domain, store: Store, time_ns: Callable[[], int] = time.time_ns) -> None:
+        """`time_ns`: the clock."""
+        self._time_ns = time_ns
+        self._root, self._domain, self._store, self._grid = root, domain, store, Grid.of(domain)
+        self._items = PutItems(store)
+        self._since: RowsSince | None = None
+        self._closed: StepStatistics | None = None
+        self._base: Base | None = None
+        """What `_closed` was made of."""
+        self.refresh()
+
+    def read(self, user_id: str, hash_C: Hashes) -> Read:
+        """Zeros until the store was read for the first time."""
+        closed = self._closed
+        if closed is None:
+            num_item, num_user = Columns.of(self._domain).widths
+            return Read(np.zeros(num_user, np.float32), np.zeros((len(hash_C), num_item), np.float32), None, False)
+        fresh = self._step_now() - closed.step <= LATE_STEPS
+        at_ms = closed.step * self._grid.step_ms
+        return Read(closed.of_user(hash64(user_id)), closed.of_items(hash_C), at_ms, fresh)
+
+    def _step_now(self) -> int:
+        """The last step that may be closed."""
+        return (self._time_ns() // 1_000_000 - GRACE_MS) // self._grid.step_ms
+
+    def refresh(self) -> None:
+        """Reads what is new, and moves on when a step is over.
+
+        Raises:
+            PublishError: the statistics that were counted last, or a log, can't be read; what is served stays.
+            StoreError: the store does not answer; likewise.
+        """
+        name = newest_statistics(self._root) or ""
+        if self._since is None or self._since.base.name != name:
+            base = load_base(self._root, name, self._domain) if name else Base.nothing(self._domain)
+            self._since = RowsSince(self._root, self._domain, self._store, base)
+        since, step = self._since, self._step_now()
+        while since.read():
+            pass
+        self._items.news()
+        if self._closed is not None and self._closed.step >= step and self._base is since.base:
+            return
+        values = self._values(since.base)
+        if since.close(step, values):
+            erased = frozenset(tombstones(self._root))
+            statistics = since.base.statistics.with_counted(values, since.counted)
+            self._closed, self._base = StepStatistics.of(statistics, step, erased), since.base
+
+    def _values(self, base: Base) -> ItemValues:
+        """Of the items that were counted and those put since."""
+        put: list[dict[str, Any]] = self._items.items
+        if not put:
+            return base.statistics.item_values
+        table = pa.Table.from_pylist(put, schema=item_schema(self._domain.attributes))
+        return base.statistics.item_values.updated(ItemValues.of(table, self._domain))

@@ -1,0 +1,74 @@
+"""Ages, gaps and what a user did with an item before, as the ranker reads them."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from rayapp.contracts.config import DAY_MS, HOUR_MS
+from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
+from rayapp.features.known_numbers import MINUTE_MS, NUM_ITEM, NUM_USER, SCALE, Acts, ItemFacts
+from tests.scorers import ACTIONS, DOMAIN
+
+SAVE, CLICK, HIDE = (FIRST_ACTION_ID + ACTIONS.index(name) for name in ("save", "click", "hide"))
+NOW_MS = 100 * DAY_MS + 6 * HOUR_MS
+FACTS = ItemFacts(
+    created_ms_T=np.array([0, NOW_MS - HOUR_MS, NOW_MS - 10 * DAY_MS, NOW_MS + 1]),
+    category_TW=np.array([[0, 0], [2, 3], [3, 0], [0, 0]], np.int32),
+)
+
+
+def acts(*rows: tuple[int, int, int]) -> Acts:
+    """One user's actions, newest first: action id, row of the item, ms before now."""
+    padded = [*rows, (PAD, 0, NOW_MS)]
+    action, row, ago = (np.array([column]) for column in zip(*padded, strict=True))
+    return Acts(action.astype(np.uint8), row, NOW_MS - ago, np.array([NOW_MS]))
+
+
+def item_numbers(some: Acts, *rows: int) -> np.ndarray:
+    return some.item_numbers(FACTS, DOMAIN, np.zeros(len(rows), np.int64), np.array(rows))
+
+
+def test_an_item_knows_its_age_and_an_unknown_one_that_it_is_unknown() -> None:
+    found_NF = item_numbers(acts(), 1, 2, 3, 0)
+    assert found_NF.shape == (4, NUM_ITEM)
+    assert found_NF[:, 0] == pytest.approx([np.log(2) / SCALE, np.log(241) / SCALE, 0, 0]), "hours; the future is now"
+    assert found_NF[:, 1].tolist() == [1, 1, 1, 0]
+    assert not found_NF[:, 2:].any(), "nobody acted"
+
+
+def test_actions_count_by_kind_category_and_item() -> None:
+    found_NF = item_numbers(acts((SAVE, 2, 1), (HIDE, 1, 2), (SAVE, 2, 3), (SAVE, 0, 4)), 1, 2)
+    saves_N3, hides_N3 = found_NF[:, 2:5], found_NF[:, 5:8]
+    # Item 1 has categories 2 and 3, of which the user saved two items of the one and none of the other.
+    assert saves_N3[0] == pytest.approx([np.log(2) / SCALE, 1 / 2, 0])
+    assert saves_N3[1] == pytest.approx([np.log(3) / SCALE, 2 / 2, np.log(3)]), "an item that no table holds is nothing"
+    assert hides_N3[:, 1] == pytest.approx([1, 1])
+    assert not found_NF[:, 8:].any(), "no neutral action"
+
+
+def test_other_requests_actions_do_not_count() -> None:
+    first, second = acts((SAVE, 1, 1)), acts((HIDE, 1, 1))
+    both = Acts(*(np.concatenate([getattr(one, name) for one in (first, second)]) for name in Acts.__slots__))
+    found_NF = both.item_numbers(FACTS, DOMAIN, np.array([0, 1]), np.array([1, 1]))
+    assert found_NF[0] == pytest.approx(item_numbers(first, 1)[0])
+    assert found_NF[1] == pytest.approx(item_numbers(second, 1)[0])
+
+
+def test_a_user_knows_the_gaps_and_the_hour() -> None:
+    (found_F,) = acts((CLICK, 1, 3 * MINUTE_MS), (SAVE, 2, HOUR_MS)).user_numbers(DOMAIN)
+    assert len(found_F) == NUM_USER
+    assert found_F[:4] == pytest.approx([np.log(4) / SCALE, 1, np.log(61) / SCALE, 1], rel=1e-5)
+    assert found_F[4:6] == pytest.approx([1, 0], abs=1e-6), "six o'clock is a quarter of the circle"
+    assert found_F[6:] == pytest.approx([np.log(2) / SCALE, 0, np.log(2) / SCALE])
+    (nobody_F,) = acts().user_numbers(DOMAIN)
+    assert not nobody_F[:4].any()
+    assert not nobody_F[6:].any()
+
+
+def test_a_gap_that_training_hides_is_hidden_from_serving_too() -> None:
+
+    masked = dataclasses.replace(DOMAIN, time_mask_ms=HOUR_MS)
+    (just_now_F,) = acts((CLICK, 1, MINUTE_MS)).user_numbers(masked)
+    (an_hour_ago_F,) = acts((CLICK, 1, HOUR_MS)).user_numbers(masked)
+    assert just_now_F[0] == an_hour_ago_F[0]
