@@ -1,6 +1,6 @@
 """A request that was logged twice counts once, whoever reads the log: the watch, parity, batch scores.
 
-(Windows, rates and experiments read it by the same function; their own tests have copies too.)
+(Windows, statistics and experiments read it by the same function; their own tests have copies too.)
 """
 
 import json
