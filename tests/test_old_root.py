@@ -23,7 +23,7 @@ from rayapp.loop.first_training import split_of
 from rayapp.loop.report import markdown
 from rayapp.loop.results import EXPORT, GATES, ITEM_TABLE, JUDGE, LINES, PLAN, PROMOTE, TRAIN, WINDOWS
 from rayapp.loop.retrain import retrain
-from rayapp.loop.run_state import JUDGED, PROMOTED, read_runs
+from rayapp.loop.run_state import FAILED, JUDGED, PROMOTED, read_runs
 from rayapp.loop.steps import RetrainOptions
 from rayapp.pipeline.export import Exported
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
@@ -121,9 +121,11 @@ def test_its_models_are_refused_with_what_to_run(archived: Path) -> None:
 def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_session: None) -> None:
     domain, last_ms = read_root(old_root)[0], START_MS + LAST_DAY * DAY_MS
     as_of_ms = last_ms + 2 * DAY_MS
-    rows = watch_days(old_root, domain, 3, as_of_ms)
-    assert [row["day_ms"] for row in rows] == [last_ms + day * DAY_MS for day in (-1, 0, 1)]
-    assert [row["requests"] > 0 for row in rows] == [True, True, False]
+    options, why = RetrainOptions(first=nano(), train_window_days=3), REFUSED.format(version=RETRAINED)
+    with pytest.raises(PublishError, match=re.escape(why)):
+        watch_days(old_root, domain, 3, as_of_ms)
+    refused = retrain(old_root, options, as_of_ms=as_of_ms)
+    assert (refused.outcome, refused.why) == (FAILED, why)
 
     split = split_of(old_root, last_ms - 4 * DAY_MS, last_ms - DAY_MS, last_ms)
     prepared, built = build_windows(old_root, domain, split)
@@ -132,7 +134,10 @@ def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_ses
     assert train_model(run, domain)
     promote(old_root, CHAMPION, run.version)
 
-    state = retrain(old_root, RetrainOptions(first=nano(), train_window_days=3), as_of_ms=as_of_ms)
+    rows = watch_days(old_root, domain, 3, as_of_ms)
+    assert [row["day_ms"] for row in rows] == [last_ms + day * DAY_MS for day in (-1, 0, 1)]
+    assert [row["requests"] > 0 for row in rows] == [True, True, False]
+    state = retrain(old_root, options, as_of_ms=as_of_ms)
     assert state.outcome in JUDGED, state.why
     plan, version = state.find(PLAN), state.find(TRAIN.of(CHAMPION))
     assert plan is not None
@@ -141,7 +146,7 @@ def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_ses
     assert version.startswith(f"nano-v1.1-{day_name(plan.test)}-")
     live = version if state.outcome == PROMOTED else run.version
     assert read_aliases(old_root)[CHAMPION] == live
-    assert [run.id for run in read_runs(old_root)] == ["20250113-1", state.id]
+    assert [run.id for run in read_runs(old_root)] == ["20250113-1", refused.id, state.id]
     judged = state.find(JUDGE)
     assert judged is not None
     assert judged.judged == (plan.test,), "the days before were judged by the old run"
