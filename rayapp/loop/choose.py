@@ -51,8 +51,8 @@ def judge(name: str, gain: BootstrapInterval, domain: Domain) -> Choice:
     told = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
     return Choice(
         NO_SEQUENCE if out else name,
-        f"the sequence {'is taken out' if out else 'stays in'}: on the validation window {name} has an AUC of "
-        f"{domain.positive_head!r} of {told} over {NO_SEQUENCE}",
+        f"the sequence {'is taken out' if out else 'stays in'}: AUC of {domain.positive_head!r} with it ({name}) less "
+        f"without it is {told} on the validation window",
     )
 
 
