@@ -164,7 +164,7 @@ class ModelConfig:
 
     encoder: Encoder = "transact"
     """`cross` encodes the actions once a user, and candidates attend to them; `average` is their mean; `none` is the
-    same ranker without the user's actions, the comparison every gain is measured against."""
+    same ranker without the sequence, the comparison every gain is measured against."""
     fusion: Fusion = "concat"
     """How `transact` brings in the candidate: in every row, as one more row, or not at all."""
     readout: str = "latest+max"

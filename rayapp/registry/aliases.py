@@ -9,7 +9,8 @@ from rayapp.root.publish import PublishError, exclusive, read_json, write_json
 
 CHAMPION: Final = "champion"
 BASELINE: Final = "no-sequence"
-"""The same ranker without the user's actions, kept beside the champion for comparison."""
+"""The same ranker without the sequence, kept beside the champion for comparison: of what the user did it reads counts
+by kind, item and category."""
 SHADOW: Final = "shadow"
 """A model that scores live requests and is logged, never shown."""
 NAME: Final = re.compile(r"[a-z][a-z0-9_-]{0,31}")
