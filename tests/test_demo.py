@@ -68,7 +68,7 @@ def test_killed_in_the_middle_run_again_and_run_a_third_time(tmp_path: Path) -> 
     third = start_demo(tmp_path / "root")
     text, _ = third.communicate(timeout=300)
     assert third.returncode == 0, text
-    assert text.count("done before") == 7, text
+    assert text.count("done before") == 9, text
     assert not list((tmp_path / "root").rglob(".*.tmp-*")), "nothing half-written is left"
     wait_until_gone(third.pid)
     # Ray's two agents outlive a killed driver by a minute or so: they try to report to the head that died with it.

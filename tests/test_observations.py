@@ -79,3 +79,9 @@ def test_what_a_step_counts_is_what_was_agreed_on_for_it(grows: list[int], step:
     (counted,) = Agreement.of(cursors, 1).counted_in(np.array([step]), np.array([seq]), 0)
     for k, (cursor,) in cursors.items():
         assert (counted < k) == (step < k and seq <= cursor)
+
+
+def test_of_an_erased_user_the_own_statistics_go() -> None:
+    some = observations(("u", "i", 1, 0), ("u", "i", 3, 0), ("v", "i", 1, 0))
+    left = some.after({hash64("u"): 2 * STEP_MS}, Grid(STEP_MS, (0,)))
+    assert left.step_E.tolist() == [3, 1], "what they do afterwards is a new beginning"

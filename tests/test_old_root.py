@@ -117,6 +117,7 @@ def test_its_models_are_refused_with_what_to_run(archived: Path) -> None:
     assert REFUSED.format(version=RETRAINED) in str(shown.exception)
 
 
+@pytest.mark.extended
 @pytest.mark.cluster
 def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_session: None) -> None:
     domain, last_ms = read_root(old_root)[0], START_MS + LAST_DAY * DAY_MS

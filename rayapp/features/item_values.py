@@ -28,6 +28,10 @@ class ItemValues:
     """Hashes of attribute and value."""
 
     @staticmethod
+    def nothing() -> "ItemValues":
+        return ItemValues(np.zeros(0, np.uint64), np.zeros(1, np.int64), np.zeros(0, np.uint64))
+
+    @staticmethod
     def of(items: pa.Table, domain: Domain) -> "ItemValues":
         """`items`: `item_id`, each once, and the domain's attributes."""
         hash_I = hash64_column(items["item_id"])

@@ -25,7 +25,7 @@ from rayapp.features.statistics import ARRAYS, SPAN, DecayedCounts, Grid, Hashes
 from rayapp.pipeline.export import CURSORS
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.root.catalogue import read_catalogue
+from rayapp.root.catalogue import read_version
 from rayapp.root.facts import read_root
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, STATISTICS, STATISTICS_STAGING, USERS
 from rayapp.root.publish import Manifest, exclusive, log_manifest, publish_directory, read_manifest
@@ -71,7 +71,8 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
         for kind in ("items", "users"):
             _lay_end_to_end(kind, staging, directory / kind)
         np.save(directory / LAST_STEPS, np.concatenate([np.load(_last_file(staging, b)) for b in range(num_buckets)]))
-        _derive(staging, ItemValues.of(read_catalogue(root), domain), grid, directory)
+        items = read_version(root, ITEMS)
+        _derive(staging, ItemValues.nothing() if items is None else ItemValues.of(items, domain), grid, directory)
         return {
             "number": number,
             "read": read,
@@ -100,7 +101,8 @@ def observed(
     view: LogView, bucket: int, domain: Domain, grid: Grid, agreement: Agreement
 ) -> tuple[Observations, NDArray[np.int64]]:
     """All that a bucket's logs say, each once, in the steps that it counts in; and how many imported rows there are of
-    each kind."""
+    each kind. What erased users did is there until a compaction takes it out of the logs: it has been served."""
+    view = dataclasses.replace(view, erased={})
     requests, events = view.requests(bucket, REQUEST_COLUMNS), view.events(bucket, EVENT_COLUMNS).events
     parts, imported_A = list[Observations](), np.zeros(1 + 2 * len(domain.heads), np.int64)
     for table, observe in ((requests, shown), (events, acted)):
@@ -123,10 +125,8 @@ def _fold(
 ) -> dict[str, Any]:
     found, imported_A = observed(view, bucket, domain, grid, agreement)
     found, num_kinds = found.without(left_out_X), len(imported_A)
-    for kind, increments in (
-        ("items", found.of_items(num_kinds)),
-        ("users", found.of_users(num_kinds)),
-    ):
+    of_users = found.after(view.erased, grid).of_users(num_kinds)
+    for kind, increments in (("items", found.of_items(num_kinds)), ("users", of_users)):
         cut_E = increments.key_E >> np.uint64(64 - CUT_BITS)
         for cut in range(1 << CUT_BITS):
             part = increments.take(np.flatnonzero(cut_E == cut))

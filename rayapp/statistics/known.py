@@ -130,8 +130,9 @@ class Base:
     def nothing(domain: Domain) -> "Base":
         """Of a root whose logs were never counted."""
         grid, no_hash = Grid.of(domain), np.zeros(0, np.uint64)
-        values = ItemValues(no_hash, np.zeros(1, np.int64), no_hash)
-        statistics = Statistics(grid, Columns.of(domain), values, (Counted.nothing(grid, 1 + len(domain.heads)),))
+        statistics = Statistics(
+            grid, Columns.of(domain), ItemValues.nothing(), (Counted.nothing(grid, 1 + len(domain.heads)),)
+        )
         return Base("", statistics, {EVENTS: {}, REQUESTS: {}}, no_hash)
 
     def cursor(self, kind: str, bucket: int, store: str) -> int:

@@ -5,6 +5,7 @@ A user counts once for an item, a kind and a step, however often it happened: no
 Shapes: E observations, M shown items of all requests, R requests, H heads, A counted kinds.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -14,7 +15,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.hashing import hash64_column, places_of
 from rayapp.features.statistics import Grid, Hashes, Increments, Ints
 
 IMPRESSION: Final = 0
@@ -66,6 +67,15 @@ class Observations:
     def without(self, user_hash_X: Hashes) -> "Observations":
         """Without those of some users."""
         return self.take(~np.isin(self.user_hash_E, user_hash_X)) if len(user_hash_X) else self
+
+    def after(self, erased: Mapping[int, int], grid: Grid) -> "Observations":
+        """Without what erased users did up to their erasure: hash of the user -> time (ms)."""
+        if not erased:
+            return self
+        hash_X = np.array(sorted(erased), np.uint64)
+        step_X = grid.step(np.array([erased[int(user)] for user in hash_X], np.int64))
+        place_E, erased_E = places_of(hash_X, self.user_hash_E)
+        return self.take(~erased_E | (self.step_E > step_X[place_E]))
 
     def of_items(self, num_kinds: int) -> Increments:
         return self._by(self.item_hash_E, num_kinds)
