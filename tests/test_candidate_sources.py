@@ -13,7 +13,7 @@ from rayapp.experiments.declaration import parse_experiments
 from rayapp.features.sequence import History
 from rayapp.retrieval.candidates import Query, fetch
 from rayapp.retrieval.index import CandidateIndex
-from rayapp.retrieval.sources import SOURCES, Found, LiveItems, Need, Pool, Source, default_mix
+from rayapp.retrieval.sources import NOTHING_LIVE, SOURCES, Found, LiveItems, Need, Pool, Source, default_mix
 from rayapp.store.lmdb import LmdbStore
 from tests.api_in_process import running
 from tests.films import NOW, by_source, item, table_of
@@ -89,7 +89,7 @@ def test_a_source_that_needs_what_is_counted_live_has_it(
     asked: list[LiveItems] = []
 
     def watching(pool: Pool, count: int) -> Found:
-        asked.append(pool.live[Need.TRENDS])
+        asked.append(pool.live.get(Need.TRENDS, NOTHING_LIVE))  # until the first count has come
         return first_of_the_table(pool, count)
 
     monkeypatch.setattr("rayapp.serving.candidate_stage.LIVE_EVERY_S", 0.01)
