@@ -12,7 +12,7 @@ import pytest
 from rayapp.launch.ports import free_port
 from tests.conftest import RAYAPP
 
-pytestmark = pytest.mark.cluster
+pytestmark = [pytest.mark.cluster, pytest.mark.extended]
 
 
 def processes_of(session_id: int) -> set[int]:

@@ -42,6 +42,7 @@ def test_the_same_people_come_at_the_same_time_whatever_they_are_shown(tmp_path:
     assert half.filter(pc.invert(mine)).equals(none.filter(pa.array(~on_responsive(none["user_id"], 0.5))))
 
 
+@pytest.mark.extended
 @pytest.mark.cluster
 def test_a_responsive_feed_makes_a_log_of_more_saves_and_fewer_topics(ray_session: None, tmp_path: Path) -> None:
     domain_file = load_domain("synthetic")

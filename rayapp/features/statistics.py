@@ -163,7 +163,9 @@ class DecayedCounts:
             OSError: a file is missing.
             ValueError: a file is damaged.
         """
-        return DecayedCounts(grid, *(np.load(directory / f"{name}.npy", mmap_mode="r") for name in ARRAYS))
+        # As plain arrays of the same memory: a memmap object takes 40 µs for each look at it.
+        mapped = (np.asarray(np.load(directory / f"{name}.npy", mmap_mode="r")) for name in ARRAYS)
+        return DecayedCounts(grid, *mapped)
 
 
 ARRAYS: Final = ("key_K", "place_E", "count_ESA")

@@ -156,7 +156,7 @@ def load_base(root: Path, name: str, domain: Domain) -> Base:
         raise PublishError(f"{directory} was counted for other heads or half-lives; count anew: `rayapp windows`")
     grid = Grid.of(domain)
     try:
-        values = ItemValues(*(np.load(directory / f"{array}.npy", mmap_mode="r") for array in VALUES))
+        values = ItemValues(*(np.asarray(np.load(directory / f"{array}.npy", mmap_mode="r")) for array in VALUES))
         statistics = Statistics(grid, Columns.of(domain), values, (Counted.load(directory, grid),))
         last_steps_X = np.load(directory / LAST_STEPS)
     except (OSError, ValueError) as error:
