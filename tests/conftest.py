@@ -147,8 +147,8 @@ def on_our_ray(ray_session: None) -> dict[str, str]:
 
 @pytest.fixture
 def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Statistics are counted and windows built in this process."""
-    for name in ("statistics", "windows"):
+    """Statistics are counted and compared, and windows built, in this process."""
+    for name in ("statistics", "statistics_parity", "windows"):
         monkeypatch.setattr(
             f"rayapp.pipeline.{name}.run_tasks", lambda count, task, told=quiet: [task(n) for n in range(count)]
         )

@@ -29,11 +29,7 @@ USERS, ITEMS = [f"u{n}" for n in range(4)], [f"i{n}" for n in range(3)]
 HASHES = np.array([hash64(item) for item in ITEMS], np.uint64)
 
 
-@pytest.fixture(autouse=True)
-def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Tasks in this process: what they do is the point here, not where."""
-    for module in (counting, comparing):
-        monkeypatch.setattr(module, "run_tasks", lambda count, task, told=None: [task(n) for n in range(count)])
+pytestmark = pytest.mark.usefixtures("without_ray")
 
 
 class Feed:

@@ -59,9 +59,8 @@ def set_clock(clock: Path, now_ms: int) -> None:
 
 @pytest.mark.slow
 def test_a_replica_that_is_killed_leaves_no_trace(
-    root: Path, domain: Domain, tmp_path: Path, url: str, rng: np.random.Generator, monkeypatch: pytest.MonkeyPatch
+    root: Path, domain: Domain, tmp_path: Path, url: str, rng: np.random.Generator, without_ray: None
 ) -> None:
-    monkeypatch.setattr(counting, "run_tasks", lambda count, task, told=None: [task(n) for n in range(count)])
     store: Store = open_store(root, url or None)
     clock, now_ms, number = tmp_path / "clock", START, 0
     store.put_item({"item_id": "i0", "created_at_ms": START, "title": "i0", "genres": ["war"]})

@@ -5,9 +5,10 @@ import dataclasses
 import numpy as np
 import pytest
 
-from rayapp.contracts.config import DAY_MS, HOUR_MS
+from rayapp.contracts.config import DAY_MS, HOUR_MS, MINUTE_MS
 from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
-from rayapp.features.known_numbers import MINUTE_MS, NUM_ITEM, NUM_USER, SCALE, Acts, ItemFacts
+from rayapp.features.known_numbers import NUM_ITEM, NUM_USER, Acts, ItemFacts
+from rayapp.features.statistic_columns import LOG_SCALE as SCALE
 from tests.scorers import ACTIONS, DOMAIN
 
 SAVE, CLICK, HIDE = (FIRST_ACTION_ID + ACTIONS.index(name) for name in ("save", "click", "hide"))

@@ -7,7 +7,7 @@ all values of a group together; a test holds both to the same answer.
 Shapes: N values, G values of one length.
 """
 
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -34,7 +34,7 @@ def hash64(text: str) -> int:
     return xxhash.xxh64_intdigest(text.encode())
 
 
-def places_of(sorted_K: U64, wanted_Q: U64) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
+def places_of(sorted_K: NDArray[Any], wanted_Q: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.bool_]]:
     """Where each wanted value, in any shape, stands among sorted ones, and whether it does; 0 where it does not."""
     if not len(sorted_K):
         return np.zeros(wanted_Q.shape, np.int64), np.zeros(wanted_Q.shape, bool)

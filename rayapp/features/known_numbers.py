@@ -12,18 +12,17 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS, HOUR_MS, Domain
+from rayapp.contracts.config import DAY_MS, HOUR_MS, MINUTE_MS, Domain
+from rayapp.contracts.hashing import places_of
 from rayapp.contracts.schema import PAD, ActionKind
 from rayapp.features.attributes import ABSENT
+from rayapp.features.statistic_columns import LOG_SCALE
 
 Ints = NDArray[np.int64]
 Numbers = NDArray[np.float32]
 KINDS: Final = (ActionKind.POSITIVE, ActionKind.NEGATIVE, ActionKind.NEUTRAL)
 NUM_ITEM: Final = 2 + 3 * len(KINDS)
 NUM_USER: Final = 6 + len(KINDS)
-MINUTE_MS: Final = 60_000
-SCALE: Final = 5.0
-"""Logarithms are divided by it, so that all numbers are of one size."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +47,7 @@ class Acts:
         (mean over them), their share of the actions of that kind, and the actions on the item itself."""
         age_ms_N = (self.now_ms_R[request_N] - facts.created_ms_T[row_N]).clip(0)
         known_N = row_N != ABSENT
-        columns = [np.log1p(age_ms_N / HOUR_MS) / SCALE * known_N, known_N]
+        columns = [np.log1p(age_ms_N / HOUR_MS) / LOG_SCALE * known_N, known_N]
         category_NW = facts.category_TW[row_N]
         has_NW = category_NW != ABSENT
         num_values_N = np.maximum(has_NW.sum(axis=1), 1)
@@ -61,7 +60,7 @@ class Acts:
             on_N = (_times(code_A, code_NW) * has_NW).sum(axis=1) / num_values_N
             same_N = _times(request_A * num_rows + row_A, request_N * num_rows + row_N) * known_N
             total_N = np.bincount(request_A, minlength=len(self.now_ms_R))[request_N]
-            columns += [np.log1p(on_N) / SCALE, on_N / np.maximum(total_N, 1), np.log1p(same_N)]
+            columns += [np.log1p(on_N) / LOG_SCALE, on_N / np.maximum(total_N, 1), np.log1p(same_N)]
         return np.stack(columns, axis=1).astype(np.float32)
 
     def user_numbers(self, domain: Domain) -> Numbers:
@@ -76,18 +75,18 @@ class Acts:
             any_R = which_RL.any(axis=1)
             last_R = np.where(which_RL, self.timestamp_ms_RL, 0).max(axis=1, initial=0)
             gap_ms_R = np.maximum(self.now_ms_R - last_R, domain.time_mask_ms)
-            columns += [np.log1p(gap_ms_R / MINUTE_MS) / SCALE * any_R, any_R]
+            columns += [np.log1p(gap_ms_R / MINUTE_MS) / LOG_SCALE * any_R, any_R]
         angle_R = 2 * np.pi * (self.now_ms_R % DAY_MS) / DAY_MS
         columns += [np.sin(angle_R), np.cos(angle_R)]
         for kind in KINDS:
-            of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL] & (self.action_RL != PAD)
-            columns.append(np.log1p(of_kind_RL.sum(axis=1)) / SCALE)
+            of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL]
+            columns.append(np.log1p(of_kind_RL.sum(axis=1)) / LOG_SCALE)
         return np.stack(columns, axis=1).astype(np.float32)
 
     def _of_kind(self, kind: ActionKind, domain: Domain) -> tuple[Ints, Ints]:
         """Request and row of each action of the kind on an item that the table holds."""
         of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL] & (self.row_RL != ABSENT)
-        request_A, place_A = np.nonzero(of_kind_RL & (self.action_RL != PAD))
+        request_A, place_A = np.nonzero(of_kind_RL)
         return request_A, self.row_RL[request_A, place_A]
 
 
@@ -96,5 +95,5 @@ def _times(key_A: Ints, key_Q: Ints) -> Ints:
     if not len(key_A):
         return np.zeros(key_Q.shape, np.int64)
     key_P, count_P = np.unique(key_A, return_counts=True)
-    place_Q = np.minimum(np.searchsorted(key_P, key_Q), len(key_P) - 1)
-    return np.where(key_P[place_Q] == key_Q, count_P[place_Q], 0)
+    place_Q, known_Q = places_of(key_P, key_Q)
+    return np.where(known_Q, count_P[place_Q], 0)

@@ -48,7 +48,7 @@ def judge(name: str, gain: BootstrapInterval, domain: Domain) -> Choice:
     """The sequence is taken out only where it certainly orders lists worse: without it a feed no longer follows what
     people just did. `gain`: its AUC less that of the ranker without; NaN, where no label tells, keeps it."""
     out = gain.high < 0
-    told = f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"
+    told = _told(gain)
     return Choice(
         NO_SEQUENCE if out else name,
         f"the sequence {'is taken out' if out else 'stays in'}: AUC of {domain.positive_head!r} with it ({name}) less "
@@ -71,7 +71,7 @@ def earned(
         if measure(window, logits[other], logits[better], domain, head, draws=1).value > 0:
             better = other
     gain = measure(window, logits[ranker], logits[better], domain, head)
-    told = f"{said} of {head!r} {gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}] over {better}"
+    told = f"{said} of {head!r} {_told(gain)} over {better}"
     if gain.low > 0:
         return Choice(ranker, f"{ranker} goes live: on the test window it has an {told}, the better baseline")
     return Choice(
@@ -79,3 +79,7 @@ def earned(
         f"{better} goes live: on the test window {ranker} has an {told}, which is not certainly above it. It reacts "
         "all the same; train again when the log has more lists, or compare variants with `rayapp compare`",
     )
+
+
+def _told(gain: BootstrapInterval) -> str:
+    return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

@@ -26,12 +26,11 @@ from rayapp.root.facts import read_root
 from rayapp.root.logs import log_schema, sort_log, write_file
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, USERS
 from rayapp.root.publish import Manifest, commit_log, log_manifest
-from rayapp.store import Agreements, Committed, ItemStore, Outbox, OutboxKind
+from rayapp.store import LOG_OF, Agreements, Committed, ItemStore, Outbox, OutboxKind
 
 CURSORS: Final = "cursors"
 """In a log's manifest: identity of a store -> bucket, or "items" -> last number of it that the log holds."""
 CHUNK_ROWS: Final = 100_000
-LOG_OF: Final = {OutboxKind.EVENT: EVENTS, OutboxKind.REQUEST: REQUESTS}
 
 
 class ExportedStore(Outbox, Agreements, ItemStore, Protocol):

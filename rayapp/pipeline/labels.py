@@ -55,10 +55,11 @@ class LabelledRequests:
         )
 
 
-def between(table: pa.Table, since_ms: int, until_ms: int) -> NDArray[np.bool_]:
-    """Which rows of a log are of `[since, until)`."""
-    time = table["timestamp_ms"].to_numpy()
-    return np.asarray((time >= since_ms) & (time < until_ms))
+def between(table: pa.Table, since_ms: int | None, until_ms: int | None) -> NDArray[np.bool_]:
+    """Which rows of a log are of `[since, until)`; None: no bound."""
+    time, all_time = table["timestamp_ms"].to_numpy(), np.iinfo(np.int64)
+    first, last = all_time.min if since_ms is None else since_ms, all_time.max if until_ms is None else until_ms
+    return np.asarray((time >= first) & (time < last))
 
 
 def near(table: pa.Table, span_ms: tuple[int, int], domain: Domain) -> pa.Table:

@@ -24,6 +24,7 @@ from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
 from rayapp.features.sequence import History, Sequences, at_request, point_in_time
 from rayapp.pipeline.export import exported
 from rayapp.pipeline.histories import EVENT_COLUMNS, UserHistories
+from rayapp.pipeline.labels import between
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.statistics_parity import StatisticsParity
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
@@ -114,9 +115,7 @@ def _compare(
     lengths: dict[str, int],
 ) -> dict[str, Any]:
     requests = dataclasses.replace(view, erased={}).requests(bucket, COLUMNS)  # those of erased users are counted apart
-    for bound, keep in zip(span_ms, (pc.greater_equal, pc.less), strict=True):
-        if bound is not None:
-            requests = requests.filter(keep(requests["timestamp_ms"], bound))
+    requests = requests.filter(pa.array(between(requests, *span_ms)))
     left_out: Counter[str] = Counter()
 
     def without(table: pa.Table, reason: str, out_R: Any) -> pa.Table:

@@ -28,9 +28,17 @@ from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.catalogue import read_version
 from rayapp.root.facts import read_root
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, STATISTICS, STATISTICS_STAGING, USERS
-from rayapp.root.publish import Manifest, exclusive, log_manifest, publish_directory, read_manifest
+from rayapp.root.publish import Manifest, exclusive, log_manifest, publish_directory
 from rayapp.statistics.agreement import Agreement
-from rayapp.statistics.known import LAST_STEPS, VALUES, of_everything, of_values, settings_of, users_left_out
+from rayapp.statistics.known import (
+    LAST_STEPS,
+    VALUES,
+    counted_names,
+    of_everything,
+    of_values,
+    settings_of,
+    users_left_out,
+)
 from rayapp.statistics.observations import Observations, acted, shown
 
 REQUEST_COLUMNS: Final = columns_of(
@@ -74,7 +82,6 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
         items = read_version(root, ITEMS)
         _derive(staging, ItemValues.nothing() if items is None else ItemValues.of(items, domain), grid, directory)
         return {
-            "number": number,
             "read": read,
             "settings": settings_of(domain),
             CURSORS: {kind: view.manifests[kind].get(CURSORS, {}) for kind in (EVENTS, REQUESTS)},
@@ -92,9 +99,8 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
 
 
 def _remove_old(root: Path) -> None:
-    found = [(read_manifest(path)["number"], path) for path in (root / STATISTICS).glob("[!.]*")]
-    for _, path in sorted(found)[:-KEPT]:
-        shutil.rmtree(path, ignore_errors=True)
+    for name in counted_names(root)[:-KEPT]:
+        shutil.rmtree(root / STATISTICS / name, ignore_errors=True)
 
 
 def observed(
@@ -196,7 +202,9 @@ def _derive(staging: Path, item_values: ItemValues, grid: Grid, directory: Path)
             with np.load(staging / f"all-{cut:02d}.npz") as found:
                 yield Increments(found["key"], found["step"], found["count"])
 
-    add = lambda one, other: Increments.added_up([one, other])  # noqa: E731
+    def add(one: Increments, other: Increments) -> Increments:
+        return Increments.added_up([one, other])
+
     for name, derive in (("values", lambda items: of_values(items, item_values)), ("everything", of_everything)):
         DecayedCounts.of(grid, functools.reduce(add, map(derive, cuts()))).save(directory / name)
     for array in VALUES:

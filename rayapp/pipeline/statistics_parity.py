@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
 from rayapp.pipeline.export import exported
+from rayapp.pipeline.labels import between
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
@@ -68,9 +69,7 @@ def statistics_parity(
     def task(bucket: int) -> dict[str, Any]:
         requests = view.requests(bucket, COLUMNS)
         requests = requests.filter(pc.is_valid(requests["statistics"]))
-        for bound, keep in ((since_ms, pc.greater_equal), (until_ms, pc.less)):
-            if bound is not None:
-                requests = requests.filter(keep(requests["timestamp_ms"], bound))
+        requests = requests.filter(pa.array(between(requests, since_ms, until_ms)))
         return _compare(requests, load_base(root, name, domain).statistics, steps)
 
     found = run_tasks(num_buckets, task, told)

@@ -91,8 +91,6 @@ class FreshStatistics:
         self._items = PutItems(store)
         self._since: RowsSince | None = None
         self._closed: StepStatistics | None = None
-        self._base: Base | None = None
-        """What `_closed` was made of."""
         self.refresh()
 
     def read(self, user_id: str, hash_C: Hashes) -> Read:
@@ -124,13 +122,13 @@ class FreshStatistics:
         while since.read():
             pass
         self._items.news()
-        if self._closed is not None and self._closed.step >= step and self._base is since.base:
+        if since.step >= step:
             return
         values = self._values(since.base)
         if since.close(step, values):
             erased = frozenset(tombstones(self._root))
             statistics = since.base.statistics.with_counted(values, since.counted)
-            self._closed, self._base = StepStatistics.of(statistics, step, erased), since.base
+            self._closed = StepStatistics.of(statistics, step, erased)
 
     def _values(self, base: Base) -> ItemValues:
         """Of the items that were counted and those put since."""

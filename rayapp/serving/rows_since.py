@@ -23,12 +23,11 @@ from rayapp.features.item_values import ItemValues
 from rayapp.features.statistics import Grid, Ints
 from rayapp.root.facts import read_root
 from rayapp.root.logs import read_bucket
-from rayapp.root.places import EVENTS, REQUESTS
 from rayapp.root.publish import log_manifest
 from rayapp.statistics.agreement import Agreement
 from rayapp.statistics.known import Base, Counted, users_left_out
 from rayapp.statistics.observations import Observations, acted, shown
-from rayapp.store import OutboxKind, Store
+from rayapp.store import LOG_OF, OutboxKind, Store
 
 ROWS_AT_ONCE: Final = 2_000
 """Of a bucket's outbox."""
@@ -36,7 +35,6 @@ COLUMNS: Final = {
     OutboxKind.EVENT: columns_of(EVENT_SCHEMA, "user_id", "item_id", "action", "received_at_ms", "commit_seq"),
     OutboxKind.REQUEST: columns_of(REQUEST_SCHEMA, "user_id", "timestamp_ms", "item_ids", "labels", "commit_seq"),
 }
-LOG_OF: Final = {OutboxKind.EVENT: EVENTS, OutboxKind.REQUEST: REQUESTS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,7 +65,9 @@ class RowsSince:
         self._left_out_X = users_left_out(root, domain)
         self._waiting: list[Waiting] = []
         self.counted = Counted.nothing(self._grid, self._num_kinds)
-        """As of the last step that was closed."""
+        """As of `step`."""
+        self.step = -1
+        """The last that was closed."""
 
     def read(self) -> bool:
         """Reads some rows of each bucket; whether there may be more.
@@ -105,7 +105,7 @@ class RowsSince:
             waits.append(rows.take(~over_E))
         found = Observations.concatenate(counts).once().not_in(self.base.last_steps_X).without(self._left_out_X)
         items, users = found.of_items(self._num_kinds), found.of_users(self._num_kinds)
-        self.counted = self.counted.advanced(step, items, users, item_values)
+        self.step, self.counted = step, self.counted.advanced(step, items, users, item_values)
         self._waiting = [rows for rows in waits if len(rows.observations)]
         return True
 

@@ -21,7 +21,7 @@ from rayapp.features.statistic_columns import Columns, Floats
 from rayapp.features.statistics import DecayedCounts, Grid, Hashes, Increments, Ints
 from rayapp.root.catalogue import read_users
 from rayapp.root.places import EVENTS, REQUESTS, STATISTICS
-from rayapp.root.publish import Manifest, PublishError, read_manifest
+from rayapp.root.publish import PublishError, read_manifest
 
 EVERYTHING: Final = np.zeros(1, np.uint64)
 PARTS: Final = ("items", "values", "users", "everything")
@@ -207,10 +207,12 @@ def users_left_out(root: Path, domain: Domain) -> Hashes:
     return np.unique(hash64_column(users["user_id"].filter(pa.array(out))))
 
 
+def counted_names(root: Path) -> list[str]:
+    """Of all statistics of a root, those that were counted last at the end: a name begins with a number that grows."""
+    names = [path.name for path in (root / STATISTICS).glob("[!.]*")]
+    return sorted(names, key=lambda name: (int(name.partition("-")[0]), name))
+
+
 def newest_statistics(root: Path) -> str | None:
     """The name of those that were counted last; None where there are none."""
-    found: list[tuple[int, str]] = []
-    for path in (root / STATISTICS).glob("[!.]*"):
-        manifest: Manifest = read_manifest(path)
-        found.append((manifest["number"], path.name))
-    return max(found, default=(0, None))[1]
+    return next(reversed(counted_names(root)), None)

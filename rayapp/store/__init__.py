@@ -11,11 +11,12 @@ of `tests/test_store.py`, whose tests are what a store must do.
 import enum
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Event
 from rayapp.features.sequence import History
+from rayapp.root.places import EVENTS, REQUESTS
 
 DEFAULT_CAP = 256
 """Stored events a user: more than the longest sequence, so that late events and duplicates still find their place."""
@@ -64,6 +65,10 @@ class OutboxKind(enum.StrEnum):
     EVENT = "event"
     REQUEST = "request"
     USER = "user"
+
+
+LOG_OF: Final = {OutboxKind.EVENT: EVENTS, OutboxKind.REQUEST: REQUESTS}
+"""The log that an export brings such rows into."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -70,11 +70,7 @@ def compare(
     draws: int = DRAWS,
 ) -> list[Row]:
     """`logits`: model -> `[R, C, H]` of each of its seeds, seed s of one model paired with seed s of the others."""
-    rng = np.random.default_rng(0)
-    user_R = np.unique(window.user_hash_R, return_inverse=True)[1]
-    weight_KU = rng.poisson(1.0, (draws, int(user_R.max(initial=-1)) + 1)).astype(np.float64)
-    weight_KR = np.concatenate([np.ones((1, len(user_R))), weight_KU[:, user_R]])
-    rows: list[Row] = []
+    weight_KR, rows = _drawn(window, draws), list[Row]()
     for h, head in enumerate(domain.head_names):
         if heads is not None and head not in heads:
             continue
@@ -96,6 +92,13 @@ def compare(
                     estimate = BootstrapInterval.of(float(value_K[0]), value_K[1:])
                     rows.append(Row(model, head, name, segment, estimate, differences))
     return rows
+
+
+def _drawn(window: EvaluationSet, draws: int) -> NDArray[np.float64]:
+    """`[1 + draws, R]`: how often each request counts; once in the first row, then as often as its user is drawn."""
+    user_R = np.unique(window.user_hash_R, return_inverse=True)[1]
+    weight_KU = np.random.default_rng(0).poisson(1.0, (draws, int(user_R.max(initial=-1)) + 1)).astype(np.float64)
+    return np.concatenate([np.ones((1, len(user_R))), weight_KU[:, user_R]])
 
 
 def auc_gap(
@@ -128,9 +131,7 @@ def request_auc_gap(
     h, valid_RC = domain.head_names.index(head), window.valid_RC
     label_RC = np.where(valid_RC, window.label_RCH[:, :, h], 0.0).astype(np.float32)
     one_R, other_R = (within_lists(logits[:, :, h], label_RC, valid_RC) for logits in (one, other))
-    user_R = np.unique(window.user_hash_R, return_inverse=True)[1]
-    weight_KU = np.random.default_rng(0).poisson(1.0, (draws, int(user_R.max(initial=-1)) + 1)).astype(np.float64)
-    gap_K = mean_known(one_R - other_R, np.concatenate([np.ones((1, len(user_R))), weight_KU[:, user_R]]))
+    gap_K = mean_known(one_R - other_R, _drawn(window, draws))
     return BootstrapInterval.of(float(gap_K[0]), gap_K[1:])
 
 
