@@ -37,7 +37,7 @@ from benchmarks.http_load import (
 from benchmarks.live import RedisProcess
 from benchmarks.processes import replica_pids, wait_until, wait_until_ready
 from benchmarks.served import MODELS, USERS, WORLD, fill_store, make_served_root
-from benchmarks.truth import Truth
+from benchmarks.truth import RankAnswer, Truth
 from rayapp.contracts.hashing import hash64
 from rayapp.launch.graph import serve_config
 from rayapp.launch.ports import free_port
@@ -53,7 +53,9 @@ EVENTS_PER_S: Final = 5.0
 RANKS_PER_S: Final = 4.0
 CORRUPT: Final = "bench-corrupt"
 EVENT_USERS: Final = tuple(f"faults-{n}" for n in range(8))
-"""Users who only act; the sequences of the users who are ranked stay as they are, so that scores can be told."""
+"""Users who only act."""
+RANKED_USERS: Final = USERS[:4]
+"""Their sequences stay as they are, so that their scores can be computed again."""
 INGRESS: Final = "ingress killed"
 FOLLOW_S: Final = 20.0
 SWAPS: Final = ("hot swap", "corrupt model", "swap storm")
@@ -66,9 +68,8 @@ class Phase:
     name: str
     feeds: list[HttpAnswer] = field(default_factory=list)
     events: list[HttpAnswer] = field(default_factory=list)
-    mixed: int = 0
-    """Answers whose scores are not those of the model they name."""
-    checked: int = 0
+    ranked: list[RankAnswer] = field(default_factory=list)
+    """Answers whose scores are compared, in the end, with those of the model they name."""
 
     @property
     def failed(self) -> int:
@@ -86,7 +87,7 @@ class Phase:
             "p99_ms": round(quantile_ms(self.feeds, 0.99), 1),
             "events": len(self.events),
             "events_not_taken": sum(a.status != 200 for a in self.events),
-            "scores_checked": self.checked,
+            "scores_checked": len(self.ranked),
         }
 
 
@@ -131,16 +132,14 @@ class Bench:
         await _at_rate(lambda: one(next(users)), EVENTS_PER_S, seconds)
 
     async def _ranks(self, client: aiohttp.ClientSession, phase: Phase, seconds: float) -> None:
-        """Asks for scores that are known, and compares them with those of the model that the answer names."""
-        users = itertools.cycle(self.truth.users)
+        users = itertools.cycle(RANKED_USERS)
 
         async def one(user_id: str) -> None:
+            sent_ms = time.time_ns() // 1_000_000
             answer, text = await ask(client, "/v1/rank", {"user_id": user_id, "item_ids": self.truth.item_ids})
-            if not answer.whole:
-                return
-            body = json.loads(text)
-            phase.checked += 1
-            phase.mixed += not self.truth.agrees(user_id, body)
+            if answer.whole:
+                made_ms = (sent_ms + time.time_ns() // 1_000_000) // 2
+                phase.ranked.append(RankAnswer(user_id, made_ms, json.loads(text)))
 
         await _at_rate(lambda: one(next(users)), RANKS_PER_S, seconds)
 
@@ -234,18 +233,18 @@ def run_faults(root: Path, preset: str, seconds: float, as_json: bool, write: Pa
         say("start the graph")
         with graph("throughput", config) as server:
             wait_until_ready(f"{server.url}/health/ready")
-            truth = Truth.of(root, redis.url, MODELS, USERS[:4])
-            bench = Bench(root, server.url, server.pid, redis, truth)
+            bench = Bench(root, server.url, server.pid, redis, Truth(root, redis.url, MODELS))
             capacity, phases = asyncio.run(_phases(bench, seconds))
             wait_until_ready(f"{server.url}/health/ready")
         lost = bench.lost()
+        wrong = bench.truth.wrong(answer for phase in phases for answer in phase.ranked)
     result = {
         "http_5xx_feed": sum(p.failed for p in phases if p.name != INGRESS),
         "http_5xx_feed_ingress_killed": sum(p.failed for p in phases if p.name == INGRESS),
         "lost_events": lost,
         "swap_failures": bench.swap_failures + sum(p.failed for p in phases if p.name in SWAPS),
-        "mixed_answers": sum(p.mixed for p in phases),
-        "scores_checked": sum(p.checked for p in phases),
+        "mixed_answers": len(wrong),
+        "scores_checked": sum(len(p.ranked) for p in phases),
         "events_acknowledged": len(bench.acknowledged),
         "capacity_per_s": round(capacity, 1),
     }

@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from rayapp.contracts.config import Domain
+from rayapp.contracts.config import MINUTE_MS, Domain
 from rayapp.contracts.presets import PRESETS
 from rayapp.contracts.schema import Event
 from rayapp.importing.domains import load_domain
@@ -34,6 +34,8 @@ MODELS: Final = ("bench-a", "bench-b")
 USERS: Final = tuple(f"bench-{n}" for n in range(64))
 ACTIONS: Final = 120
 """Actions of each of them: more than the model reads, so that every request is a full one."""
+QUIET_MINUTES: Final = 60
+"""Since the last of them: then a second more or less changes no score."""
 
 
 def make_served_root(root: Path, preset_name: str) -> None:
@@ -83,8 +85,8 @@ def fill_store(root: Path, url: str | None = None) -> None:
                 user_id=user,
                 item_id=f"i{rng.integers(WORLD.num_items)}",
                 action=actions[rng.integers(len(actions))],
-                timestamp_ms=now_ms - (n + 1) * 60_000,
-                received_at_ms=now_ms - (n + 1) * 60_000,
+                timestamp_ms=now_ms - (n + QUIET_MINUTES) * MINUTE_MS,
+                received_at_ms=now_ms - (n + QUIET_MINUTES) * MINUTE_MS,
             )
             for user in missing
             for n in range(ACTIONS)

@@ -1,11 +1,12 @@
 """The arithmetic of the serving benches: what counts as a flap, as goodput, as one answer of two models."""
 
 import asyncio
+import datetime
 import subprocess
 import sys
+import time
 from pathlib import Path
 
-import numpy as np
 import pytest
 from aiohttp import web
 
@@ -14,9 +15,14 @@ from benchmarks.host import empty_config, says_ready, side_by_side, sized
 from benchmarks.http_load import FEED, HttpAnswer, closed_loop, feed_bodies, good, quantile_ms
 from benchmarks.processes import wait_for_start
 from benchmarks.serve import ALONE, EMPTY, GRAPH, HANDWRITTEN, PLAIN, PLAIN_INLINE, Loaded, _ratios
-from benchmarks.truth import Truth
+from benchmarks.truth import RankAnswer, Truth
 from rayapp.launch.graph import serve_config
 from rayapp.launch.ports import GraphError, free_port
+from rayapp.registry.models import load_model
+from rayapp.root.facts import read_root
+from rayapp.serving.fresh_statistics import FreshStatistics
+from rayapp.serving.ranking import RankCall, rank
+from rayapp.store.lmdb import LmdbStore
 
 
 @pytest.mark.parametrize(
@@ -84,16 +90,26 @@ def test_load_is_sent_to_a_url_that_ends_in_a_path_too() -> None:
     assert {a.status for a in answers} == {200, 429}
 
 
-def test_an_answer_must_have_the_scores_of_the_model_that_it_names() -> None:
-    truth = Truth(("u",), ["a", "b"], {("u", "one"): np.array([0.1, 0.2]), ("u", "two"): np.array([0.3, 0.4])})
+def test_an_answer_must_have_the_scores_of_the_model_that_it_names(models: tuple[Path, LmdbStore]) -> None:
+    root, store = models
+    domain, _ = read_root(root)
+    truth = Truth(root, None, ("a", "b"))
+    at_ms = time.time_ns() // 1_000_000
+    step_ms = at_ms // domain.statistics_step_ms * domain.statistics_step_ms
 
-    def answer(version: str, a: float, b: float) -> dict[str, object]:
-        return {"model_version": version, "items": [{"item_id": "b", "score": b}, {"item_id": "a", "score": a}]}
+    def answer(version: str, of: str) -> RankAnswer:
+        statistics = FreshStatistics(root, domain, store)
+        call = RankCall.of("u", store.lookup("u"), at_ms, truth.item_ids, {})
+        score_C = rank(load_model(root, of, domain), statistics, domain, call).probability_CH @ domain.utilities
+        items = [
+            {"item_id": item_id, "score": float(score)} for item_id, score in zip(truth.item_ids, score_C, strict=True)
+        ]
+        at = datetime.datetime.fromtimestamp(step_ms / 1000, datetime.UTC).isoformat()
+        return RankAnswer("u", at_ms, {"model_version": version, "items": items[::-1], "statistics_at": at})
 
-    assert truth.agrees("u", answer("one", 0.1, 0.2))
-    assert not truth.agrees("u", answer("one", 0.3, 0.4)), "another model's scores"
-    assert not truth.agrees("u", answer("one", 0.1, 0.4)), "some of each"
-    assert not truth.agrees("u", answer("three", 0.1, 0.2)), "a model that nobody knows"
+    right, others, unknown = answer("a", of="a"), answer("a", of="b"), answer("c", of="a")
+    mixed = RankAnswer("u", at_ms, right.body | {"items": right.body["items"][:9] + others.body["items"][9:]})
+    assert truth.wrong([right, others, answer("b", of="b"), mixed, unknown]) == [others, mixed, unknown]
 
 
 def test_opponents_stand_side_by_side_with_their_numbers_of_replicas(tmp_path: Path) -> None:

@@ -371,7 +371,7 @@ def test_what_was_served_is_scored_again_from_the_log(
     done = subprocess.run(
         [*command, "--out", str(tmp_path / "audit")], capture_output=True, text=True, timeout=180, check=False
     )
-    assert done.returncode == 0, done.stderr
+    assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
     assert told["compared"] == told["hashes"] == told["equal_hashes"] == 1_000
     assert told["max_difference"] < 1e-5
