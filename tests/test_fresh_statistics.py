@@ -189,6 +189,27 @@ def test_an_item_put_a_second_ago_reads_as_its_categories_do(feed: Feed) -> None
     assert not absent_K.any()
 
 
+def test_an_item_that_is_put_within_a_step_is_served_as_later_readers_find_it(feed: Feed) -> None:
+    for user in USERS:
+        feed.show(user, "i1", "i2")
+        feed.act(user, "i1")
+    feed.end_step()
+    replica = feed.replica()
+    served, at_ms = replica.read("u1", HASHES).item_CK, feed.now_ms // STEP_MS * STEP_MS
+    feed.store.put_item({"item_id": "new", "created_at_ms": feed.now_ms, "title": "new", "genres": ["war"]})
+    replica.refresh()
+    hashes = np.append(HASHES, np.uint64(hash64("new")))
+    found = replica.read("u1", hashes)
+    assert found.at_ms == at_ms
+    feed.counted(at_ms, "u1")
+    counted = load_newest(feed.root, feed.domain).items(hashes, np.full(len(hashes), at_ms // STEP_MS))
+    assert found.item_CK == pytest.approx(counted, abs=1e-6)
+    assert found.item_CK[3].any()
+    feed.store.put_item({"item_id": "i2", "created_at_ms": feed.now_ms, "title": "i2", "genres": ["war"]})
+    replica.refresh()
+    assert (replica.read("u1", HASHES).item_CK[2] != served[2]).any(), "its category is another"
+
+
 def test_of_an_erased_user_nothing_is_served(feed: Feed) -> None:
     feed.show("u1", "i0")
     feed.end_step()

@@ -1,8 +1,9 @@
 """Statistics as a replica serves them: what was counted last, and all rows that came since.
 
-Shapes: C candidates, I items, K columns.
+Shapes: C candidates, I items, P items put since, K columns.
 """
 
+import dataclasses
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -35,13 +36,16 @@ ITEMS_AT_ONCE: Final = 50_000
 
 @dataclass(frozen=True, slots=True)
 class StepStatistics:
-    """Statistics as of the beginning of one step; those of all known items are looked up once."""
+    """Statistics as of the beginning of one step; those of all items known then are looked up once."""
 
     statistics: Statistics
     step: int
+    hash_I: Hashes
     column_IK: Numbers
     erased: frozenset[int]
     """Hashes of users of whom nothing is read any more."""
+    put_hash_P: Hashes
+    """Items put since, whose categories may be others than `column_IK` knows."""
 
     @staticmethod
     def of(statistics: Statistics, step: int, erased: frozenset[int]) -> "StepStatistics":
@@ -50,11 +54,18 @@ class StepStatistics:
         for at in range(0, len(hash_I), ITEMS_AT_ONCE):
             part = slice(at, at + ITEMS_AT_ONCE)
             column_IK[part] = statistics.items(hash_I[part], np.full(len(hash_I[part]), step))
-        return StepStatistics(statistics, step, column_IK, erased)
+        return StepStatistics(statistics, step, hash_I, column_IK, erased, np.zeros(0, np.uint64))
+
+    def with_put(self, values: ItemValues, put_hash_P: Hashes) -> "StepStatistics":
+        """An item takes the statistics of its categories from the moment it is put, as later readers of the log do."""
+        statistics = dataclasses.replace(self.statistics, item_values=values)
+        return dataclasses.replace(self, statistics=statistics, put_hash_P=np.union1d(self.put_hash_P, put_hash_P))
 
     def of_items(self, hash_C: Hashes) -> Numbers:
         """`[C, K]`."""
-        row_C, known_C = places_of(self.statistics.item_values.hash_I, hash_C)
+        row_C, known_C = places_of(self.hash_I, hash_C)
+        if len(self.put_hash_P):
+            known_C &= ~np.isin(hash_C, self.put_hash_P)
         if known_C.all():
             return np.asarray(self.column_IK[row_C])
         column_CK, new_C = np.zeros((len(hash_C), self.column_IK.shape[1]), np.float32), np.flatnonzero(~known_C)
@@ -121,7 +132,9 @@ class FreshStatistics:
         since, step = self._since, self._step_now()
         while since.read():
             pass
-        self._items.news()
+        if (news := self._items.news()) and self._closed is not None:
+            put_hash_P = np.array([hash64(item["item_id"]) for item in news], np.uint64)
+            self._closed = self._closed.with_put(self._values(since.base), put_hash_P)
         if since.step >= step:
             return
         values = self._values(since.base)

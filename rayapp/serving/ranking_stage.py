@@ -34,8 +34,13 @@ class RankingStage:
         # One thread that scores: two of one replica would fight for its core.
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._background = Background()
-        self._background.every(POLL_S, lambda: asyncio.to_thread(self._shelf.refresh))
-        self._background.every(POLL_S, lambda: asyncio.to_thread(self._statistics.refresh))
+        self._background.every(POLL_S, lambda: asyncio.to_thread(self._refresh))
+
+    def _refresh(self) -> None:
+        try:
+            self._statistics.refresh()  # first: an item that the models know has the statistics of its categories
+        finally:
+            self._shelf.refresh()
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         """None when this replica does not hold `version`."""
