@@ -81,7 +81,7 @@ class Truth:
     def _scores(self, model: LoadedModel, call: RankCall, statistics: FreshStatistics) -> NDArray[np.float64]:
         """`[C]`."""
         probability_CH = rank(model, statistics, self._domain, call).probability_CH
-        return probability_CH.astype(np.float64) @ np.asarray(self._domain.utilities)
+        return np.asarray(probability_CH.astype(np.float64) @ np.asarray(self._domain.utilities))
 
 
 def _statistics_at_ms(answer: RankAnswer) -> int:

@@ -33,6 +33,7 @@ from rayapp.sources.synthetic import World, write_world
 from rayapp.store import Store
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.opening import open_store
+from rayapp.training.run import train_and_publish, train_here
 from tests.tiny_models import publish_models
 
 # How long an example takes says more of the machine than of the code.
@@ -207,7 +208,7 @@ def trained_world(ray_session: None, tmp_path_factory: pytest.TempPathFactory) -
     presets = {CHAMPION: nano(), **{name: variant(nano(), name) for name in (BASELINE, COUNTS)}}
     for alias, preset in presets.items():
         run = training_run(root, prepared, preset, table)
-        assert train_model(run, domain)
+        assert train_model(run, domain, train_and_publish if alias == CHAMPION else train_here)
         assert not train_model(run, domain), "a finished step is reused"
         promote(root, alias, run.version)
     assert seed_store(root)[0] > 0

@@ -3,14 +3,12 @@
 import numpy as np
 import pyarrow.compute as pc
 import pytest
-import torch
 
 from rayapp.importing.domains import load_domain
-from rayapp.model.tower import LinearTower
 from rayapp.pipeline.engagements import Engagements
 from rayapp.sources.synthetic import STYLES, TOPICS, World, make_chunk, make_items
 from rayapp.training.recall import recall_report
-from rayapp.training.two_tower import Content, TowerConfig, TwoTower, fit
+from rayapp.training.two_tower import Content, TowerConfig, TwoTower, fit, train_two_tower
 
 WORLD = World(num_users=250, num_items=300, num_days=10)
 
@@ -49,15 +47,7 @@ def test_the_tower_finds_the_next_item_better_than_popularity_and_chance_also_un
     until_ms = WORLD.start_ms + 7 * 86_400_000
     train = engagements.before(until_ms)
     attributes = load_domain("synthetic").domain.attributes
-    content, config = Content.of(items, attributes), TowerConfig(width=16, epochs=20, batch_size=256)
-    context = train.contexts(config.context_length)
-    taught = (context >= 0).any(axis=1)
-    data = {n: getattr(content, n) for n in ("tokens", "token_offsets", "categories", "category_offsets")}
-    data |= {"target": train.item_P[taught], "context": context[taught]}
-    torch.manual_seed(0)
-    model = TwoTower(content.num_tokens, content.num_categories, config)
-    fit(model, data, config)
-    tower = LinearTower(model.tokens.weight.detach().numpy(), attributes)
+    tower = train_two_tower(items, attributes, train, TowerConfig(width=16, epochs=20, batch_size=256))
     report = recall_report(tower.embed(items), engagements, until_ms)
     assert report["seen"]["n"] > 50
     assert report["seen"]["tower"] > max(report["seen"]["popularity"], report["seen"]["random"])
@@ -70,8 +60,6 @@ def test_a_tower_without_engagements_still_tells_categories_apart() -> None:
     none = engagements.before(0)
     attributes = load_domain("synthetic").domain.attributes
     content, config = Content.of(items, attributes), TowerConfig(width=16, max_steps=1)
-    data = {n: getattr(content, n) for n in ("tokens", "token_offsets", "categories", "category_offsets")}
-    data |= {"target": none.item_P, "context": none.contexts(config.context_length)}
     model = TwoTower(content.num_tokens, content.num_categories, config)
-    assert np.isfinite(fit(model, data, config))
+    assert np.isfinite(fit(model, content, none.item_P, none.contexts(config.context_length), config))
     assert recall_report(np.zeros((len(items), 16), np.float32), none, 0) == {"seen": {"n": 0}, "unseen": {"n": 0}}

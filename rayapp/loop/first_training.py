@@ -20,9 +20,12 @@ from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, read_json
 from rayapp.training.baselines import POPULARITY, publish_popularity
 from rayapp.training.evaluate import Report, read_window, score_window
-from rayapp.training.run import TrainingRun
+from rayapp.training.run import TrainingRun, train_and_publish, train_here
 
-TITLES: Final = {NO_SEQUENCE: "the same ranker without the sequence", COUNTS: "a logistic regression over counts"}
+TITLES: Final = {
+    NO_SEQUENCE: "the same ranker without the sequence with Ray Train",
+    COUNTS: "a logistic regression over counts",
+}
 
 
 class Done(Protocol):
@@ -88,9 +91,9 @@ def train_first(
         for name in dict.fromkeys((COUNTS, NO_SEQUENCE, preset.variant))
     }
     for name, run in reversed(runs.items()):
-        title = TITLES.get(name, f"TransAct ({name})")
-        with progress.step(f"train {title} with Ray Train") as done, progress.training(run):
-            done(train_model(run, domain))
+        title, small = TITLES.get(name, f"TransAct ({name})"), name == COUNTS
+        with progress.step(f"train {title}{'' if small else ' with Ray Train'}") as done, progress.training(run):
+            done(train_model(run, domain, train_here if small else train_and_publish))
     simple = training_run(root, prepared, variant(preset, COUNTS), table, title=POPULARITY)
     with progress.step("count popularity") as done:
         done(train_model(simple, domain, publish_popularity))

@@ -1,6 +1,5 @@
 """Builds an item table: given vectors or a trained tower, from the catalogue and the log before a moment in time."""
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,11 +10,10 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.features.content import Item
 from rayapp.model.item_table import ItemTable
-from rayapp.model.tower import LinearTower, fit_linear_tower
-from rayapp.pipeline.engagements import Engagements, read_engagements
+from rayapp.model.tower import fit_linear_tower
+from rayapp.pipeline.engagements import read_engagements
 from rayapp.registry.item_tables import publish_table
 from rayapp.root.catalogue import read_catalogue
-from rayapp.root.places import RUNS
 from rayapp.root.publish import PublishError
 from rayapp.training.recall import recall_report
 from rayapp.training.two_tower import TowerConfig, train_two_tower
@@ -35,7 +33,7 @@ def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, wi
     train = engagements.before(until_ms)
     given = given_vectors(catalogue)
     if given is None:
-        tower = _trained(root, name, items, domain, train, TowerConfig(width=width, seed=seed))
+        tower = train_two_tower(items, domain.attributes, train, TowerConfig(width=width, seed=seed))
         vectors_NE = tower.embed(items)
     else:
         has_N = np.linalg.norm(given, axis=1) > 0
@@ -55,17 +53,6 @@ def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, wi
     }
     publish_table(root, table, lineage)
     return table
-
-
-def _trained(
-    root: Path, name: str, items: list[Item], domain: Domain, train: Engagements, config: TowerConfig
-) -> LinearTower:
-    directory = root / RUNS / f"tower-{name}"
-    shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed
-    try:
-        return train_two_tower(directory, items, domain.attributes, train, config)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
 
 
 def given_vectors(catalogue: pa.Table) -> NDArray[np.float32] | None:

@@ -138,6 +138,24 @@ def train_and_publish(run: TrainingRun, domain: Domain) -> dict[str, Any]:
     return metrics
 
 
+def train_here(run: TrainingRun, domain: Domain) -> dict[str, Any]:
+    """`train_and_publish` in this process, on the CPU and without checkpoints: for a model so small that the start of
+    workers takes longer than its training.
+
+    Raises:
+        TrainingError: training can't go on.
+    """
+    run.log.parent.mkdir(parents=True, exist_ok=True)
+    run.log.unlink(missing_ok=True)  # of a run that was killed
+    begun = start(run.root, run.preset, run.item_table, domain, run.init_from)
+    loop = make_loop(run.settings, domain, torch.device("cpu"), log=run.log)
+    position = loop.run()
+    begun.ranker.load_state_dict(loop.ranker.state_dict())
+    metrics = evaluate_and_publish(run, begun, domain, to_json(position), "CPU")
+    shutil.rmtree(run.log.parent, ignore_errors=True)
+    return metrics
+
+
 def stopped_by(error: TrainingFailedError) -> TrainingError | None:
     """What stopped the workers, or Ray Train beside them, where somebody can do something about it; None for a bug."""
     for cause in [*getattr(error, "worker_failures", {}).values(), getattr(error, "controller_failure", None)]:

@@ -1,4 +1,4 @@
-"""The item tower, trained as one half of a two-tower retrieval model (Yi et al., RecSys 2019) with Ray Train.
+"""The item tower, trained as one half of a two-tower retrieval model (Yi et al., RecSys 2019).
 
 The query tower reads a user's last engaged items, the item tower an item's content; an in-batch sampled softmax asks
 for the next engaged item, its logits corrected by log Q, the probability of an item to be drawn into a batch, so that
@@ -6,35 +6,28 @@ popular items are not pushed away for being popular. A second, small loss asks t
 who engages with what tells topics apart poorly where people like many.
 
 The item tower is linear in hashed content tokens, and that is all it is, so a new item has a vector from its
-attributes alone.
+attributes alone. A step is a few milliseconds of look-ups and there are 3,000 at the most, so it is trained where it is
+called: workers would take longer to start.
 
-Shapes: B examples, L context items, U distinct items of a batch, N items, T tokens, E width, G categories.
+Shapes: P engagements, B examples, L context items, U distinct items of a batch, N items, T tokens, E width,
+G categories.
 """
 
-import tempfile
-import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
-import ray.train
 import torch
 from numpy.typing import NDArray
-from ray.train import Checkpoint, RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer, prepare_model
-from safetensors.numpy import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import Attribute, AttributeKind
 from rayapp.features.content import Item, content_tokens
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline.engagements import Engagements
 
-DATA, WEIGHTS = "examples.safetensors", "tower.safetensors"
 MIN_TOKENS: Final = 4096
 MAX_CATEGORIES: Final = 1_000
 MAX_TOKENS: Final = 1 << 18
@@ -56,7 +49,7 @@ class TowerConfig:
 
 
 class TwoTower(nn.Module):
-    """Both towers; `forward` returns the loss, so that DDP sees one call."""
+    """Both towers; `forward` returns the loss."""
 
     def __init__(self, num_tokens: int, num_categories: int, config: TowerConfig) -> None:
         super().__init__()
@@ -127,99 +120,48 @@ class Content:
 
 
 def train_two_tower(
-    directory: Path,
-    items: Sequence[Item],
-    attributes: Sequence[Attribute],
-    engagements: Engagements,
-    config: TowerConfig,
-    num_workers: int = 1,
+    items: Sequence[Item], attributes: Sequence[Attribute], engagements: Engagements, config: TowerConfig
 ) -> LinearTower:
-    """Trains in Ray Train workers on all of `engagements` and returns the item tower.
-
-    `directory` holds the run's files while it lasts. Without a pair of engagements of one user only the categories
-    teach.
-    """
+    """Trains on all of `engagements`, in this process, and returns the item tower. Without a pair of engagements of one
+    user only the categories teach."""
     content = Content.of(items, attributes)
     context_PL = engagements.contexts(config.context_length)
     taught = (context_PL >= 0).any(axis=1)
-    target_P, context_PL = engagements.item_P[taught], context_PL[taught]
-    directory.mkdir(parents=True, exist_ok=True)
-    arrays = {n: getattr(content, n) for n in ("tokens", "token_offsets", "categories", "category_offsets")}
-    save_file({**arrays, "target": target_P, "context": np.ascontiguousarray(context_PL)}, directory / DATA)
-    cpus = max(1, int(ray.cluster_resources().get("CPU", 1)) // num_workers)
-    trainer = TorchTrainer(
-        _worker,
-        train_loop_config={
-            "data": str(directory / DATA),
-            "config": to_json(config),
-            "num_tokens": content.num_tokens,
-            "num_categories": content.num_categories,
-        },
-        scaling_config=ScalingConfig(num_workers=num_workers, resources_per_worker={"CPU": cpus}),
-        run_config=RunConfig(name=f"tower-{uuid.uuid4().hex[:8]}", storage_path=str(directory / "ray")),
-    )
-    result = trainer.fit()
-    if result.checkpoint is None:
-        raise RuntimeError(f"training the item tower ended without a checkpoint: {result.error}")
-    with result.checkpoint.as_directory() as checkpoint:
-        weight_TE = load_file(Path(checkpoint) / WEIGHTS)["tower.weight"]
-    return LinearTower(weight_TE, tuple(attributes))
-
-
-def _worker(settings: dict[str, Any]) -> None:
-    """What every Ray Train worker runs; CPU, because a step is a few milliseconds of lookups."""
-    context = ray.train.get_context()
-    config = from_json(TowerConfig, settings["config"])
     torch.manual_seed(config.seed)
-    model = TwoTower(settings["num_tokens"], settings["num_categories"], config)
-    loss = fit(
-        model,
-        load_file(settings["data"]),
-        config,
-        wrap=prepare_model,
-        rank=context.get_world_rank(),
-        world=context.get_world_size(),
-    )
-    with tempfile.TemporaryDirectory() as directory:
-        checkpoint = None
-        if context.get_world_rank() == 0:
-            save_file({"tower.weight": model.tokens.weight.detach().cpu().numpy()}, Path(directory) / WEIGHTS)
-            checkpoint = Checkpoint.from_directory(directory)
-        ray.train.report({"loss": loss}, checkpoint=checkpoint)
+    model = TwoTower(content.num_tokens, content.num_categories, config)
+    fit(model, content, engagements.item_P[taught], context_PL[taught], config)
+    return LinearTower(model.tokens.weight.detach().numpy(), tuple(attributes))
 
 
 def fit(
     model: TwoTower,
-    data: dict[str, NDArray[np.int64]],
+    content: Content,
+    target_P: NDArray[np.int64],
+    context_PL: NDArray[np.int64],
     config: TowerConfig,
-    *,
-    wrap: Any = lambda module: module,
-    rank: int = 0,
-    world: int = 1,
 ) -> float:
     """Trains `model` in place; the mean loss of the last tenth of the steps."""
-    wrapped = wrap(model)
-    num_items, num_examples = len(data["token_offsets"]) - 1, len(data["target"])
+    num_items, num_examples = len(content.token_offsets) - 1, len(target_P)
     # Q: how often an item is a target, smoothed by one so that every item has a chance.
-    count_N = np.bincount(data["target"], minlength=num_items) + 1.0
+    count_N = np.bincount(target_P, minlength=num_items) + 1.0
     log_q_N = torch.from_numpy(np.log(count_N / count_N.sum())).float()
     has_NG = torch.zeros(num_items, max(model.categories.out_features, 1))
-    item_C = np.repeat(np.arange(num_items), np.diff(data["category_offsets"]))
-    has_NG[torch.from_numpy(item_C), torch.from_numpy(data["categories"])] = 1.0
-    optimizer = torch.optim.Adam(wrapped.parameters(), lr=config.learning_rate)
+    item_C = np.repeat(np.arange(num_items), np.diff(content.category_offsets))
+    has_NG[torch.from_numpy(item_C), torch.from_numpy(content.categories)] = 1.0
+    optimizer = torch.optim.Adam(model.parameters(), lr=config.learning_rate)
     per_epoch = max(-(-num_examples // config.batch_size), 1)
     num_steps = min(max(per_epoch * config.epochs, 1), config.max_steps)
     losses = []
     for step in range(num_steps):
         epoch, k = divmod(step, per_epoch)
         order = np.random.default_rng([config.seed, epoch]).permutation(num_examples)
-        rows = np.array_split(order, per_epoch)[k][rank::world]
+        rows = np.array_split(order, per_epoch)[k]
         # Some items at random besides those engaged with, so that the unpopular learn their categories too.
         extra = np.random.default_rng([config.seed, 1, step]).integers(num_items, size=config.batch_size // 4)
         for group in optimizer.param_groups:
             group["lr"] = config.learning_rate * (1 - step / num_steps)
         optimizer.zero_grad(set_to_none=True)
-        loss = wrapped(_batch(data, data["context"][rows], data["target"][rows], extra, log_q_N, has_NG))
+        loss = model(_batch(content, context_PL[rows], target_P[rows], extra, log_q_N, has_NG))
         loss.backward()
         optimizer.step()
         losses.append(float(loss.detach()))
@@ -227,7 +169,7 @@ def fit(
 
 
 def _batch(
-    data: dict[str, NDArray[np.int64]],
+    content: Content,
     context_BL: NDArray[np.int64],
     target_B: NDArray[np.int64],
     extra: NDArray[np.int64],
@@ -236,14 +178,14 @@ def _batch(
 ) -> dict[str, Tensor]:
     """The batch over its distinct items only: each is embedded once."""
     items_U, place = np.unique(np.r_[context_BL.ravel().clip(min=0), target_B, extra], return_inverse=True)
-    start_U, size_U = data["token_offsets"][items_U], np.diff(data["token_offsets"])[items_U]
+    start_U, size_U = content.token_offsets[items_U], np.diff(content.token_offsets)[items_U]
     offsets_U = np.cumsum(size_U) - size_U
     at = np.arange(size_U.sum()) - np.repeat(offsets_U, size_U) + np.repeat(start_U, size_U)
     num_context = context_BL.size
     context = np.where(context_BL >= 0, place[:num_context].reshape(context_BL.shape), -1)
     chosen = torch.from_numpy(items_U)
     return {
-        "tokens": torch.from_numpy(data["tokens"][at]),
+        "tokens": torch.from_numpy(content.tokens[at]),
         "offsets": torch.from_numpy(offsets_U),
         "context_BL": torch.from_numpy(context),
         "target_B": torch.from_numpy(place[num_context : num_context + len(target_B)]),
