@@ -17,6 +17,7 @@ from rayapp.registry.models import FORMAT, list_models
 from rayapp.registry.retention import Pruned, plan_prune, prune
 from rayapp.registry.verdicts import record_verdict
 from rayapp.root.publish import PublishError, exclusive, write_json
+from rayapp.store.lmdb import LmdbStore
 
 
 def put(root: Path, version: str, created: int, **changed: Any) -> None:
@@ -134,6 +135,13 @@ def test_what_the_commands_say(registry: Path, domain: Domain) -> None:
     assert json.loads((registry / "aliases" / "champion.json").read_text())["version"] == "f"
     with pytest.raises(PublishError, match="install the version that wrote it"):
         run("promote", *root, "newer")
+
+
+def test_a_model_goes_live_by_its_version_or_by_another_alias(models: tuple[Path, LmdbStore]) -> None:
+    root, _ = models
+    promote(root, "popularity", "b")
+    assert "champion: a -> b" in run("promote", "--root", str(root), "popularity")
+    assert read_aliases(root) == {CHAMPION: "b", "popularity": "b"}
 
 
 def test_a_manifest_that_does_not_tell_what_a_model_was_trained_on_is_named(registry: Path) -> None:

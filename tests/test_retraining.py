@@ -3,6 +3,7 @@
 import dataclasses
 import itertools
 import json
+import math
 import os
 import signal
 import time
@@ -19,7 +20,7 @@ from prometheus_client import generate_latest
 from rayapp.cli import retrain as command
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.json_values import to_json
-from rayapp.contracts.presets import nano
+from rayapp.contracts.presets import COUNTS, Preset, demo, nano, variant
 from rayapp.loop import run_state as states
 from rayapp.loop import steps
 from rayapp.loop.day_counts import COLUMNS, count_bucket
@@ -29,6 +30,7 @@ from rayapp.loop.gates import (
     Challenge,
     Gate,
     absolute_gates,
+    baseline_gate,
     failed,
     latency_gate,
     relative_gates,
@@ -38,7 +40,7 @@ from rayapp.loop.gates import (
     stability_index,
 )
 from rayapp.loop.limits import GateLimits, read_limits
-from rayapp.loop.lines import Line
+from rayapp.loop.lines import Line, read_root_lines
 from rayapp.loop.plan import candidates, closed_days, day_window, make_plan
 from rayapp.loop.prometheus import watch_metrics
 from rayapp.loop.report import markdown
@@ -50,12 +52,13 @@ from rayapp.pipeline.export import Exported
 from rayapp.pipeline.histories import LABEL_COLUMNS
 from rayapp.pipeline.labels import label_requests
 from rayapp.registry.aliases import promote, read_aliases
+from rayapp.registry.models import FORMAT
 from rayapp.registry.verdicts import read_verdict
 from rayapp.root.places import MODELS
 from rayapp.root.publish import PublishError, write_json
 from rayapp.store import Committed
 from rayapp.store.lmdb import LmdbStore
-from rayapp.training.comparison import compare
+from rayapp.training.comparison import BootstrapInterval, compare
 from rayapp.training.evaluate import SEGMENTS, EvaluationSet
 from tests.conftest import T0, make_event
 
@@ -390,6 +393,36 @@ def test_an_alias_is_moved_where_all_gates_passed_and_nobody_moved_it(
     report = markdown(state, domain, read_aliases(root))
     assert f"## champion: new {'promoted' if promoted else 'not promoted'}" in report
     assert promoted or f"Not promoted because of: {kept}." in report
+
+
+def test_a_baseline_gives_way_to_a_ranker_and_every_other_model_goes_on_with_its_own_preset(
+    root: Path, domain: Domain
+) -> None:
+    def lines(chosen: Preset | None = None) -> tuple[str, bool, bool]:
+        (line,) = read_root_lines(root, domain, demo(), chosen)
+        return f"{line.preset.name} {line.preset.variant}", line.goes_on, line.to_earn
+
+    assert lines() == ("demo v1.1", False, True)
+    for version, preset in (("ranker", variant(nano(), "cross")), ("counted", variant(nano(), COUNTS))):
+        (root / MODELS / version).mkdir(parents=True)
+        lineage = {"created_at_ms": 1, "train_windows": [], "validation_window": "v", "test_window": "t"}
+        manifest = {"format": FORMAT, "preset": to_json(preset), "item_table": "t", **lineage}
+        write_json(root / MODELS / version / "manifest.json", manifest)
+    promote(root, CHAMPION, "ranker")
+    assert lines() == ("nano cross", True, False)
+    assert lines(chosen=demo()) == ("demo v1.1", False, False)
+    promote(root, CHAMPION, "counted")
+    assert lines() == ("demo v1.1", False, True)
+    assert lines(chosen=variant(nano(), COUNTS)) == ("nano counts", False, True)
+
+
+@pytest.mark.parametrize(
+    ("gain", "passed"), [((0.01, -0.01, 0.02), True), ((-0.02, -0.03, -0.01), False), ((math.nan,) * 3, True)]
+)
+def test_a_live_ranker_is_not_certainly_worse_than_a_count(gain: tuple[float, float, float], passed: bool) -> None:
+    gate = baseline_gate("over counts", "AUC", BootstrapInterval(*gain))
+    assert gate.passed is passed
+    assert ("a count of the past orders these lists better" in gate.words) is not passed
 
 
 def killed_at_first(path: Path, *_options: object) -> None:

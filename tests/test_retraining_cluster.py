@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from rayapp.contracts.config import day_name
+from rayapp.contracts.presets import COUNTS
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
 from rayapp.loop import artifacts
@@ -22,7 +23,7 @@ from rayapp.loop.artifacts import Prepared
 from rayapp.loop.daily import watch_days
 from rayapp.loop.plan import day_window
 from rayapp.loop.preview import preview
-from rayapp.loop.results import EXPORT, TRAIN
+from rayapp.loop.results import COUNT, EXPORT, GATES, TRAIN
 from rayapp.loop.retrain import retrain
 from rayapp.loop.run_state import FAILED, NO_NEW_DATA, PROMOTED, REFUSED, RunState, accept, read_runs, refused_windows
 from rayapp.pipeline.export import Exported
@@ -161,8 +162,12 @@ def test_a_run_that_is_killed_in_any_step_goes_on_and_nothing_moves_before_its_e
     assert promoted.while_killed == (promoted.before,) * len(KILLED_IN)
     assert "train champion: done before" in promoted.output
     assert (run.outcome, run.resumed) == (PROMOTED, len(KILLED_IN))
-    new = {alias: run.find(TRAIN.of(alias)) for alias in (CHAMPION, ARM)}
+    new = {alias: run.find(TRAIN.of(alias)) for alias in (CHAMPION, ARM)} | {COUNTS: run.find(COUNT)}
     assert read_aliases(root) == promoted.before | new
+    challenge = run.find(GATES.of(CHAMPION))
+    assert challenge is not None
+    (gate,) = [gate for gate in challenge.gates if gate.name == "over counts"]
+    assert f"over {new[COUNTS]}" in gate.words
     built = {path.name for path in (root / "windows").iterdir()}
     assert built >= {day_window(day_ms(day)) for day in range(NEXT - 4, NEXT + 1)}
     assert not [name for name in built if name.startswith(".")], "nothing half-built is left"

@@ -143,12 +143,13 @@ def _flat(prefix: str, value: Any) -> list[tuple[str, Any]]:
 @alias_option
 @click.argument("version")
 def models_promote(root: Path, alias: str, version: str) -> None:
-    """Make VERSION live under an alias. A running graph follows within seconds, without a restart."""
-    from rayapp.registry.aliases import promote
+    """Make VERSION, a model or another alias, live under an alias. A running graph follows within seconds, without a
+    restart."""
+    from rayapp.registry.aliases import promote, resolve
     from rayapp.registry.models import load_model
     from rayapp.root.facts import read_root
 
-    domain, _ = read_root(root)
+    domain, version = read_root(root)[0], resolve(root, version)
     load_model(root, version, domain)  # a model that does not load must not become live
     previous = promote(root, alias, version)
     click.echo(f"{alias}: {previous or 'nothing'} -> {version}")

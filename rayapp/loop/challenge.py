@@ -16,10 +16,12 @@ from rayapp.features.requests import Requests, full_request
 from rayapp.features.segments import SEGMENTS
 from rayapp.features.statistic_columns import Columns
 from rayapp.loop import gates
+from rayapp.loop.choose import advantage, told_gain
 from rayapp.loop.gates import CHALLENGER, CHAMPION, Challenge, Gate
 from rayapp.loop.limits import GateLimits
 from rayapp.model.scorer import Scorer
 from rayapp.registry.models import LoadedModel, load_model
+from rayapp.root.facts import read_root
 from rayapp.root.places import MODELS
 from rayapp.root.publish import read_json
 from rayapp.training.comparison import compare, difference_table, table
@@ -27,13 +29,24 @@ from rayapp.training.evaluate import EvaluationSet, feed_score, read_window, rep
 
 LATENCY_CANDIDATES: Final = 200
 LATENCY_REPEATS: Final = 15
+OVER_COUNTS: Final = "over counts"
 TABLE_METRICS: Final = ("auc", "request_auc", "hit3", "normalised_entropy", "calibration")
 
 
 def challenge(
-    root: Path, domain: Domain, window_name: str, champion: str | None, challenger: str, limits: GateLimits
+    root: Path,
+    domain: Domain,
+    window_name: str,
+    champion: str | None,
+    challenger: str,
+    counts: str,
+    limits: GateLimits,
+    *,
+    of_a_kind: bool = True,
 ) -> Challenge:
-    """Both are read from the registry, as the servers will read them. Without a champion only absolute gates count.
+    """All are read from the registry, as the servers will read them. Without a champion only absolute gates count, and
+    the one against `counts`, the version of the baseline. `of_a_kind`: whether it is a ranker after a ranker; one that
+    takes the place of a baseline has other scores, and takes longer.
 
     Raises:
         PublishError: one of them does not load.
@@ -49,8 +62,11 @@ def challenge(
     )
     asked = [_reload(root, challenger, window_name, window, logits[CHALLENGER], domain, limits)]
     asked += gates.absolute_gates(rows, labels, limits)
+    if challenger != counts:
+        asked.append(over_counts(root, domain, window_name, window, logits[CHALLENGER], counts, limits))
     if champion is not None:
         asked += gates.relative_gates(rows, labels, limits)
+    if champion is not None and of_a_kind:
         asked += _shift(window, logits, domain, limits)
         asked.append(_latency(models, domain, limits))
     told = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
@@ -64,6 +80,38 @@ def challenge(
         tables="\n\n".join(told),
         why="; ".join(gates.reasons(asked)),
     )
+
+
+def over_counts(
+    root: Path,
+    domain: Domain,
+    window_name: str,
+    window: EvaluationSet,
+    logit_RCH: NDArray[np.float32],
+    counts: str,
+    limits: GateLimits,
+) -> Gate:
+    """Whether a model is not certainly worse than the baseline `counts`. A ranker that is live keeps its place over a
+    day's chance; one that wants the place of a baseline has to be certainly better (`choose.earned`)."""
+    head = domain.positive_head
+    labels = int((window.label_RCH[:, :, domain.head_names.index(head)] * window.valid_RC).sum())
+    if labels < limits.min_labels:
+        return gates.not_judged(OVER_COUNTS, 0.0, f"{labels} labels in the window")
+    counts_RCH = score_window(load_model(root, counts, domain).scorer, root, window_name, domain)
+    measured, gain = advantage(window, logit_RCH, counts_RCH, domain)
+    return gates.baseline_gate(OVER_COUNTS, f"{measured} {told_gain(gain)} over {counts}", gain)
+
+
+def champion_over_counts(root: Path, window_name: str, champion: str, counts: str, limits: GateLimits) -> Gate:
+    """`over_counts` of a live champion, on a window that neither was trained on.
+
+    Raises:
+        PublishError: one of them, or the window, does not load.
+    """
+    domain, _ = read_root(root)
+    window = read_window(root, window_name, domain)
+    logits = score_window(load_model(root, champion, domain).scorer, root, window_name, domain)
+    return over_counts(root, domain, window_name, window, logits, counts, limits)
 
 
 def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, limits: GateLimits) -> Gate:

@@ -9,7 +9,7 @@ from typing import Final
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import NO_SEQUENCE
 from rayapp.registry.models import load_model
-from rayapp.training.comparison import BootstrapInterval, Logits, auc_gap, request_auc_gap
+from rayapp.training.comparison import DRAWS, BootstrapInterval, Logits, auc_gap, request_auc_gap
 from rayapp.training.evaluate import EvaluationSet, read_window, score_window
 
 LIST_ITEMS: Final = 3
@@ -48,7 +48,7 @@ def judge(name: str, gain: BootstrapInterval, domain: Domain) -> Choice:
     """The sequence is taken out only where it certainly orders lists worse: without it a feed no longer follows what
     people just did. `gain`: its AUC less that of the ranker without; NaN, where no label tells, keeps it."""
     out = gain.high < 0
-    told = _told(gain)
+    told = told_gain(gain)
     return Choice(
         NO_SEQUENCE if out else name,
         f"the sequence {'is taken out' if out else 'stays in'}: AUC of {domain.positive_head!r} with it ({name}) less "
@@ -63,15 +63,12 @@ def earned(
 
     `logits`: `[R, C, H]` by name, on a window that no model was trained, stopped or calibrated on.
     """
-    head = domain.positive_head
-    within = float(window.valid_RC.sum(axis=1).mean()) >= LIST_ITEMS
-    measure, said = (request_auc_gap, "AUC within a list") if within else (auc_gap, "AUC")
     better = baselines[0]
     for other in baselines[1:]:
-        if measure(window, logits[other], logits[better], domain, head, draws=1).value > 0:
+        if advantage(window, logits[other], logits[better], domain, draws=1)[1].value > 0:
             better = other
-    gain = measure(window, logits[ranker], logits[better], domain, head)
-    told = f"{said} of {head!r} {_told(gain)} over {better}"
+    measured, gain = advantage(window, logits[ranker], logits[better], domain)
+    told = f"{measured} {told_gain(gain)} over {better}"
     if gain.low > 0:
         return Choice(ranker, f"{ranker} goes live: on the test window it has an {told}, the better baseline")
     return Choice(
@@ -81,5 +78,31 @@ def earned(
     )
 
 
-def _told(gain: BootstrapInterval) -> str:
+def earned_over(
+    root: Path, domain: Domain, window_name: str, versions: Mapping[str, str], ranker: str, baselines: Sequence[str]
+) -> Choice:
+    """`earned`, of published models. `versions`: name -> version; of equal baselines the first one goes live.
+
+    Raises:
+        PublishError: a model or the window can't be read.
+    """
+    logits = {
+        name: score_window(load_model(root, versions[name], domain).scorer, root, window_name, domain)
+        for name in (*baselines, ranker)
+    }
+    return earned(read_window(root, window_name, domain), ranker, logits, baselines, domain)
+
+
+def advantage(
+    window: EvaluationSet, logit_RCH: Logits, other_RCH: Logits, domain: Domain, draws: int = DRAWS
+) -> tuple[str, BootstrapInterval]:
+    """`(what was measured, a model's less another's)`: AUC on the positive head, within lists where these are long."""
+    head = domain.positive_head
+    within = float(window.valid_RC.sum(axis=1).mean()) >= LIST_ITEMS
+    measure, said = (request_auc_gap, "AUC within a list") if within else (auc_gap, "AUC")
+    return f"{said} of {head!r}", measure(window, logit_RCH, other_RCH, domain, head, draws=draws)
+
+
+def told_gain(gain: BootstrapInterval) -> str:
+    """In digits."""
     return f"{gain.value:+.4f} [{gain.low:+.4f}, {gain.high:+.4f}]"

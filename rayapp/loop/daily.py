@@ -7,7 +7,10 @@ from typing import Any
 
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.json_values import to_json
+from rayapp.contracts.presets import COUNTS
+from rayapp.loop.challenge import champion_over_counts
 from rayapp.loop.day_counts import count_days, days_with_requests
+from rayapp.loop.gates import Gate
 from rayapp.loop.limits import GateLimits, read_limits
 from rayapp.loop.plan import candidates, closed_days, day_window
 from rayapp.loop.run_state import refused_windows
@@ -67,11 +70,14 @@ def watch_rows(
     age_days: float | None,
     num_days: int,
 ) -> list[dict[str, Any]]:
-    """Plain values of the last days, each with its gates; parity and the champion's age are the last day's."""
+    """Plain values of the last days, each with its gates; parity and the champion's age are the last day's, and the
+    champion is held against counts on the last day with a window that neither was trained on."""
     rows = []
     facts = [*facts[:-1], *(_with_parity(root, one) for one in facts[-1:])]
+    over_counts = _champion_over_counts(root, [one.day_ms for one in facts[-num_days:]], limits)
     for one in facts[-num_days:]:
         gates = watch_gates(one, usual_days(one, facts, refused), limits, age_days if one is facts[-1] else None)
+        gates += [gate for day_ms, gate in over_counts.items() if day_ms == one.day_ms]
         rows.append({"day": one.day, **to_json(one), "gates": [to_json(gate) for gate in gates]})
     return rows
 
@@ -80,3 +86,22 @@ def _with_parity(root: Path, facts: DayFacts) -> DayFacts:
     if not facts.answers:
         return facts
     return dataclasses.replace(facts, parity=parity(root, facts.day_ms, facts.day_ms + DAY_MS).share)
+
+
+def _champion_over_counts(root: Path, days: Sequence[int], limits: GateLimits) -> dict[int, Gate]:
+    """The day that it was measured on -> the gate; nothing where there is no such day, or counts are the champion."""
+    aliases = read_aliases(root)
+    versions = [aliases.get(alias) for alias in (CHAMPION, COUNTS)]
+    if None in versions or len(set(versions)) == 1:
+        return {}
+    champion, counts = map(str, versions)
+    known_ms = max(_tested_since_ms(root, version) for version in (champion, counts))
+    for day_ms in sorted(days, reverse=True):
+        if day_ms >= known_ms and (root / WINDOWS / day_window(day_ms)).exists():
+            return {day_ms: champion_over_counts(root, day_window(day_ms), champion, counts, limits)}
+    return {}
+
+
+def _tested_since_ms(root: Path, version: str) -> int:
+    """From here on a model has been trained on nothing."""
+    return int(read_manifest(root / WINDOWS / model_manifest(root, version)["test_window"])["since_ms"])

@@ -1,6 +1,5 @@
 """The first training of a root: from its logs to a champion, and to the baseline without the sequence beside it."""
 
-from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,16 +9,16 @@ import pyarrow.compute as pc
 
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, Preset, variant
-from rayapp.loop.artifacts import Prepared, build_windows, fitted, item_table, train_model, training_run
-from rayapp.loop.choose import Choice, choose, earned
+from rayapp.loop.artifacts import build_windows, fitted, item_table, train_model, training_run
+from rayapp.loop.choose import Choice, choose, earned_over
 from rayapp.loop.plan import Split, make_split
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
-from rayapp.registry.models import load_model, training_in_words
+from rayapp.registry.models import training_in_words
 from rayapp.root.logs import read_log
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, read_json
 from rayapp.training.baselines import POPULARITY, publish_popularity
-from rayapp.training.evaluate import Report, read_window, score_window
+from rayapp.training.evaluate import Report
 from rayapp.training.run import TrainingRun, train_and_publish, train_here
 
 TITLES: Final = {
@@ -102,8 +101,12 @@ def train_first(
     with progress.step("evaluate and promote the champion") as done:
         rankers = {name: versions[name] for name in dict.fromkeys((NO_SEQUENCE, preset.variant))}
         sequence = choose(root, domain, prepared.validation_window, rankers)
-        merit = _earned(root, prepared, sequence.variant, versions)
-        aliases = {CHAMPION: versions[merit.variant], **{name: versions[name] for name in (COUNTS, NO_SEQUENCE)}}
+        merit = Choice(COUNTS)
+        if sequence.variant != COUNTS:
+            baselines = (COUNTS, POPULARITY)
+            merit = earned_over(root, domain, prepared.test_window, versions, sequence.variant, baselines)
+        kept = (POPULARITY, COUNTS, NO_SEQUENCE)
+        aliases = {CHAMPION: versions[merit.variant], **{name: versions[name] for name in kept}}
         moved = {alias: version for alias, version in aliases.items() if read_aliases(root).get(alias) != version}
         for alias, version in moved.items():
             promote(root, alias, version)
@@ -112,14 +115,3 @@ def train_first(
     reports = {name: of_model["heads"] for name, of_model in metrics.items()}
     trainings = {name: training_in_words(of_model) for name, of_model in metrics.items() if name != POPULARITY}
     return FirstTraining(prepared.test_window, reports, trainings, (sequence, merit))
-
-
-def _earned(root: Path, prepared: Prepared, ranker: str, versions: Mapping[str, str]) -> Choice:
-    window, domain = prepared.test_window, prepared.domain
-    if ranker == COUNTS:
-        return Choice(COUNTS)
-    logits = {
-        name: score_window(load_model(root, versions[name], domain).scorer, root, window, domain)
-        for name in (POPULARITY, COUNTS, ranker)
-    }
-    return earned(read_window(root, window, domain), ranker, logits, (COUNTS, POPULARITY), domain)

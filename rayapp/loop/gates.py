@@ -181,6 +181,13 @@ def stability_index(old_N: NDArray[np.float32], new_N: NDArray[np.float32]) -> f
     return float(((q - p) * np.log(q / p)).sum())
 
 
+def baseline_gate(name: str, words: str, gain: BootstrapInterval) -> Gate:
+    """`gain`: a model's AUC less a baseline's, which `words` say."""
+    passed = not gain.high < 0  # NaN, where no label tells, passes
+    words += "" if passed else ": a count of the past orders these lists better"
+    return Gate(name, passed, gain.value, 0.0, words)
+
+
 def latency_gate(champion_s: Sequence[float], challenger_s: Sequence[float], limits: GateLimits) -> Gate:
     """Medians of interleaved times of one full request."""
     old, new = float(np.median(champion_s)), float(np.median(challenger_s))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.json_values import from_json
-from rayapp.contracts.presets import Preset
+from rayapp.contracts.presets import COUNTS, Preset
 from rayapp.experiments.assignment import read_state
 from rayapp.experiments.declaration import read_experiments
 from rayapp.registry.aliases import CHAMPION, read_aliases
@@ -24,12 +24,16 @@ class Line:
     """Of `version`."""
     goes_on: bool = False
     """Whether `preset` is that of `version`."""
+    to_earn: bool = False
+    """Whether its next model, a ranker, has to be certainly better than counts to take the place of what is there: a
+    baseline, or nothing."""
 
 
 def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | None) -> list[Line]:
     """The champion's line, then one for each other alias of the running experiment; each goes on with its own preset.
 
-    `first` makes the first champion of a root that has none; `chosen`, if given, takes the place of the champion's.
+    `first` makes the first champion of a root that has none, and what may take the place of a baseline; `chosen`, if
+    given, takes the place of the champion's preset.
 
     Raises:
         PublishError: a live model was written by another version of this program.
@@ -42,11 +46,14 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
         if version is None and alias != CHAMPION:
             continue  # an arm that was declared and not given a model yet is served by the champion
         if version is None:
-            lines.append(Line(alias, None, chosen or first, None))
+            lines.append(Line(alias, None, chosen or first, None, to_earn=True))
             continue
         manifest = model_manifest(root, version)
-        preset = chosen if chosen is not None and alias == CHAMPION else from_json(Preset, manifest["preset"])
-        lines.append(Line(alias, version, preset, manifest["item_table"], goes_on=preset is not chosen))
+        own, table = from_json(Preset, manifest["preset"]), str(manifest["item_table"])
+        if alias == CHAMPION and (chosen is not None or own.variant == COUNTS):
+            lines.append(Line(alias, version, chosen or first, table, to_earn=own.variant == COUNTS))
+        else:
+            lines.append(Line(alias, version, own, table, goes_on=True))
     return lines
 
 

@@ -40,6 +40,8 @@ JUDGE: Final = Step("judge", TypeAdapter(JudgedDays))
 PLAN: Final = Step("plan", TypeAdapter(TrainingPlan))
 ITEM_TABLE: Final = Step("item table of", TypeAdapter(str))
 """Its name. This step and those below are done for each line: `STEP.of(alias)`."""
+COUNT: Final = Step("train counts", TypeAdapter(str))
+"""The version of the baseline `counts`, trained on the same days."""
 TRAIN: Final = Step("train", TypeAdapter(str))
 """The new model's version."""
 GATES: Final = Step("gates of", TypeAdapter(Challenge))

@@ -14,10 +14,11 @@ from typing import Any, Final, Literal, ParamSpec, TypeVar, cast
 
 from rayapp.contracts.config import Domain, Scope, day_name
 from rayapp.contracts.json_values import to_json
-from rayapp.contracts.presets import Preset
+from rayapp.contracts.presets import COUNTS, Preset, variant
 from rayapp.loop import run_state as states
 from rayapp.loop.artifacts import HISTORY_LENGTH, Prepared, fitted, make_windows, train_model, training_run
 from rayapp.loop.challenge import challenge, champion_gate
+from rayapp.loop.choose import earned_over
 from rayapp.loop.daily import candidate_days, champion_age_days, ended_days, tested_until_ms, watch_rows
 from rayapp.loop.day_counts import count_days
 from rayapp.loop.gates import Challenge, failed, reasons
@@ -26,6 +27,7 @@ from rayapp.loop.lines import Line, read_root_lines
 from rayapp.loop.plan import TrainingPlan, day_span, day_window, make_plan
 from rayapp.loop.renew_table import same_space, table_for
 from rayapp.loop.results import (
+    COUNT,
     EXPORT,
     GATES,
     ITEM_TABLE,
@@ -42,13 +44,13 @@ from rayapp.loop.results import (
 from rayapp.loop.run_state import RunState, Step
 from rayapp.loop.watch import day_gates, usual_days
 from rayapp.pipeline.export import Exported, export_all
-from rayapp.registry.aliases import promote, read_aliases
+from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.retrainings import record_retraining
 from rayapp.registry.verdicts import record_verdict
 from rayapp.root.places import EXPORTS
 from rayapp.root.publish import PublishError, exclusive
 from rayapp.store.opening import open_store
-from rayapp.training.run import TrainingRun
+from rayapp.training.run import TrainingRun, train_here
 
 WATCHED_DAYS: Final = 7
 """In the report of a run."""
@@ -104,11 +106,17 @@ class RetrainSteps:
         judged = self._step(JUDGE, self.judge, days, lines[0].version)
         plan = self._step(PLAN, self.plan, days, judged, lines[0].version)
         tables = {line: self._step(ITEM_TABLE.of(line.alias), self.item_table, line, plan) for line in lines}
-        versions = {line: self._step(TRAIN.of(line.alias), self.train, line, plan, tables[line]) for line in lines}
-        challenges = {line: self._step(GATES.of(line.alias), self.gates, line, plan, versions[line]) for line in lines}
+        counts = self._step(COUNT, self.counts, lines[0], plan, tables[lines[0]])
+        versions = {
+            line: self._step(TRAIN.of(line.alias), self.train, line, plan, tables[line], counts) for line in lines
+        }
+        challenges = {
+            line: self._step(GATES.of(line.alias), self.gates, line, plan, versions[line], counts) for line in lines
+        }
         promoted = {line: self._step(PROMOTE.of(line.alias), self.promote, line, challenges[line]) for line in lines}
         moved = {line.alias: (line.version, versions[line]) for line in lines if promoted[line]}
-        self._step(RECORD, self.record, moved, plan)
+        of_no_arm = counts if COUNTS not in {line.alias for line in lines} else None
+        self._step(RECORD, self.record, moved, plan, of_no_arm)
         live, left = read_aliases(self.root), {line.alias: challenges[line] for line in lines if not promoted[line]}
         kept = [f"{alias} keeps its model: {each.why_kept(alias, live.get(alias))}" for alias, each in left.items()]
         words = [*kept, *(f"{alias} is now {now}" for alias, (_, now) in moved.items())]
@@ -199,14 +207,31 @@ class RetrainSteps:
         preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
         return table_for(self.root, prepared, preset, line.item_table, every_days)
 
-    def train(self, line: Line, plan: TrainingPlan, table: str) -> str:
+    def counts(self, line: Line, plan: TrainingPlan, table: str) -> str:
+        """Trains the baseline that a ranker is held against, with the vectors of the champion's line."""
+        prepared = Prepared(self.domain, plan.spans)
+        preset = variant(fitted(self.root, prepared, line.preset, live=line.goes_on), COUNTS)
+        title = f"{preset.name}-{COUNTS}-{day_name(plan.test)}"
+        run = training_run(self.root, prepared, preset, table, title=title)
+        train_model(run, self.domain, train_here)
+        return run.version
+
+    def train(self, line: Line, plan: TrainingPlan, table: str, counts: str) -> str:
+        """The line's next model; counts where a ranker would have to earn its place and did not."""
+        if line.preset.variant == COUNTS and line.alias == CHAMPION:
+            return counts
         run = self.training_run(line, plan, table)
         train_model(run, self.domain)
-        return run.version
+        if not line.to_earn:
+            return run.version
+        versions = {run.version: run.version, COUNTS: counts}
+        choice = earned_over(self.root, self.domain, day_window(plan.test), versions, run.version, [COUNTS])
+        self.say(choice.why)
+        return counts if choice.variant == COUNTS else run.version
 
     def training_run(self, line: Line, plan: TrainingPlan, table: str) -> TrainingRun:
         """Warm where that was asked for and the item vectors still mean what the live model's weights learnt."""
-        last = line.item_table
+        last = None if line.to_earn else line.item_table
         warm = self.options.init == "warm" and last is not None and same_space(self.root, table, last)
         prepared = Prepared(self.domain, plan.spans)
         preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
@@ -221,9 +246,18 @@ class RetrainSteps:
             init_from=line.version if warm else None,
         )
 
-    def gates(self, line: Line, plan: TrainingPlan, version: str) -> Challenge:
-        """The challenger against the model that was live when the run began, on the newest day."""
-        return challenge(self.root, self.domain, day_window(plan.test), line.version, version, self.limits)
+    def gates(self, line: Line, plan: TrainingPlan, version: str, counts: str) -> Challenge:
+        """The challenger against the model that was live when the run began, and against counts, on the newest day."""
+        return challenge(
+            self.root,
+            self.domain,
+            day_window(plan.test),
+            line.version,
+            version,
+            counts,
+            self.limits,
+            of_a_kind=not line.to_earn,
+        )
 
     def promote(self, line: Line, judged: Challenge) -> bool:
         """Moves the alias if all gates passed and nobody moved it meanwhile; whether the line has its new model."""
@@ -241,7 +275,10 @@ class RetrainSteps:
             promote(self.root, line.alias, judged.version)
         return promoted
 
-    def record(self, moved: Mapping[str, tuple[str | None, str]], plan: TrainingPlan) -> None:
-        """Experiments compare before and after a retraining, so they are told of it."""
+    def record(self, moved: Mapping[str, tuple[str | None, str]], plan: TrainingPlan, counts: str | None) -> None:
+        """Experiments compare before and after a retraining, so they are told of it. The watch reads the alias of the
+        counts."""
+        if counts is not None:
+            promote(self.root, COUNTS, counts)
         if moved:
             record_retraining(self.root, time.time_ns() // 1_000_000, moved, day_window(plan.test))
