@@ -59,6 +59,12 @@ def test_a_longer_vocabulary_still_loads_an_older_model_and_another_one_is_refus
         load_model(root, "a", turned)
 
 
+def test_a_model_is_refused_where_the_domains_clocks_are_others(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    says = "model a was trained with the clocks of UTC, the domain has the time_zone Asia/Tokyo; train it again"
+    with pytest.raises(PublishError, match=says):
+        load_model(models[0], "a", dataclasses.replace(domain, time_zone="Asia/Tokyo"))
+
+
 @pytest.mark.parametrize(
     ("name", "damage", "says"),
     [
