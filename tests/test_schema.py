@@ -103,7 +103,7 @@ def test_good_ids_pass_and_content_ids_tell_content_apart() -> None:
 
 
 def test_versions_and_files_keep_their_names() -> None:
-    """As every earlier version wrote and named them: an existing root goes on."""
+    """An existing root goes on: domains as every earlier version named them, presets as since models read weekdays."""
     golden = json.loads((Path(__file__).parent / "golden" / "names.json").read_text())
     domains = [load_domain(name).domain for name in BUILT_IN]
     named_by = {d.name: version_values(d) for d in domains} | {n: to_json(p()) for n, p in PRESETS.items()}

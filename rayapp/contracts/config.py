@@ -94,7 +94,7 @@ class Domain:
     left_out_of_statistics: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Categorical attribute of users -> values whose users count in no statistic: bots, testers."""
     time_zone: str = UTC
-    """IANA name of the zone whose hour models read."""
+    """IANA name of the zone whose hour and day of the week models read."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -193,6 +193,8 @@ class ModelConfig:
     """0: the heads are linear."""
     reads: Reads = "all"
     """`numbers`: statistics, ages, gaps and numeric attributes alone; no vectors and no categories."""
+    reads_weekday: bool = False
+    """False: the day of the week reads as zeros. Each training sets it by how many days its windows hold."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("encoder", Encoder), ("fusion", Fusion), ("positions", Positions), ("reads", Reads)):

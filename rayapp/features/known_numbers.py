@@ -1,5 +1,5 @@
-"""Numbers that any server knows at a request without counting: ages, gaps, the hour, and what the user did with an
-item before.
+"""Numbers that any server knows at a request without counting: ages, gaps, the hour, the day of the week, and what the
+user did with an item before.
 
 They reach the ranker and never the encoder: what is encoded of a user must not change while the user does nothing.
 
@@ -24,7 +24,7 @@ Ints = NDArray[np.int64]
 Numbers = NDArray[np.float32]
 KINDS: Final = (ActionKind.POSITIVE, ActionKind.NEGATIVE, ActionKind.NEUTRAL)
 NUM_ITEM: Final = 2 + 3 * len(KINDS)
-NUM_USER: Final = 6 + len(KINDS)
+NUM_USER: Final = 8 + len(KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,11 +65,13 @@ class Acts:
             columns += [np.log1p(on_N) / LOG_SCALE, on_N / np.maximum(total_N, 1), np.log1p(same_N)]
         return np.stack(columns, axis=1).astype(np.float32)
 
-    def user_numbers(self, domain: Domain) -> Numbers:
+    def user_numbers(self, domain: Domain, *, reads_weekday: bool) -> Numbers:
         """`[R, F]`: the time since the last action and since the last positive one, and whether there was any; the hour
-        of the day in the domain's time zone as a point on a circle; the number of actions of each kind.
+        and the day of the week in the domain's time zone, each as a point on a circle; the number of actions of each
+        kind.
 
-        A gap below the domain's training mask reads as the mask: training hides what is newer.
+        A gap below the domain's training mask reads as the mask: training hides what is newer. Without `reads_weekday`
+        the day of the week is zeros.
         """
         positive_RL = domain.vocabulary.flags(kind=ActionKind.POSITIVE)[self.action_RL]
         columns = []
@@ -80,6 +82,7 @@ class Acts:
             columns += [np.log1p(gap_ms_R / MINUTE_MS) / LOG_SCALE * any_R, any_R]
         local_ms_R = local_ms(self.now_ms_R, domain.time_zone)
         columns += _on_circle(local_ms_R % DAY_MS / DAY_MS)
+        columns += [column_R * reads_weekday for column_R in _on_circle(local_ms_R // DAY_MS % 7 / 7)]
         for kind in KINDS:
             of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL]
             columns.append(np.log1p(of_kind_RL.sum(axis=1)) / LOG_SCALE)
