@@ -211,6 +211,12 @@ def test_columns_of_ours_become_no_attributes_of_items(tmp_path: Path) -> None:
     assert domain.items.at.unit is TimeUnit.MILLISECONDS
 
 
+def test_the_clocks_are_utc_until_somebody_names_a_zone(tmp_path: Path) -> None:
+    domain, lines = guessed(ndjson(tmp_path / "log.ndjson", clicks(0)))
+    assert domain.domain.time_zone == "UTC"
+    assert lines["time_zone"].endswith('the name of a zone, like "Europe/Berlin"')
+
+
 def test_the_command_says_how_to_import_with_the_lists(tmp_path: Path) -> None:
     events, shown = ndjson(tmp_path / "log.ndjson", clicks(0)), ndjson(tmp_path / "shown.ndjson", lists())
     out = tmp_path / "domain.toml"

@@ -405,9 +405,20 @@ users = { categories = ["role"] }
     assert from_json(Domain, json.loads(json.dumps(to_json(said)))) == said
 
 
+def test_the_clocks_of_a_domain_are_utc_unless_it_names_a_zone() -> None:
+    assert parse_domain(_smallest()).domain.time_zone == "UTC"
+    said = parse_domain(f'time_zone = "Asia/Kathmandu"\n{_smallest()}').domain
+    assert said.time_zone == "Asia/Kathmandu"
+    assert from_json(Domain, json.loads(json.dumps(to_json(said)))) == said
+
+
 @pytest.mark.parametrize(
     ("line", "said"),
     [
+        ('time_zone = "Berlin"', 'time_zone must name a zone like "Europe/Berlin" or "UTC", not "Berlin"'),
+        ('time_zone = "Europe"', 'time_zone must name a zone like "Europe/Berlin" or "UTC", not "Europe"'),
+        ('time_zone = ""', 'time_zone must name a zone like "Europe/Berlin" or "UTC", not ""'),
+        ("time_zone = 2", "time_zone: input should be a valid string, not 2"),
         ('half_lives = ["soon"]', 'half_lives[1]: must be a duration like "30s", "24h" or "7d", or "never"'),
         ('half_lives = ["1h", "0s"]', 'half_lives[2]: must be longer; counts that do not fade are "never"'),
         ("half_lives = []", "half_lives: tuple should have at least 1 item"),
@@ -424,7 +435,7 @@ users = { categories = ["role"] }
         ("left_out_of_statistics = { role = [] }", "left_out_of_statistics role: tuple should have at least 1 item"),
     ],
 )
-def test_mistakes_in_what_statistics_are_made_of_name_file_and_field(tmp_path: Path, line: str, said: str) -> None:
+def test_mistakes_in_settings_of_the_domain_name_file_and_field(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(f"{line}\n{_smallest()}")
     with pytest.raises(DomainError) as error:

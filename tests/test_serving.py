@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from rayapp.contracts.config import Domain
+from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Action, ActionKind, Vocabulary, user_schema
 from rayapp.features.sequence import History
@@ -23,7 +23,7 @@ from rayapp.serving import index_shelf
 from rayapp.serving.index_shelf import IndexShelf
 from rayapp.serving.shelf import ModelShelf
 from rayapp.store.lmdb import LmdbStore
-from tests.conftest import make_request
+from tests.conftest import T0, make_request
 from tests.tiny_models import item_table
 
 
@@ -57,6 +57,35 @@ def test_a_longer_vocabulary_still_loads_an_older_model_and_another_one_is_refus
     turned = dataclasses.replace(domain, vocabulary=Vocabulary(domain.vocabulary.actions[::-1]))
     with pytest.raises(PublishError, match=r"trained with the actions \['click'.*the domain has \['impression'"):
         load_model(root, "a", turned)
+
+
+def test_a_model_is_refused_where_the_domains_clocks_are_others(models: tuple[Path, LmdbStore], domain: Domain) -> None:
+    says = "model a was trained with the clocks of UTC, the domain has the time_zone Asia/Tokyo; train it again"
+    with pytest.raises(PublishError, match=says):
+        load_model(models[0], "a", dataclasses.replace(domain, time_zone="Asia/Tokyo"))
+
+
+@pytest.mark.parametrize("reads_weekday", [False, True])
+def test_a_served_model_reads_the_day_of_the_week_as_it_was_trained(
+    models: tuple[Path, LmdbStore], domain: Domain, reads_weekday: bool
+) -> None:
+    root, _ = models
+    path = root / "models" / "a" / "config.json"
+    write_json(path, {**read_json(path), "reads_weekday": reads_weekday})
+    scorer = load_model(root, "a", domain).scorer
+    scorer = scorer.with_table(scorer.inputs.table.with_items([{"item_id": "new", "created_at_ms": 0, "title": "t"}]))
+    sunday, monday = (
+        make_request(
+            np.zeros(1, np.uint8),
+            np.zeros(1, np.uint64),
+            np.array([hash64("i5")], np.uint64),
+            num_heads=len(domain.heads),
+            timestamp_ms=T0 + day * DAY_MS,
+        )
+        for day in (3, 4)
+    )
+    numbers = [scorer.inputs.batch(request).user_number_BM[0, -5:-3].tolist() for request in (sunday, monday)]
+    assert (numbers[0] != numbers[1]) == any(numbers[0]) == reads_weekday
 
 
 @pytest.mark.parametrize(

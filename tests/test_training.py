@@ -28,9 +28,11 @@ from rayapp.training import TrainingError
 from rayapp.training.evaluate import score_window
 from rayapp.training.loop import POSITION, Loop
 from rayapp.training.schedule import learning_rate
+from rayapp.training.start import start
 from rayapp.training.user_weights import user_weights
 from tests.scorers import make_scorer
 from tests.small_window import publish_window
+from tests.tiny_models import publish_models
 
 SETTINGS = TrainConfig(num_epochs=3, batch_requests=16, learning_rate=3e-3, warmup_steps=2, patience_epochs=1)
 
@@ -243,6 +245,18 @@ def test_a_window_that_is_read_without_statistics_has_zeros_for_them(root: Path,
         assert batch.requests.user_statistic_RK.shape == (len(batch.requests), num_user)
         assert not batch.requests.item_statistic_NK.any()
         assert not batch.requests.user_statistic_RK.any()
+
+
+@pytest.mark.parametrize("parent", [None, "a"])
+@pytest.mark.parametrize("reads_weekday", [False, True])
+def test_a_run_reads_the_day_of_the_week_as_its_own_preset_says(
+    root: Path, domain: Domain, parent: str | None, reads_weekday: bool
+) -> None:
+    """Not as the model that it starts from, whose weights fit either way."""
+    publish_models(root, domain)
+    begun = start(root, nano().replace(reads_weekday=reads_weekday), "table", domain, parent)
+    assert begun.inputs.reads_weekday == reads_weekday
+    assert begun.drawn == ()
 
 
 @pytest.mark.parametrize("world", [2, 3])

@@ -13,6 +13,7 @@ from pydantic import model_serializer
 from rayapp.contracts.json_values import to_json as to_json  # noqa: PLC0414
 from rayapp.contracts.schema import REQUEST_SCHEMA, Attribute, AttributeKind, Vocabulary
 from rayapp.contracts.tables import duration_text
+from rayapp.contracts.zones import UTC, is_zone
 
 MINUTE_MS: Final = 60 * 1000
 HOUR_MS: Final = 60 * MINUTE_MS
@@ -34,6 +35,7 @@ LATER_FIELDS: Final = {
     "statistics_step_ms": 10 * MINUTE_MS,
     "flag_delay_ms": 10 * MINUTE_MS,
     "left_out_of_statistics": {},
+    "time_zone": UTC,
 }
 """Fields that a domain's JSON leaves out at their default: versions are named by it, and keep their names."""
 MAX_HALF_LIVES: Final = 4
@@ -91,6 +93,8 @@ class Domain:
     """Labels that came as 0/1 flags of a shown list have no time of arrival: they count so long after it was shown."""
     left_out_of_statistics: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Categorical attribute of users -> values whose users count in no statistic: bots, testers."""
+    time_zone: str = UTC
+    """IANA name of the zone whose hour and day of the week models read."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -105,6 +109,8 @@ class Domain:
         for said in ("user_weights", "left_out_of_statistics"):
             if unknown := set(getattr(self, said)) - users:
                 raise ValueError(f"{said} names {sorted(unknown)}, no categorical attribute of the users")
+        if not is_zone(self.time_zone):
+            raise ValueError(f'time_zone must name a zone like "Europe/Berlin" or "{UTC}", not "{self.time_zone}"')
         self._check_statistics()
         for group in (self.attributes, self.user_attributes, self.context_attributes):
             names = [a.name for a in group]
@@ -187,6 +193,8 @@ class ModelConfig:
     """0: the heads are linear."""
     reads: Reads = "all"
     """`numbers`: statistics, ages, gaps and numeric attributes alone; no vectors and no categories."""
+    reads_weekday: bool = False
+    """False: the day of the week reads as zeros. Each training sets it by how many days its windows hold."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("encoder", Encoder), ("fusion", Fusion), ("positions", Positions), ("reads", Reads)):

@@ -1,4 +1,5 @@
-"""Numbers that any server knows at a request without counting: ages, gaps, and what the user did with an item before.
+"""Numbers that any server knows at a request without counting: ages, gaps, the hour, the day of the week, and what the
+user did with an item before.
 
 They reach the ranker and never the encoder: what is encoded of a user must not change while the user does nothing.
 
@@ -15,6 +16,7 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import DAY_MS, HOUR_MS, MINUTE_MS, Domain
 from rayapp.contracts.hashing import places_of
 from rayapp.contracts.schema import PAD, ActionKind
+from rayapp.contracts.zones import local_ms
 from rayapp.features.attributes import ABSENT
 from rayapp.features.statistic_columns import LOG_SCALE
 
@@ -22,7 +24,7 @@ Ints = NDArray[np.int64]
 Numbers = NDArray[np.float32]
 KINDS: Final = (ActionKind.POSITIVE, ActionKind.NEGATIVE, ActionKind.NEUTRAL)
 NUM_ITEM: Final = 2 + 3 * len(KINDS)
-NUM_USER: Final = 6 + len(KINDS)
+NUM_USER: Final = 8 + len(KINDS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,11 +65,13 @@ class Acts:
             columns += [np.log1p(on_N) / LOG_SCALE, on_N / np.maximum(total_N, 1), np.log1p(same_N)]
         return np.stack(columns, axis=1).astype(np.float32)
 
-    def user_numbers(self, domain: Domain) -> Numbers:
+    def user_numbers(self, domain: Domain, *, reads_weekday: bool) -> Numbers:
         """`[R, F]`: the time since the last action and since the last positive one, and whether there was any; the hour
-        of the day in UTC as a point on a circle; the number of actions of each kind.
+        and the day of the week in the domain's time zone, each as a point on a circle; the number of actions of each
+        kind.
 
-        A gap below the domain's training mask reads as the mask: training hides what is newer.
+        A gap below the domain's training mask reads as the mask: training hides what is newer. Without `reads_weekday`
+        the day of the week is zeros.
         """
         positive_RL = domain.vocabulary.flags(kind=ActionKind.POSITIVE)[self.action_RL]
         columns = []
@@ -76,8 +80,9 @@ class Acts:
             last_R = np.where(which_RL, self.timestamp_ms_RL, 0).max(axis=1, initial=0)
             gap_ms_R = np.maximum(self.now_ms_R - last_R, domain.time_mask_ms)
             columns += [np.log1p(gap_ms_R / MINUTE_MS) / LOG_SCALE * any_R, any_R]
-        angle_R = 2 * np.pi * (self.now_ms_R % DAY_MS) / DAY_MS
-        columns += [np.sin(angle_R), np.cos(angle_R)]
+        local_ms_R = local_ms(self.now_ms_R, domain.time_zone)
+        columns += _on_circle(local_ms_R % DAY_MS / DAY_MS)
+        columns += [column_R * reads_weekday for column_R in _on_circle(local_ms_R // DAY_MS % 7 / 7)]
         for kind in KINDS:
             of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL]
             columns.append(np.log1p(of_kind_RL.sum(axis=1)) / LOG_SCALE)
@@ -88,6 +93,12 @@ class Acts:
         of_kind_RL = domain.vocabulary.flags(kind=kind)[self.action_RL] & (self.row_RL != ABSENT)
         request_A, place_A = np.nonzero(of_kind_RL)
         return request_A, self.row_RL[request_A, place_A]
+
+
+def _on_circle(turn_R: NDArray[np.float64]) -> list[NDArray[np.float64]]:
+    """The two coordinates of the point after so much of a turn."""
+    angle_R = 2 * np.pi * turn_R
+    return [np.sin(angle_R), np.cos(angle_R)]
 
 
 def _times(key_A: Ints, key_Q: Ints) -> Ints:

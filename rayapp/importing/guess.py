@@ -62,6 +62,7 @@ def guess_domain(
         f"positive_head = {_quoted(_positive(actions)[0])}",
         *_times(event_path, _log_columns(events, found), request_path, lists),
         'time_mask = "0s"',
+        'time_zone = "UTC" # whose hour and day of the week models read: the name of a zone, like "Europe/Berlin"',
         "",
         *_vocabulary(actions),
         *_items(item_path, found["item_id"]),

@@ -9,13 +9,14 @@ from typing import Final
 import pyarrow.parquet as pq
 
 from rayapp.contracts.auto import LogSize, fit, refit
-from rayapp.contracts.config import Domain, day_name, version_values
-from rayapp.contracts.json_values import to_json
+from rayapp.contracts.config import DAY_MS, Domain, day_name, version_values
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import AUTO, Preset
 from rayapp.contracts.schema import fingerprint
 from rayapp.loop.plan import Span, Split
 from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.windows import Window, build, window_name
+from rayapp.registry.models import model_manifest
 from rayapp.root.places import ITEM_TABLES, MODELS, WINDOWS
 from rayapp.root.publish import read_manifest
 from rayapp.training.build_table import build_item_table
@@ -23,6 +24,8 @@ from rayapp.training.run import TrainingRun, train_and_publish
 
 HISTORY_LENGTH: Final = 100
 """Actions of a user that a window holds for each request; more where a model reads more."""
+WEEKDAY_DAYS: Final = 28
+"""So many days of training a model needs to read the day of the week: each day of it, four times."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,11 @@ class Prepared:
     @property
     def test_window(self) -> str:
         return self.windows[-1]
+
+    @property
+    def teaches_weekdays(self) -> bool:
+        """Whether the training windows hold enough days for that."""
+        return sum(until_ms - since_ms for since_ms, until_ms in self.spans[:-2]) >= WEEKDAY_DAYS * DAY_MS
 
     @property
     def validation_ms(self) -> int:
@@ -120,12 +128,17 @@ def training_run(
     num_workers: int = 1,
     init_from: str | None = None,
 ) -> TrainingRun:
-    """The run for a preset, as wide as the table's vectors.
+    """The run for a preset, as wide as the table's vectors; it reads the day of the week where the windows teach it.
 
     `title`: of the version's name; the preset and its variant unless told.
     `init_from`: the published model that a warm start takes its weights from; see `training.start`.
     """
-    preset = preset.replace(item_dim=int(read_manifest(root / ITEM_TABLES / table)["width"]))
+    width = int(read_manifest(root / ITEM_TABLES / table)["width"])
+    if preset.train.scope == "full" or init_from is None:
+        reads_weekday = prepared.teaches_weekdays
+    else:  # what the scope leaves as it is was trained with the parent's inputs
+        reads_weekday = from_json(Preset, model_manifest(root, init_from)["preset"]).model.reads_weekday
+    preset = preset.replace(item_dim=width, reads_weekday=reads_weekday)
     return TrainingRun(
         root=root,
         version=version_of(prepared, preset, table, title, num_workers, init_from),

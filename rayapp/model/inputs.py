@@ -68,6 +68,8 @@ class FeatureTables:
     encoders: Encoders
     vocabulary_size: int
     """Of the model, which may know fewer actions than the domain has by now."""
+    reads_weekday: bool
+    """As the model's config says."""
     table: ItemTable
     users: UserTable
     facts: ItemFacts
@@ -78,7 +80,13 @@ class FeatureTables:
 
     @staticmethod
     def of(
-        table: ItemTable, users: UserTable, encoders: Encoders, domain: Domain, vocabulary_size: int | None = None
+        table: ItemTable,
+        users: UserTable,
+        encoders: Encoders,
+        domain: Domain,
+        vocabulary_size: int | None = None,
+        *,
+        reads_weekday: bool = False,
     ) -> "FeatureTables":
         category_NW, number_NM = encoders.item.encode(items_as_table(table))
         category_NW = np.pad(category_NW, [(1, 0), (0, 0)])
@@ -86,6 +94,7 @@ class FeatureTables:
             domain,
             encoders,
             domain.vocabulary.size if vocabulary_size is None else vocabulary_size,
+            reads_weekday,
             table,
             users,
             ItemFacts(np.array([0, *map(_created_ms, table.items)], np.int64), category_NW),
@@ -136,7 +145,8 @@ class FeatureTables:
         acts = Acts(action_BL, history_BL, sequences.timestamp_ms_RL, requests.timestamp_ms_R)
         known_NK = acts.item_numbers(self.facts, self.domain, request_N, row_N)
         item_number_NK = np.concatenate([requests.item_statistic_NK, known_NK], axis=1)
-        user_numbers = [self.users.number_UM[user_B], requests.user_statistic_RK, acts.user_numbers(self.domain)]
+        known_BK = acts.user_numbers(self.domain, reads_weekday=self.reads_weekday)
+        user_numbers = [self.users.number_UM[user_B], requests.user_statistic_RK, known_BK]
         return Rows(
             torch.from_numpy(action_BL.astype(np.int64)),
             torch.from_numpy(history_BL),

@@ -66,6 +66,7 @@ def publish_model(
                 "vocabulary": to_json(domain.vocabulary),
                 "heads": list(domain.head_names),
                 "encoders": to_json(encoders),
+                "time_zone": domain.time_zone,
             },
         )
         write_json(directory / "calibration.json", calibration.by_head(domain.head_names))
@@ -81,7 +82,7 @@ def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
     """Reads `models/<version>` and its item table, and checks both against the domain.
 
     Raises:
-        PublishError: absent, damaged, of a newer format, or of another vocabulary or other heads.
+        PublishError: absent, damaged, of another format, or of another vocabulary, other heads or another time zone.
     """
     try:
         return _load_model(root, version, domain)
@@ -106,6 +107,11 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
             f"model {version} has the heads {schema['heads']}, the domain {list(domain.head_names)}; "
             f"train it again: `rayapp train --root {root}`"
         )
+    if schema["time_zone"] != domain.time_zone:
+        raise PublishError(
+            f"model {version} was trained with the clocks of {schema['time_zone']}, the domain has the time_zone "
+            f"{domain.time_zone}; train it again: `rayapp train --root {root}`"
+        )
     config = from_json(ModelConfig, read_json(directory / "config.json"))
     encoders = from_json(Encoders, schema["encoders"])
     calibration = Calibration.of_heads(read_json(directory / "calibration.json"), domain.head_names)
@@ -118,7 +124,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         raise PublishError(f"{weights} is damaged ({reason}); restore the file or promote another model") from None
     table = load_table(root, manifest["item_table"])
     users = UserTable.of(read_users(root, domain), encoders.user)
-    inputs = FeatureTables.of(table, users, encoders, domain, vocabulary.size)
+    inputs = FeatureTables.of(table, users, encoders, domain, vocabulary.size, reads_weekday=config.reads_weekday)
     return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
 
 

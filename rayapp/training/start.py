@@ -52,10 +52,10 @@ def start(root: Path, preset: Preset, item_table: str, domain: Domain, init_from
     """
     table = load_table(root, item_table)
     if init_from is None:
-        inputs = _read_inputs(root, table, domain, _fit_encoders(root, table, domain))
+        inputs = _read_inputs(root, preset, table, domain, _fit_encoders(root, table, domain))
         return Start(_draw(preset, inputs, domain), inputs)
     parent = load_model(root, init_from, domain).scorer
-    inputs = _read_inputs(root, table, domain, parent.inputs.encoders)
+    inputs = _read_inputs(root, preset, table, domain, parent.inputs.encoders)
     ranker = _draw(preset, inputs, domain)
     trained = PARTS[preset.train.scope]
     if not any(name.startswith(trained) for name, _ in ranker.named_parameters()):
@@ -89,9 +89,9 @@ def _fit_encoders(root: Path, table: ItemTable, domain: Domain) -> Encoders:
     )
 
 
-def _read_inputs(root: Path, table: ItemTable, domain: Domain, encoders: Encoders) -> FeatureTables:
+def _read_inputs(root: Path, preset: Preset, table: ItemTable, domain: Domain, encoders: Encoders) -> FeatureTables:
     users = UserTable.of(read_users(root, domain), encoders.user)
-    return FeatureTables.of(table, users, encoders, domain)
+    return FeatureTables.of(table, users, encoders, domain, reads_weekday=preset.model.reads_weekday)
 
 
 def _draw(preset: Preset, inputs: FeatureTables, domain: Domain) -> Ranker:

@@ -9,6 +9,7 @@ from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, Y
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind, Vocabulary
 from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, duration_ms, read_table, read_toml
+from rayapp.contracts.zones import UTC
 from rayapp.importing.domains.layout import (
     NULL_VALUES,
     Column,
@@ -98,6 +99,7 @@ class _DomainTables(Table):
     statistics_step: Duration = 10 * MINUTE_MS
     flag_delay: Duration = 10 * MINUTE_MS
     left_out_of_statistics: dict[str, ListOf[str]] = Field(default={})
+    time_zone: str = UTC
     user_weights: dict[str, dict[str, float]] = Field(default={})
     actions: ListOf[_Action]
     heads: ListOf[_Head]
@@ -127,6 +129,7 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         statistics_step_ms=file.statistics_step,
         flag_delay_ms=file.flag_delay,
         left_out_of_statistics=file.left_out_of_statistics,
+        time_zone=file.time_zone,
     )
     for number, events in enumerate(file.events, 1):
         _known(f"events[{number}] action names", events.action.actions, domain.vocabulary.names, "[[actions]]")
