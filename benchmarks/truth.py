@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.facts import read_root
-from rayapp.serving.fresh_statistics import GRACE_MS, FreshStatistics
+from rayapp.serving.closed_steps import GRACE_MS
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, rank
 from rayapp.store.opening import open_store
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field
 from ray.serve import Application
 
 from deployments.candidates import CandidatesDeployment
@@ -33,21 +33,14 @@ class AppArgs(BaseModel):
     apart: dict[StageName, dict[str, Any]] = {}
     """Deployment options of these stages, where they are not inline."""
 
-    @model_validator(mode="after")
-    def _candidates_reach_sequences(self) -> "AppArgs":
-        if self.inline == ["sequences"]:
-            raise ValueError("candidates asks sequences for trends: put both inline, or candidates alone, or neither")
-        return self
-
 
 def build(args: AppArgs) -> Application:
     """The graph: one ingress, three stages."""
     where = args.root, args.store
-    sequences = placed("sequences", SequencesDeployment, args.inline, args.apart, *where)
     return Ingress.bind(  # type: ignore[attr-defined]
         args.root,
-        sequences,
-        placed("candidates", CandidatesDeployment, args.inline, args.apart, *where, sequences),
+        placed("sequences", SequencesDeployment, args.inline, args.apart, *where),
+        placed("candidates", CandidatesDeployment, args.inline, args.apart, *where),
         RankerDeployment.bind(*where),  # type: ignore[attr-defined]
         ranker_calls=args.ranker_calls,
         keys_needed=args.keys,

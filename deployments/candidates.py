@@ -1,11 +1,9 @@
 """The deployment of the stage that fetches items worth ranking."""
 
 from pathlib import Path
-from typing import Any
 
 from ray import serve
 
-from deployments.placement import plain
 from rayapp.serving.candidate_stage import CandidateStage
 from rayapp.store.opening import open_store
 
@@ -14,5 +12,5 @@ from rayapp.store.opening import open_store
 class CandidatesDeployment(CandidateStage):
     """`CandidateStage` over the root's item tables and the graph's store."""
 
-    async def __init__(self, root: str, store: str | None, sequences: Any) -> None:  # type: ignore[misc]
-        super().__init__(Path(root), open_store(Path(root), store), plain(sequences))
+    async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
+        super().__init__(Path(root), open_store(Path(root), store))

@@ -27,7 +27,7 @@ class Inline:
     """A stage inside the process that asks it: no hop, no copy, no scaling of its own.
 
     It is made in one process (where the graph is built) and used in another: the stage itself is made there, with the
-    first call. Handles and other `Inline`s among the arguments are passed on as they are.
+    first call. Handles among the arguments are passed on as they are.
     """
 
     def __init__(self, stage: Deployment, *arguments: Any) -> None:

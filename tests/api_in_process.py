@@ -3,7 +3,7 @@
 import asyncio
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -54,11 +54,17 @@ class Running:
 
 @asynccontextmanager
 async def running(
-    root: Path, domain: Domain, *, keys: bool = False, key: str = "", store: str | None = None
+    root: Path,
+    domain: Domain,
+    *,
+    keys: bool = False,
+    key: str = "",
+    store: str | None = None,
+    time_ns: Callable[[], int] = time.time_ns,
 ) -> AsyncIterator[Running]:
-    """The API over the very stages that Serve runs."""
+    """The API over the very stages that Serve runs; `time_ns` tells the candidates which step is over."""
     sequences = SequenceStage(root, open_for_graph(root, store), lambda ms: None)
-    candidates = CandidateStage(root, open_store(root, store), sequences)
+    candidates = CandidateStage(root, open_store(root, store), time_ns)
     ranker = RankingStage(root, open_store(root, store))
     stages = Stages(sequences, candidates, ranker, asyncio.Semaphore(RANKER_CALLS))
     live = Live.of(read_aliases(root))

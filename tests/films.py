@@ -4,10 +4,12 @@ from typing import Any
 
 import numpy as np
 
+from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Attribute, AttributeKind
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.retrieval.candidates import Candidates
+from rayapp.retrieval.orders import Positives
 
 ATTRIBUTES = (Attribute("title", AttributeKind.TEXT), Attribute("genres", AttributeKind.CATEGORIES))
 NOW = 1_000
@@ -27,6 +29,14 @@ def table_of(items: list[dict[str, Any]], seed: int = 0) -> ItemTable:
     vectors = (centre + 0.1 * rng.normal(size=(len(items), WIDTH))).astype(np.float32)
     vectors /= np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-9)
     return ItemTable.make("table", tower, items, np.arange(len(items)), vectors, 0)
+
+
+def positives(lately: dict[str, float], lasting: dict[str, float] | None = None) -> Positives:
+    """Counts of items by id, as statistics tell them."""
+    lasting = lasting or {}
+    hashes = sorted((hash64(item_id), item_id) for item_id in lately.keys() | lasting.keys())
+    counts = np.array([[of.get(item_id, 0.0) for _, item_id in hashes] for of in (lately, lasting)])
+    return Positives(np.array([item_hash for item_hash, _ in hashes], np.uint64), *counts)
 
 
 def by_source(found: Candidates) -> dict[str, list[str]]:

@@ -26,6 +26,7 @@ from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import load_model
 from rayapp.retrieval.candidates import Query, fetch
 from rayapp.retrieval.index import CandidateIndex
+from rayapp.retrieval.orders import Positives
 from rayapp.root.facts import read_root
 from rayapp.root.logs import read_log
 from rayapp.root.places import EVENTS
@@ -182,7 +183,9 @@ def test_every_user_gets_the_best_of_the_candidates_that_the_graph_would_fetch(
     run(rayapp_here, trained_root, out, "--all-users", *AS_OF, "--candidates", 40, "--top-k", 7)
     table = pq.read_table(out / "scores")
     domain, _ = read_root(trained_root)
-    index = CandidateIndex(load_model(trained_root, read_aliases(trained_root)[CHAMPION], domain).table)
+    statistics, step = load_newest(trained_root, domain), DAY_MS // domain.statistics_step_ms
+    positives = Positives.of(statistics.grid, *statistics.all_positives(step))
+    index = CandidateIndex(load_model(trained_root, read_aliases(trained_root)[CHAMPION], domain).table, positives)
     users = sorted(set(table["user_id"].to_pylist()))
     assert len(users) > 90
     for user in users[::25]:

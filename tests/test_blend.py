@@ -1,4 +1,4 @@
-"""The final list and the trends: pure functions of what they are given."""
+"""The final list: a pure function of what it is given."""
 
 from collections import Counter
 
@@ -7,8 +7,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.retrieval import trends as trending
-from rayapp.retrieval.trends import HALF_LIFE_MS, Trends
 from rayapp.serving.blend import blend, shuffled
 
 UTILITIES = (1.0, -1.0)
@@ -73,49 +71,3 @@ def test_a_random_order_is_uniform_with_its_probability() -> None:
     assert all(abs(firsts[c] - 400) < 4 * spread for c in range(5))
     assert shuffled(5, 1)[1] == 0.2
     assert len(shuffled(0, 1)[0]) == 0
-
-
-events = st.lists(st.tuples(st.sampled_from("abcde"), st.integers(0, 20 * HALF_LIFE_MS)), min_size=1, max_size=40)
-
-
-@given(events=events, order=st.randoms(), later=st.integers(0, HALF_LIFE_MS))
-def test_trends_are_decayed_counts_in_whatever_order_the_events_come(
-    events: list[tuple[str, int]], order: object, later: int
-) -> None:
-    now = max(at for _, at in events) + later
-    count: dict[str, float] = {}
-    for item_id, at in events:
-        count[item_id] = count.get(item_id, 0.0) + 0.5 ** ((now - at) / HALF_LIFE_MS)
-    order.shuffle(events)  # type: ignore[attr-defined]
-    trends = Trends()
-    for item_id, at in events:
-        trends.add([item_id], at)
-    wanted = {i: c / max(count.values()) for i, c in count.items() if c >= trending.LEAST_COUNT}
-    found = trends.top(10, now)
-    assert found == pytest.approx(wanted) or set(found) ^ set(wanted) <= {
-        i for i, c in count.items() if c == pytest.approx(trending.LEAST_COUNT)
-    }
-    assert list(found.values()) == sorted(found.values(), reverse=True)
-    assert list(trends.top(2, now)) == list(found)[:2]
-
-
-def test_trends_fade_and_years_of_silence_do_no_harm() -> None:
-    trends, year = Trends(), 365 * 24 * 3_600_000
-    assert trends.top(5, 0) == {}
-    trends.add(["old", "old"], 0)
-    assert trends.top(5, HALF_LIFE_MS) == {"old": 1.0}
-    assert trends.top(5, 10 * HALF_LIFE_MS) == {}
-    assert trends.top(5, 50 * year) == {}
-    trends.add(["new"], 50 * year)
-    assert trends.top(5, 50 * year) == {"new": 1.0}
-    trends.add(["late"], 0)
-    assert len(trends) == 1
-
-
-def test_trends_keep_a_bounded_number_of_items(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(trending, "MAX_ITEMS", 10)
-    trends = Trends()
-    for n in range(1_000):
-        trends.add(["hot", f"i{n}"], n)
-        assert len(trends) <= 20
-    assert next(iter(trends.top(3, 1_000))) == "hot"

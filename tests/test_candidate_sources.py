@@ -1,6 +1,7 @@
 """The list of candidate sources: how to add one, and what the documents tell of them."""
 
 import asyncio
+import time
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +9,16 @@ import numpy as np
 import pytest
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.hashing import hash64
 from rayapp.experiments.declaration import parse_experiments
 from rayapp.features.sequence import History
 from rayapp.retrieval.candidates import Query, fetch
 from rayapp.retrieval.index import CandidateIndex
-from rayapp.retrieval.sources import NOTHING_LIVE, SOURCES, Found, LiveItems, Need, Pool, Source, default_mix
+from rayapp.retrieval.sources import SOURCES, Found, Need, Pool, Source, default_mix
+from rayapp.serving.closed_steps import GRACE_MS
 from rayapp.store.lmdb import LmdbStore
 from tests.api_in_process import running
 from tests.films import NOW, by_source, item, table_of
+from tests.tiny_models import item_table
 
 ROOT = Path(__file__).parents[1]
 IN_TIME = {"deadline_ms": 10_000}
@@ -79,34 +81,36 @@ def test_a_source_of_the_list_is_in_answers(models: tuple[Path, LmdbStore], doma
     asyncio.run(session())
 
 
-def test_a_source_that_needs_what_is_counted_live_has_it(
+def test_a_source_reads_what_others_did_once_the_step_is_over(
     models: tuple[Path, LmdbStore],
     domain: Domain,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     root, store = models
     store.close()
-    asked: list[LiveItems] = []
+    asked: list[list[int]] = []
+    later_ns = 0
 
     def watching(pool: Pool, count: int) -> Found:
-        asked.append(pool.live.get(Need.TRENDS, NOTHING_LIVE))  # until the first count has come
+        asked.append(pool.index.orders.trending.tolist())
         return first_of_the_table(pool, count)
 
-    monkeypatch.setattr("rayapp.serving.candidate_stage.LIVE_EVERY_S", 0.01)
-    monkeypatch.setitem(SOURCES, "watching", Source("watching", 0.1, (Need.TRENDS,), "", watching))
+    monkeypatch.setattr("rayapp.serving.candidate_stage.STATISTICS_EVERY_S", 0.01)
+    monkeypatch.setitem(SOURCES, "watching", Source("watching", 0.1, (Need.STATISTICS,), "", watching))
 
     async def session() -> None:
-        async with running(root, domain) as graph:
+        nonlocal later_ns
+        async with running(root, domain, time_ns=lambda: time.time_ns() + later_ns) as graph:
             await graph.act("ann", "i3")
             await graph.act("bob", "i4", "hide")  # nobody likes it
+            await graph.feed("cid", **IN_TIME)
+            later_ns = (domain.statistics_step_ms + GRACE_MS) * 1_000_000
             async with asyncio.timeout(30):
-                await graph.feed("cid", **IN_TIME)
-                while not asked[-1].score_K.size:
+                while not asked[-1]:
                     await graph.feed("cid", **IN_TIME)
 
     asyncio.run(session())
-    assert asked[-1].item_hash_K.tolist() == [hash64("i3")]
-    assert asked[-1].score_K.tolist() == [1.0]
+    assert asked[-1] == item_table(domain).rows_of_ids(["i3"]).tolist()
 
 
 def test_the_documents_tell_every_source() -> None:

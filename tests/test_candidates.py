@@ -17,10 +17,12 @@ from rayapp.retrieval import neighbours
 from rayapp.retrieval.candidates import SEEN_AGAIN, Query, fetch
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.neighbours import Neighbours
-from rayapp.retrieval.sources import LiveItems, Need, default_mix
-from tests.films import NOW, WIDTH, by_source, item, table_of
+from rayapp.retrieval.orders import Orders
+from rayapp.retrieval.sources import default_mix
+from tests.films import NOW, WIDTH, by_source, item, positives, table_of
 
 CLICK, SAVE, HIDE, IMPRESSION = 2, 3, 4, 5
+ORDERS = [field.name for field in dataclasses.fields(Orders)]
 
 
 def history(*actions: tuple[str, int]) -> History:
@@ -29,10 +31,6 @@ def history(*actions: tuple[str, int]) -> History:
     times = np.arange(n, 0, -1).astype(np.int64)
     hashes = np.array([hash64(i) for i, _ in actions], np.uint64)
     return History(times, times, times, hashes, hashes, np.array([a for _, a in actions], np.uint8))
-
-
-def trending(scores: dict[str, float]) -> dict[Need, LiveItems]:
-    return {Need.TRENDS: LiveItems.of(scores)}
 
 
 def genres(item_ids: list[str]) -> set[int]:
@@ -51,8 +49,8 @@ def index() -> CandidateIndex:
 
 def test_each_source_brings_its_share(index: CandidateIndex, words: Vocabulary) -> None:
     likes = [(f"i{3 * n}", SAVE) for n in range(10)] + [(f"i{3 * n + 1}", SAVE) for n in range(5)]
-    trends = {"i200": 1.0, "i203": 0.5, "gone": 0.4}
-    found = fetch(index, history(*likes), words, Query(100, NOW), trending(trends))
+    trends = positives({"i203": 2.0, "gone": 1.0, "i200": 4.0})
+    found = fetch(index.ordered(trends), history(*likes), words, Query(100, NOW))
     groups = by_source(found)
     assert {source: len(ids) for source, ids in groups.items()} == {
         **{"nearest": 45, "interests": 15, "trending": 2, "newest": 10, "popular": 23, "explore": 5}
@@ -112,9 +110,9 @@ def test_five_thousand_candidates(words: Vocabulary) -> None:
 
 @pytest.mark.parametrize("size", [0, 1])
 def test_tables_of_nothing_and_of_one_item(words: Vocabulary, size: int) -> None:
-    index = CandidateIndex(table_of([item(n) for n in range(size)]))
+    index = CandidateIndex(table_of([item(n) for n in range(size)]), positives({"i9": 1.0}))
     for acted in (History.empty(), history(("i9", SAVE))):
-        assert fetch(index, acted, words, Query(10, NOW), trending({"i9": 1.0})).item_ids == ["i0"][:size]
+        assert fetch(index, acted, words, Query(10, NOW)).item_ids == ["i0"][:size]
     assert fetch(index, history(("i0", SAVE)), words, Query(10, NOW)).item_ids == []
 
 
@@ -152,6 +150,7 @@ def test_one_seed_draws_one_exploration(index: CandidateIndex, words: Vocabulary
 
 
 ids = st.integers(0, 39).map(lambda n: f"i{n}")
+counts = st.dictionaries(st.integers(0, 59).map(lambda n: f"i{n}"), st.integers(1, 4).map(float), max_size=10)
 puts = st.builds(
     item,
     st.integers(0, 59),
@@ -168,7 +167,8 @@ puts = st.builds(
     exclude=st.frozensets(ids, max_size=20),
     required=st.none() | st.frozensets(st.sampled_from(["g0", "g1", "none"]), max_size=2),
     number=st.integers(0, 60),
-    trends=st.dictionaries(ids, st.floats(0, 1), max_size=10),
+    lately=counts,
+    lasting=counts,
 )
 def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
     words: Vocabulary,
@@ -177,12 +177,13 @@ def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
     exclude: frozenset[str],
     required: frozenset[str] | None,
     number: int,
-    trends: dict[str, float],
+    lately: dict[str, float],
+    lasting: dict[str, float],
 ) -> None:
     table = table_of([item(n) for n in range(40)]).with_items(put)
     require = {} if required is None else {"genres": required}
     query = Query(number, NOW, exclude_hash=np.array([hash64(i) for i in exclude], np.uint64), require=require)
-    found = fetch(CandidateIndex(table), history(*acted), words, query, trending(trends))
+    found = fetch(CandidateIndex(table, positives(lately, lasting)), history(*acted), words, query)
     assert found.item_hash_C.tolist() == [hash64(i) for i in found.item_ids]
     struck_out = exclude | {i for i, _ in acted}
     may_come = {
@@ -204,20 +205,27 @@ def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
     rounds=st.lists(st.lists(puts, max_size=6), max_size=3),
     acted=st.lists(st.tuples(ids, st.sampled_from([SAVE, HIDE])), max_size=30),
     required=st.none() | st.just({"genres": frozenset({"g1"})}),
+    lately=counts,
+    lasting=counts,
 )
 def test_an_extended_index_answers_like_a_fresh_one(
     words: Vocabulary,
     rounds: list[list[dict[str, Any]]],
     acted: list[tuple[str, int]],
     required: dict[str, frozenset[str]] | None,
+    lately: dict[str, float],
+    lasting: dict[str, float],
 ) -> None:
-    table = table_of([item(n) for n in range(40)])
-    index = CandidateIndex(table)
+    table, done = table_of([item(n) for n in range(40)]), positives(lately, lasting)
+    index = CandidateIndex(table).ordered(done)
     for put in rounds:
         table = table.with_items(put)
         index = index.extended(table)
     query = Query(30, NOW, require=required or {}, seed=3)
-    extended, fresh = (fetch(i, history(*acted), words, query) for i in (index, CandidateIndex(table)))
+    anew = CandidateIndex(table, done)
+    for name in ORDERS:
+        assert getattr(index.orders, name).tolist() == getattr(anew.orders, name).tolist(), name
+    extended, fresh = (fetch(i, history(*acted), words, query) for i in (index, anew))
     assert extended.item_ids == fresh.item_ids
     assert extended.sources == fresh.sources
     assert extended.item_hash_C.tolist() == fresh.item_hash_C.tolist()
@@ -229,6 +237,7 @@ def test_extending_leaves_the_index_before_as_it_was(words: Vocabulary) -> None:
     index = CandidateIndex(table)
     before = fetch(index, history(("i3", SAVE)), words, Query(20, NOW)).item_ids
     index.extended(table.with_items([item(30), item(4, available=False)]))
+    index.ordered(positives({"i1": 1.0}, {"i2": 1.0}))
     assert fetch(index, history(("i3", SAVE)), words, Query(20, NOW)).item_ids == before
 
 

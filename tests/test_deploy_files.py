@@ -58,7 +58,7 @@ def test_serve_yaml_holds_known_keys_and_names_a_real_application(name: str) -> 
 
 
 @pytest.mark.parametrize("name", SERVE)
-@pytest.mark.parametrize("inline", [[], ["candidates"], ["sequences", "candidates"]])
+@pytest.mark.parametrize("inline", [[], ["candidates"], ["sequences"], ["sequences", "candidates"]])
 def test_the_yaml_sizes_every_deployment_of_the_graph(name: str, inline: list[str]) -> None:
     from ray.serve._private.build_app import build_app
 
@@ -99,8 +99,6 @@ def test_the_arguments_of_the_application_are_checked(tmp_path: Path) -> None:
 
     with pytest.raises(ValueError, match="Extra inputs"):
         AppArgs(root="x", model="y")  # type: ignore[call-arg]
-    with pytest.raises(ValueError, match="both inline"):
-        AppArgs(root="x", inline=["sequences"])
     config = serve_config(tmp_path, 8123, "redis://host:1/0", inline=[])
     assert config["http_options"]["port"] == 8123
     args = config["applications"][0]["args"]

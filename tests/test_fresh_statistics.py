@@ -16,7 +16,8 @@ from rayapp.pipeline import statistics_parity as comparing
 from rayapp.pipeline.export import export_all
 from rayapp.root.erasure import erase_user
 from rayapp.root.facts import make_root
-from rayapp.serving.fresh_statistics import GRACE_MS, FreshStatistics
+from rayapp.serving.closed_steps import GRACE_MS
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.statistics.known import load_newest
 from rayapp.statistics.logged import pack, unpack
 from rayapp.store import Store

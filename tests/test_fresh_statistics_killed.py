@@ -14,7 +14,8 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.pipeline import statistics as counting
 from rayapp.pipeline.export import export_all
-from rayapp.serving.fresh_statistics import GRACE_MS, FreshStatistics
+from rayapp.serving.closed_steps import GRACE_MS
+from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.statistics.known import load_newest
 from rayapp.store import Store
 from rayapp.store.opening import open_store

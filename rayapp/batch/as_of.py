@@ -5,8 +5,6 @@ Shapes: R requests, N candidates of all of them, H heads.
 
 import dataclasses
 from collections import OrderedDict
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Final
 
@@ -22,9 +20,10 @@ from rayapp.features.sequence import NO_WATERMARK, History
 from rayapp.model.item_table import ItemTable
 from rayapp.model.scorer import Scorer
 from rayapp.registry.models import load_model
-from rayapp.retrieval.candidates import Query, fetch
 from rayapp.retrieval.index import CandidateIndex
+from rayapp.retrieval.orders import Positives
 from rayapp.retrieval.sources import SOURCES, Need, default_mix
+from rayapp.statistics.known import Statistics
 from rayapp.store import DEFAULT_CAP
 
 MODELS_HELD: Final = 2
@@ -35,32 +34,32 @@ def settled_mix() -> dict[str, float]:
     return {name: share for name, share in default_mix().items() if Need.CHANCE not in SOURCES[name].needs}
 
 
-@dataclass(frozen=True)
 class BatchModel:
     """One loaded model over its item table and the items that came later."""
 
-    version: str
-    scorer: Scorer
+    def __init__(self, version: str, scorer: Scorer, statistics: Statistics) -> None:
+        self.version, self.scorer, self._statistics = version, scorer, statistics
+        self._index: CandidateIndex | None = None
+        self._step: int | None = None
 
-    @cached_property
-    def _index(self) -> CandidateIndex:
-        return CandidateIndex(self.scorer.inputs.table)
-
-    def candidates(
-        self, history: History, vocabulary: Vocabulary, num_candidates: int, as_of_ms: int, fewest: int
-    ) -> tuple[list[str], list[str]]:
-        """`(item ids, the source of each)` for a user's stored history, newest first, as the live graph fetches them;
-        items that appeared only later are left out."""
-        query = Query(num_candidates, as_of_ms, settled_mix(), fewest=fewest)
-        found = fetch(self._index, history, vocabulary, query)
-        return found.item_ids, found.sources
+    def index_at(self, step: int) -> CandidateIndex:
+        """The candidates in the orders that the live graph had from the beginning of a step on. The last ones are kept:
+        a job as of one moment orders once, and others do well to ask step by step."""
+        if self._index is None or self._step != step:
+            positives = Positives.of(self._statistics.grid, *self._statistics.all_positives(step))
+            index, self._step = self._index, step
+            table = self.scorer.inputs.table
+            self._index = CandidateIndex(table, positives) if index is None else index.ordered(positives)
+        return self._index
 
 
 class Models:
     """Loads models as they are asked for and keeps the last ones."""
 
-    def __init__(self, root: Path, domain: Domain, catalogue: pa.Table, device: torch.device) -> None:
-        self._root, self._domain, self._device = root, domain, device
+    def __init__(
+        self, root: Path, domain: Domain, catalogue: pa.Table, statistics: Statistics, device: torch.device
+    ) -> None:
+        self._root, self._domain, self._statistics, self._device = root, domain, statistics, device
         names = item_schema(domain.attributes).names
         self._items = catalogue.select([name for name in names if name in catalogue.column_names])
         self._held: OrderedDict[str, BatchModel] = OrderedDict()
@@ -74,7 +73,7 @@ class Models:
             scorer = loaded.scorer
             if later := changed_items(self._items, loaded.table):
                 scorer = scorer.with_table(loaded.table.with_items(later))
-            self._held[version] = BatchModel(version, on_device(scorer, self._device))
+            self._held[version] = BatchModel(version, on_device(scorer, self._device), self._statistics)
             while len(self._held) > MODELS_HELD:
                 self._held.popitem(last=False)
         self._held.move_to_end(version)

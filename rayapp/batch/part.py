@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 
-from rayapp.batch.as_of import BatchModel, Models, as_stored
+from rayapp.batch.as_of import BatchModel, Models, as_stored, settled_mix
 from rayapp.batch.grouped_rows import GroupedRows, group_logged, group_rows
 from rayapp.batch.input_files import staged_rows
 from rayapp.batch.job import InputKind, Workspace
@@ -24,10 +24,11 @@ from rayapp.batch.output import PartFile, ScoredRows
 from rayapp.batch.scoring import probabilities
 from rayapp.contracts.hashing import hash64_column
 from rayapp.features.attributes import ABSENT
-from rayapp.features.requests import Requests
+from rayapp.features.requests import Requests, offsets
 from rayapp.features.segments import CORE_ACTIONS
 from rayapp.features.sequence import Ints, point_in_time
 from rayapp.pipeline.histories import EVENT_COLUMNS, UserHistories
+from rayapp.retrieval.candidates import Candidates, Query, fetch
 from rayapp.root.facts import read_root
 from rayapp.root.logs import log_schema
 from rayapp.root.places import MODELS, REQUESTS
@@ -49,8 +50,8 @@ class PartScorer:
         self._staged: dict[str, Any] = read_json(work.directory / "staged.json")
         self._view = work.log_view()
         catalogue = pq.read_table(work.directory / "catalogue.parquet", partitioning=None)
-        self._models = Models(work.root, self._domain, catalogue, device)
         self._statistics = load_base(work.root, work.state.statistics, self._domain).statistics
+        self._models = Models(work.root, self._domain, catalogue, self._statistics, device)
         self._bucket: tuple[int, UserHistories] | None = None
 
     def score(self, part: int) -> dict[str, Any]:
@@ -163,19 +164,20 @@ class PartScorer:
     def _with_candidates(
         self, grouped: GroupedRows, model: BatchModel, histories: UserHistories, start_R: Ints, end_R: Ints
     ) -> GroupedRows:
+        """As the live graph would have fetched them; items that appeared only later are left out."""
         job, vocabulary = self._work.job, self._domain.vocabulary
-        item_ids: list[str] = []
-        sources: list[str] = []
-        ends = [0]
-        for start, end, time_ms, watermark in zip(
-            start_R.tolist(), end_R.tolist(), grouped.timestamp_ms_R.tolist(), grouped.watermark_R.tolist(), strict=True
-        ):
-            history = as_stored(histories.history.take(slice(start, end)), time_ms, watermark, vocabulary)
-            found = model.candidates(history, vocabulary, job.num_candidates, time_ms, job.top_k or 1)
-            item_ids += found[0]
-            sources += found[1]
-            ends.append(len(item_ids))
-        return grouped.with_items(item_ids, sources, np.array(ends))
+        step_R = self._statistics.grid.step(grouped.statistics_at_ms_R)
+        found: dict[int, Candidates] = {}
+        for r in np.argsort(step_R, kind="stable").tolist():  # items are ordered once for all requests of a step
+            time_ms = int(grouped.timestamp_ms_R[r])
+            events = histories.history.take(slice(start_R[r], end_R[r]))
+            history = as_stored(events, time_ms, int(grouped.watermark_R[r]), vocabulary)
+            query = Query(job.num_candidates, time_ms, settled_mix(), fewest=job.top_k or 1)
+            found[r] = fetch(model.index_at(int(step_R[r])), history, vocabulary, query)
+        in_order = [found[r] for r in range(len(grouped))]
+        item_ids = [item_id for one in in_order for item_id in one.item_ids]
+        sources = [source for one in in_order for source in one.sources]
+        return grouped.with_items(item_ids, sources, offsets(np.array([len(one.item_ids) for one in in_order])))
 
 
 def cuts(size_R: Ints, events_R: Ints) -> Iterator[slice]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 from rayapp.contracts.schema import ActionKind, Vocabulary
 from rayapp.features.sequence import History
 from rayapp.retrieval.index import CandidateIndex
-from rayapp.retrieval.sources import NO_ROWS, NO_SCORES, SOURCES, Found, LiveItems, Need, Pool, Rows, default_mix
+from rayapp.retrieval.orders import Rows
+from rayapp.retrieval.sources import NO_ROWS, NO_SCORES, SOURCES, Found, Pool, default_mix
 from rayapp.retrieval.tastes import tastes_of
 
 SEEN_AGAIN: Final = "seen_again"
@@ -63,13 +64,7 @@ class Candidates:
     """The probability with which a source drew the item; 1 where nothing was drawn."""
 
 
-def fetch(
-    index: CandidateIndex,
-    history: History,
-    vocabulary: Vocabulary,
-    query: Query,
-    live: Mapping[Need, LiveItems] | None = None,
-) -> Candidates:
+def fetch(index: CandidateIndex, history: History, vocabulary: Vocabulary, query: Query) -> Candidates:
     """As many items as asked for, or all that are left, then up to `query.fewest` that the user acted on before.
 
     `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. May be
@@ -77,7 +72,7 @@ def fetch(
     """
     allowed_N = index.allowed(query.now_ms, query.require, query.exclude_hash)
     chosen = _Chosen(index, allowed_N, index.rows_of(history.item_hash_E))
-    pool = Pool(index, chosen.free_N, tastes_of(index.table, history, vocabulary), live or {}, query.seed)
+    pool = Pool(index, chosen.free_N, tastes_of(index.table, history, vocabulary), query.seed)
     reserved = sum(query.quota(name) for name in SOURCES)
     for name, source in SOURCES.items():
         count = query.quota(name)
@@ -126,7 +121,7 @@ class _Chosen:
         row_K, size = found.row_K, len(found.row_K)
         self.free_N[row_K] = False
         self._rows.append(row_K)
-        self._scores.append(np.asarray((found.score_K + self._index.popularity_N[row_K]) / 2, np.float32))
+        self._scores.append(np.asarray((found.score_K + self._index.orders.popularity_N[row_K]) / 2, np.float32))
         self._propensities.append(np.full(size, found.propensity, np.float32))
         self._sources += [source] * size
 

@@ -1,9 +1,8 @@
-"""One item table made ready for the candidate sources: availability, dates, categories, popularity, neighbours.
+"""One item table made ready for the candidate sources: availability, categories, orders, neighbours.
 
 Shapes: N item table rows (row 0 is "absent"), S seeds, K neighbours of each.
 """
 
-import bisect
 import copy
 from collections.abc import Mapping
 
@@ -14,25 +13,30 @@ from rayapp.contracts.schema import AttributeKind
 from rayapp.features.attributes import ABSENT
 from rayapp.model.item_table import ItemTable
 from rayapp.retrieval.neighbours import Neighbours
-from rayapp.retrieval.sources import NO_ROWS, Rows, Scores
+from rayapp.retrieval.orders import NO_POSITIVES, Known, Orders, Positives, Rows, Scores
+from rayapp.retrieval.sources import NO_ROWS
 
 
 class CandidateIndex:
     """What `sources.Index` promises, over one item table. Not changed once made, so any thread may read it."""
 
-    def __init__(self, table: ItemTable) -> None:
-        self.table, self.item_hash_N = table, table.hashes()
+    def __init__(self, table: ItemTable, positives: Positives = NO_POSITIVES) -> None:
+        self.table, self.item_hash_N, self._positives = table, table.hashes(), positives
         size = table.num_rows
         self._available_N = np.ones(size, bool)
         self._created_ms_N = np.zeros(size, np.int64)
-        self.popularity_N = _popularity(table.likes_N)
         rows = np.arange(1, size)
         self._read(rows)
         self._having = {key: np.array(having, np.int64) for key, having in _by_category(table, rows).items()}
-        self.popular = np.argsort(-table.likes_N, kind="stable")
-        # Likes break ties, so that a catalogue dated by year does not call its oldest rows new.
-        self.newest = np.lexsort((-table.likes_N, -self._created_ms_N))
+        self.orders = Orders.of(self._known())
         self._neighbours = Neighbours(table.vectors_NE)
+
+    def ordered(self, positives: Positives) -> "CandidateIndex":
+        """The same items in the orders of another moment."""
+        other = copy.copy(self)
+        other._positives = positives
+        other.orders = self.orders.anew(other._known())
+        return other
 
     def extended(self, table: ItemTable) -> "CandidateIndex":
         """The index over `table`, which is this one's plus items put since; costs copies of a few columns."""
@@ -42,11 +46,9 @@ class CandidateIndex:
         more.table, more.item_hash_N = table, table.hashes()
         more._available_N = np.append(self._available_N, np.ones(len(added), bool))
         more._created_ms_N = np.append(self._created_ms_N, np.zeros(len(added), np.int64))
-        more.popularity_N = np.append(self.popularity_N, _popularity(np.zeros(len(added), np.int64)))
         more._read(changed)
         more._having = self._having_with(table, changed)
-        more.popular = np.append(self.popular, added)  # without likes: behind all others
-        more.newest = more._newest_with(changed)
+        more.orders = self.orders.extended(more._known(), changed)
         more._neighbours = self._neighbours.extended(table.vectors_NE, changed)
         return more
 
@@ -104,18 +106,12 @@ class CandidateIndex:
             having[key] = np.append(rows[~np.isin(rows, gone.get(key, []))], np.array(come.get(key, []), np.int64))
         return having
 
-    def _newest_with(self, changed: Rows) -> Rows:
-        """The newest-first order after the dates of `changed` were read anew."""
-
-        def key(row: int) -> tuple[int, int, int]:
-            return -int(self._created_ms_N[row]), -int(self.table.likes_N[row]), int(row)
-
-        is_changed_N = np.zeros(self.table.num_rows, bool)
-        is_changed_N[changed] = True
-        others = self.newest[~is_changed_N[self.newest]]
-        rows = sorted(changed.tolist(), key=key)
-        places = [bisect.bisect_left(others, key(row), key=key) for row in rows]
-        return np.insert(others, places, rows)
+    def _known(self) -> Known:
+        row_K = self.table.rows_of(self._positives.hash_K)
+        lately_N, lasting_N = np.zeros((2, self.table.num_rows))
+        lately_N[row_K], lasting_N[row_K] = self._positives.lately_K, self._positives.lasting_K
+        lately_N[ABSENT] = lasting_N[ABSENT] = 0.0
+        return Known(self.item_hash_N, self._created_ms_N, self.table.likes_N, lately_N, lasting_N)
 
 
 def _by_category(table: ItemTable, rows: Rows) -> dict[tuple[str, str], list[int]]:
@@ -128,9 +124,3 @@ def _by_category(table: ItemTable, rows: Rows) -> dict[tuple[str, str], list[int
             for value in item.get(name) or ():
                 having.setdefault((name, value), []).append(row)
     return having
-
-
-def _popularity(likes_N: NDArray[np.int64]) -> Scores:
-    """Likes on a logarithmic scale, in [0, 1]."""
-    log_N = np.log1p(likes_N)
-    return np.asarray(log_N / max(float(log_N.max(initial=0.0)), 1e-9), np.float32)

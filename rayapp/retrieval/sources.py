@@ -1,24 +1,20 @@
 """Candidate sources: where the items come from that a feed may show. SOURCES is the one list of them.
 
-The mix of the feed, the keys that an experiment's `mix` may have, what is counted while events arrive, and the table in
-`docs/serving.md` follow from it. A new source is a function and a line of the list.
+The mix of the feed, the keys that an experiment's `mix` may have, and the table in `docs/serving.md` follow from it. A
+new source is a function and a line of the list.
 
 Shapes: N item table rows (row 0 is "absent"), K items that one source brings.
 """
 
 import enum
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.contracts.hashing import hash64
-from rayapp.retrieval.trends import Trends
-
-Rows = NDArray[np.int64]
-Scores = NDArray[np.float32]
+from rayapp.retrieval.orders import Orders, Rows, Scores
 
 NO_ROWS: Final[Rows] = np.zeros(0, np.int64)
 NO_SCORES: Final[Scores] = np.zeros(0, np.float32)
@@ -30,40 +26,11 @@ class Need(enum.StrEnum):
     HISTORY = "history"
     """The user's; without it the source brings nothing."""
     VECTORS = "vectors"
-    TRENDS = "trends"
-    LIKES = "likes"
+    STATISTICS = "statistics"
+    """What people did up to the last step of the grid."""
     DATES = "dates"
     CHANCE = "chance"
     """It draws: not for jobs that must give the same answer again."""
-
-
-class LiveCounts(Protocol):
-    """What is counted while events arrive, for sources that say they need it."""
-
-    def add(self, item_ids: Iterable[str], timestamp_ms: int) -> None:
-        """One positive action on each of the items."""
-
-    def top(self, num_items: int, now_ms: int) -> dict[str, float]:
-        """Items and their scores in (0, 1]."""
-
-
-LIVE: Final[Mapping[Need, Callable[[], LiveCounts]]] = {Need.TRENDS: Trends}
-
-
-class LiveItems(NamedTuple):
-    """`LiveCounts.top`, best first, as sources read it."""
-
-    item_hash_K: NDArray[np.uint64]
-    score_K: Scores
-
-    @staticmethod
-    def of(scores: Mapping[str, float]) -> "LiveItems":
-        best = sorted(scores, key=lambda item_id: -scores[item_id])
-        hash_K = np.fromiter((hash64(item_id) for item_id in best), np.uint64, len(best))
-        return LiveItems(hash_K, np.array([scores[item_id] for item_id in best], np.float32))
-
-
-NOTHING_LIVE: Final = LiveItems.of({})
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,15 +48,7 @@ class Tastes:
 class Index(Protocol):
     """The item table as sources see it (`index.CandidateIndex`)."""
 
-    popular: Rows
-    """The most liked first."""
-    newest: Rows
-    """The newest first."""
-    popularity_N: Scores
-    """In [0, 1]."""
-
-    def rows_of(self, item_hash: NDArray[np.uint64]) -> Rows:
-        """ABSENT (0), which is never free, for what the table does not hold."""
+    orders: Orders
 
     def near(self, seeds: Rows, hidden: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
         """Free rows around the seeds, by turns of the seeds, none that lies nearer to a hidden row, and their cosines;
@@ -104,7 +63,6 @@ class Pool:
     free_N: NDArray[np.bool_]
     """Rows that the request may show and that no source before has brought."""
     tastes: Tastes
-    live: Mapping[Need, LiveItems]
     seed: int
     """Of draws."""
 
@@ -160,39 +118,37 @@ def _near(pool: Pool, seeds: Rows, count: int) -> Found:
 
 
 def _trending(pool: Pool, count: int) -> Found:
-    items = pool.live.get(Need.TRENDS, NOTHING_LIVE)
-    row_K = pool.index.rows_of(items.item_hash_K)
-    free = np.flatnonzero(pool.free_N[row_K])[:count]
-    return Found(row_K[free], items.score_K[free])
+    row_K = first_free(pool.index.orders.trending, pool.free_N, count)
+    return Found(row_K, pool.index.orders.trend_N[row_K])
 
 
 def _newest(pool: Pool, count: int) -> Found:
-    row_K = first_free(pool.index.newest, pool.free_N, count)
+    row_K = first_free(pool.index.orders.newest, pool.free_N, count)
     return Found(row_K, np.linspace(1, 0, len(row_K), endpoint=False, dtype=np.float32))
 
 
 def _popular(pool: Pool, count: int) -> Found:
-    row_K = first_free(pool.index.popular, pool.free_N, count)
-    return Found(row_K, pool.index.popularity_N[row_K])
+    row_K = first_free(pool.index.orders.popular, pool.free_N, count)
+    return Found(row_K, pool.index.orders.popularity_N[row_K])
 
 
 def _explore(pool: Pool, count: int) -> Found:
     free = np.flatnonzero(pool.free_N)
     size = min(count, len(free))
     row_K = np.random.default_rng(pool.seed).choice(free, size, replace=False, shuffle=False)
-    return Found(row_K, pool.index.popularity_N[row_K], size / max(len(free), 1))
+    return Found(row_K, pool.index.orders.popularity_N[row_K], size / max(len(free), 1))
 
 
-HISTORY, VECTORS = Need.HISTORY, Need.VECTORS
+HISTORY, VECTORS, STATISTICS = Need.HISTORY, Need.VECTORS, Need.STATISTICS
 POPULAR: Final = "popular"
 SOURCES: Final[dict[str, Source]] = {
     source.name: source
     for source in (
         Source("nearest", 0.45, (HISTORY, VECTORS), "neighbours of the newest likes, by turns", _nearest),
         Source("interests", 0.15, (HISTORY, VECTORS), "neighbours of likes that stand for older interests", _interests),
-        Source("trending", 0.1, (Need.TRENDS,), "what people liked in the last hours", _trending),
-        Source("newest", 0.1, (Need.DATES,), "the newest items", _newest),
-        Source(POPULAR, None, (Need.LIKES,), "the most liked items of the training data", _popular),
+        Source("trending", 0.1, (STATISTICS,), "the most positive actions lately: the shortest half-life", _trending),
+        Source("newest", 0.1, (Need.DATES, STATISTICS), "the newest items, of one date the most popular", _newest),
+        Source(POPULAR, None, (STATISTICS,), "the most positive actions: the longest half-life that ends", _popular),
         Source("explore", 0.05, (Need.CHANCE,), "items drawn at random, with the odds logged", _explore),
     )
 }

@@ -12,7 +12,8 @@ from rayapp.contracts.schema import ActionKind, Vocabulary
 from rayapp.features.attributes import ABSENT
 from rayapp.features.sequence import History
 from rayapp.model.item_table import ItemTable
-from rayapp.retrieval.sources import Rows, Tastes
+from rayapp.retrieval.orders import Rows
+from rayapp.retrieval.sources import Tastes
 
 NUM_NEWEST: Final = 10
 """Newest likes that each look for their neighbours."""

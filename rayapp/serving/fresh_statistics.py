@@ -1,4 +1,4 @@
-"""Statistics as a replica serves them: what was counted last, and all rows that came since.
+"""Statistics as a ranker reads them: those of all items looked up once a step, those of a user with each request.
 
 Shapes: C candidates, I items, P items put since, K columns.
 """
@@ -19,16 +19,14 @@ from rayapp.contracts.hashing import hash64, places_of
 from rayapp.contracts.schema import item_schema
 from rayapp.features.item_values import ItemValues
 from rayapp.features.statistic_columns import Columns
-from rayapp.features.statistics import Grid, Hashes
+from rayapp.features.statistics import Hashes
 from rayapp.root.erasure import tombstones
+from rayapp.serving.closed_steps import ClosedSteps
 from rayapp.serving.refreshed import PutItems
-from rayapp.serving.rows_since import RowsSince
-from rayapp.statistics.known import Base, Statistics, load_base, newest_statistics
+from rayapp.statistics.known import Base, Statistics
 from rayapp.store import Store
 
 Numbers = NDArray[np.float32]
-GRACE_MS: Final = 2_000
-"""A step is closed so long after its end: what was received in it is stored by then."""
 LATE_STEPS: Final = 2
 """So many steps behind, statistics are not fresh any more."""
 ITEMS_AT_ONCE: Final = 50_000
@@ -97,10 +95,8 @@ class FreshStatistics:
 
     def __init__(self, root: Path, domain: Domain, store: Store, time_ns: Callable[[], int] = time.time_ns) -> None:
         """`time_ns`: the clock."""
-        self._time_ns = time_ns
-        self._root, self._domain, self._store, self._grid = root, domain, store, Grid.of(domain)
-        self._items = PutItems(store)
-        self._since: RowsSince | None = None
+        self._root, self._domain, self._items = root, domain, PutItems(store)
+        self._steps = ClosedSteps(root, domain, store, time_ns)
         self._closed: StepStatistics | None = None
         self.refresh()
 
@@ -110,13 +106,9 @@ class FreshStatistics:
         if closed is None:
             num_item, num_user = Columns.of(self._domain).widths
             return Read(np.zeros(num_user, np.float32), np.zeros((len(hash_C), num_item), np.float32), None, False)
-        fresh = self._step_now() - closed.step <= LATE_STEPS
-        at_ms = closed.step * self._grid.step_ms
+        fresh = self._steps.last_over() - closed.step <= LATE_STEPS
+        at_ms = closed.step * closed.statistics.grid.step_ms
         return Read(closed.of_user(hash64(user_id)), closed.of_items(hash_C), at_ms, fresh)
-
-    def _step_now(self) -> int:
-        """The last step that may be closed."""
-        return (self._time_ns() // 1_000_000 - GRACE_MS) // self._grid.step_ms
 
     def refresh(self) -> None:
         """Reads what is new, and moves on when a step is over.
@@ -125,23 +117,13 @@ class FreshStatistics:
             PublishError: the statistics that were counted last, or a log, can't be read; what is served stays.
             StoreError: the store does not answer; likewise.
         """
-        name = newest_statistics(self._root) or ""
-        if self._since is None or self._since.base.name != name:
-            base = load_base(self._root, name, self._domain) if name else Base.nothing(self._domain)
-            self._since = RowsSince(self._root, self._domain, self._store, base)
-        since, step = self._since, self._step_now()
-        while since.read():
-            pass
-        if (news := self._items.news()) and self._closed is not None:
+        base = self._steps.read()
+        news = self._items.news()  # behind the rows: whoever acted on an item finds it put
+        if news and self._closed is not None:
             put_hash_P = np.array([hash64(item["item_id"]) for item in news], np.uint64)
-            self._closed = self._closed.with_put(self._values(since.base), put_hash_P)
-        if since.step >= step:
-            return
-        values = self._values(since.base)
-        if since.close(step, values):
-            erased = frozenset(tombstones(self._root))
-            statistics = since.base.statistics.with_counted(values, since.counted)
-            self._closed = StepStatistics.of(statistics, step, erased)
+            self._closed = self._closed.with_put(self._values(base), put_hash_P)
+        if (closed := self._steps.close(self._values)) is not None:
+            self._closed = StepStatistics.of(closed.statistics, closed.step, frozenset(tombstones(self._root)))
 
     def _values(self, base: Base) -> ItemValues:
         """Of the items that were counted and those put since."""

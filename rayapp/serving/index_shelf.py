@@ -9,6 +9,7 @@ from rayapp.registry.aliases import read_aliases, read_champion
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import item_table_of
 from rayapp.retrieval.index import CandidateIndex
+from rayapp.retrieval.orders import NO_POSITIVES, Positives
 from rayapp.root.publish import PublishError
 from rayapp.serving.refreshed import PutItems, Refusals
 from rayapp.store import ItemStore
@@ -28,7 +29,7 @@ class IndexShelf:
         PublishError: there is no champion, or its item table can't be read.
         """
         self._root, self._items, self._refusals = root, PutItems(store), Refusals()
-        self._lock = threading.Lock()
+        self._lock, self._positives = threading.Lock(), NO_POSITIVES
         self._asked_at: dict[str, float] = {}
         champion = read_champion(root)
         self._indexes = {champion: self._load(champion, {})}
@@ -42,6 +43,13 @@ class IndexShelf:
         """The index over that model's item table, or None when this replica does not hold it (yet)."""
         self._asked_at[version] = time.monotonic()
         return self._indexes.get(version)
+
+    def order(self, positives: Positives) -> None:
+        """Orders the items of all indexes anew, and those of indexes that are loaded later."""
+        with self._lock:
+            self._positives = positives
+            ordered = {index: index.ordered(positives) for index in set(self._indexes.values())}
+            self._indexes = {version: ordered[index] for version, index in self._indexes.items()}
 
     def refresh(self) -> None:
         """Picks up moved aliases and new items. A table that can't be read leaves everything as it was."""
@@ -78,4 +86,4 @@ class IndexShelf:
             if index.table.name == name:
                 return index
         table = load_table(self._root, name)
-        return CandidateIndex(table.with_items(self._items.items) if self._items.items else table)
+        return CandidateIndex(table.with_items(self._items.items) if self._items.items else table, self._positives)

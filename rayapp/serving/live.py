@@ -16,7 +16,7 @@ class Live:
     previous: str
     aliases: Mapping[str, str]
     popular: list[str] = field(default_factory=list)
-    """Item ids, the most liked first: what is shown when no candidates come."""
+    """Item ids, the most popular first: what is shown when no candidates come."""
 
     @staticmethod
     def of(aliases: Mapping[str, str]) -> "Live":

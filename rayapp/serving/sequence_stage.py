@@ -1,4 +1,4 @@
-"""The stage that owns the sequence store: what users did, what is told of users and items, and what people like now."""
+"""The stage that owns the sequence store: what users did, and what is told of users and items."""
 
 import asyncio
 import contextlib
@@ -8,22 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.schema import FIRST_ACTION_ID, ActionKind, Event
-from rayapp.retrieval.sources import LIVE, SOURCES, LiveCounts, LiveItems, Need
+from rayapp.contracts.schema import FIRST_ACTION_ID, Event
 from rayapp.root.catalogue import read_item
 from rayapp.root.erasure import erase_user
 from rayapp.root.facts import read_root
 from rayapp.serving.group_commit import GroupCommit
-from rayapp.store import AppendStatus, OutboxKind, Store, StoreError, UserSequence
+from rayapp.store import AppendStatus, Store, StoreError, UserSequence
 
 PROBE_S: Final = 0.5
 """How long whoever asks after the store waits for it."""
 FAILED_FOR_S: Final = 10.0
 """The store counts as unwell this long after a write that failed."""
-LIVE_ITEMS: Final = 500
-"""Items told to the candidates."""
-WARM_UP_ROWS: Final = 20_000
-"""Rows of the outbox that a new replica counts as what happened lately."""
 
 
 class SequenceStage:
@@ -32,12 +27,7 @@ class SequenceStage:
     def __init__(self, root: Path, store: Store, freshness_ms: Callable[[int], Any]) -> None:
         """`freshness_ms` is told how long an action took from its receipt until a look-up shows it."""
         self._root, self._store, self._freshness_ms = root, store, freshness_ms
-        domain, num_buckets = read_root(root)
-        self._names = domain.vocabulary.names
-        self._positive = {a.name for a in domain.vocabulary.actions if a.kind is ActionKind.POSITIVE}
-        needs = {need for source in SOURCES.values() for need in source.needs}
-        self._live: dict[Need, LiveCounts] = {need: make() for need, make in LIVE.items() if need in needs}
-        self._count_recent(num_buckets)
+        self._names = read_root(root)[0].vocabulary.names
         self._commits = GroupCommit(store, self._accepted)
         self._probe: asyncio.Task[UserSequence] | None = None
         self._measuring: asyncio.Task[None] | None = None
@@ -58,9 +48,6 @@ class SequenceStage:
         await self._commits.log_requests(rows)
 
     def _accepted(self, events: list[Event]) -> None:
-        now_ms = time.time_ns() // 1_000_000
-        for event in events:
-            self._count(event.action, event.item_id, min(event.timestamp_ms, now_ms))
         if events and (self._measuring is None or self._measuring.done()):
             self._measuring = asyncio.create_task(self._measure(min(events, key=lambda e: e.received_at_ms)))
 
@@ -91,25 +78,6 @@ class SequenceStage:
         except Exception as error:
             return str(error) or type(error).__name__
         return self._commits.failure(FAILED_FOR_S)
-
-    # ---- what people like now --------------------------------------------------------------------------------------
-
-    async def live_items(self) -> dict[Need, LiveItems]:
-        """What is counted for the candidate sources, as of now."""
-        now_ms = time.time_ns() // 1_000_000
-        return {need: LiveItems.of(counts.top(LIVE_ITEMS, now_ms)) for need, counts in self._live.items()}
-
-    def _count(self, action: str, item_id: str, timestamp_ms: int) -> None:
-        if action in self._positive:
-            for counts in self._live.values():
-                counts.add([item_id], timestamp_ms)
-
-    def _count_recent(self, num_buckets: int) -> None:
-        """What the outbox holds of the last hours, so that a new replica does not start without any trend."""
-        for tail in self._store.read([0] * num_buckets, max(WARM_UP_ROWS // num_buckets, 1)):
-            for row in tail.rows:
-                if row.kind is OutboxKind.EVENT:
-                    self._count(row.value["action"], row.value["item_id"], row.value["timestamp_ms"])
 
     # ---- users and items -------------------------------------------------------------------------------------------
 

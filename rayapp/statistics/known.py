@@ -105,6 +105,11 @@ class Statistics:
         own_NSA = self._at(lambda part: part.items, hash_N, step_N)
         return own_NSA[:, :, self.columns.kinds_G[0]]
 
+    def all_positives(self, step: int) -> tuple[Hashes, Floats]:
+        """`([N], [N, S])`: the items that anything ever happened to, by hash, and the positive actions on each."""
+        hash_N = np.unique(np.concatenate([part.items.key_K for part in self.counted]))
+        return hash_N, self.positives(hash_N, np.full(len(hash_N), step))
+
     def _everything(self, step_N: Ints) -> Floats:
         step_U, number_N = np.unique(step_N, return_inverse=True)
         all_USA = self._at(lambda part: part.everything, np.repeat(EVERYTHING, len(step_U)), step_U)
