@@ -6,8 +6,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEMO_ARGS ?=
 PIP := $(BIN)/python -m pip --disable-pip-version-check
-# Modules are compiled when they are first imported: most never are, and to compile all takes a minute.
+# Modules are compiled when they are first imported: most never are, and to compile all takes a minute. What is compiled
+# has to be kept, whatever the shell says: Ray starts hundreds of processes, and each would take ten seconds to start.
 INSTALL := $(PIP) install --no-compile -c constraints.txt
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all checked fast quick lint types bench-docs clean
 

@@ -258,6 +258,10 @@ def test_counts_is_trained_and_named_like_any_other_variant() -> None:
     assert preset.model.reads == "numbers"
     assert preset.model.encoder == "none"
     assert preset.train.learning_rate > nano().train.learning_rate
+    heads_alone = dataclasses.replace(nano(), train=dataclasses.replace(nano().train, scope="heads"))
+    assert variant(heads_alone, COUNTS).train.scope == "full", (
+        "the counts beside a ranker of which a part was retrained"
+    )
 
 
 @pytest.mark.cluster

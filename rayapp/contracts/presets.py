@@ -98,9 +98,10 @@ def _masked(time_mask_ms: int) -> Variant:
 
 
 def _counts(preset: Preset) -> Preset:
-    """A logistic regression: so few weights, all of one size, bear a high learning rate."""
+    """A logistic regression: so few weights, all of one size, bear a high learning rate, and have no parts."""
     linear = preset.replace(encoder="none", reads="numbers", num_cross_layers=0, mlp_dim=0)
-    return dataclasses.replace(linear, train=dataclasses.replace(linear.train, learning_rate=COUNTS_LEARNING_RATE))
+    train = dataclasses.replace(linear.train, learning_rate=COUNTS_LEARNING_RATE, scope="full")
+    return dataclasses.replace(linear, train=train)
 
 
 def _half_length(preset: Preset) -> Preset:
