@@ -47,11 +47,12 @@ def make_served_root(root: Path, preset_name: str) -> None:
             prepared, _ = build_windows(root, domain_file.domain, split_of(root))
             table, _ = item_table(root, prepared, PRESETS[preset_name]())
             for seed, version in enumerate(MODELS):
-                _publish_untrained(root, domain_file.domain, preset_name, table, version, seed)
+                publish_untrained(root, domain_file.domain, preset_name, table, version, seed)
     promote(root, CHAMPION, MODELS[0])
 
 
-def _publish_untrained(root: Path, domain: Domain, preset_name: str, table: str, version: str, seed: int) -> None:
+def publish_untrained(root: Path, domain: Domain, preset_name: str, table: str, version: str, seed: int) -> None:
+    """A model of the preset with drawn weights."""
     if (root / places.MODELS / version).exists():
         return
     preset = PRESETS[preset_name]().seeded(seed)

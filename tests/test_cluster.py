@@ -31,6 +31,7 @@ from rayapp.root.publish import log_manifest, read_manifest
 from tests.conftest import RAYAPP, until
 
 pytestmark = pytest.mark.cluster
+SERVED = 400
 
 
 def test_logs_hold_every_row_once_in_its_user_s_bucket(world: tuple[Path, Prepared]) -> None:
@@ -338,17 +339,21 @@ def test_the_context_of_a_request_and_fresh_statistics_reach_the_ranker(
     assert datetime.datetime.now(datetime.UTC) - at < datetime.timedelta(milliseconds=2 * step_ms)
 
 
+def said(command: list[str], environment: dict[str, str]) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+
+
 def test_what_was_served_is_scored_again_from_the_log(
-    client: httpx.Client, world: tuple[Path, Prepared], tmp_path: Path
+    client: httpx.Client, world: tuple[Path, Prepared], on_our_ray: dict[str, str], tmp_path: Path
 ) -> None:
-    """1,000 live requests, two thirds of the events late, the champion moved midway."""
+    """Live requests, two thirds of the events late, the champion moved midway."""
     root, _ = world
     rng, since_ms = np.random.default_rng(3), time.time_ns() // 1_000_000
     aliases = read_aliases(root)  # the graph may lag behind the test before
     versions, asked = set(), set()
     try:
-        for n in range(1_000):
-            if n == 500:
+        for n in range(SERVED):
+            if n == SERVED // 2:
                 promote(root, CHAMPION, aliases[BASELINE])
             user, late_ms = f"again-{n % 12}", int(rng.integers(3_600_000)) if n % 3 else 0
             at_ms = time.time_ns() // 1_000_000 - late_ms
@@ -368,17 +373,15 @@ def test_what_was_served_is_scored_again_from_the_log(
     until(logged, 30)
     since = datetime.datetime.fromtimestamp(since_ms / 1000, datetime.UTC).isoformat()
     command = [RAYAPP, "batch-score", "--root", str(root), "--requests", "--since", since, "--strict", "--json"]
-    done = subprocess.run(
-        [*command, "--out", str(tmp_path / "audit")], capture_output=True, text=True, timeout=180, check=False
-    )
+    done = said([*command, "--out", str(tmp_path / "audit")], on_our_ray)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(done.stdout)
-    assert told["compared"] == told["hashes"] == told["equal_hashes"] == 1_000
+    assert told["compared"] == told["hashes"] == told["equal_hashes"] == SERVED
     assert told["max_difference"] < 1e-5
     words = [RAYAPP, "parity", "--root", str(root), "--since", since, "--json"]
-    parity = json.loads(subprocess.run(words, capture_output=True, text=True, timeout=180, check=True).stdout)
-    assert parity["equal"] == parity["compared"] == 1_000
-    assert parity["statistics"]["equal"] == parity["statistics"]["compared"] == 1_000
+    parity = json.loads(said(words, on_our_ray).stdout)
+    assert parity["equal"] == parity["compared"] == SERVED
+    assert parity["statistics"]["equal"] == parity["statistics"]["compared"] == SERVED
 
 
 def test_models_are_compared_on_a_window(world: tuple[Path, Prepared], tmp_path: Path) -> None:

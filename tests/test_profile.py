@@ -21,9 +21,11 @@ import pytest
 
 from benchmarks.http_load import FEED, HttpAnswer, ask, session
 from benchmarks.processes import CHECKOUT, replica_pids, tree, wait_until_ready
+from benchmarks.served import MODELS, publish_untrained
 from rayapp.launch.ports import free_port
 from rayapp.loop.artifacts import Prepared
 from rayapp.registry.aliases import BASELINE, CHAMPION, promote, read_aliases
+from rayapp.root.places import ITEM_TABLES
 from rayapp.serving.keys import Role, add_key
 from tests.conftest import RAYAPP
 
@@ -268,9 +270,14 @@ def test_no_key_was_written_to_a_log(served: Served) -> None:
         assert WRONG_KEY.encode() not in text, path
 
 
+@pytest.mark.extended
 def test_answers_keep_coming_when_things_break(world: tuple[Path, Prepared]) -> None:
+    root, prepared = world
+    (table,) = (path.name for path in (root / ITEM_TABLES).iterdir())
+    for seed, version in enumerate(MODELS):
+        publish_untrained(root, prepared.domain, "nano", table, version, seed)
     command = [sys.executable, "-m", "benchmarks", "faults"]
-    command += ["--root", str(world[0]), "--preset", "nano", "--seconds", "40", "--json"]
+    command += ["--root", str(root), "--preset", "nano", "--seconds", "40", "--json"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=280, cwd=CHECKOUT, check=False)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout.splitlines()[-1])

@@ -36,7 +36,7 @@ from tests.retraining_world import DOMAIN, LIMITS, NEXT, OPTIONS, day_ms, import
 
 pytestmark = pytest.mark.cluster
 POISONED = NEXT + 1
-KILLED_IN = ("export", "windows", "judge", "item table of champion", "train champion", "gates of champion")
+KILLED_IN = ("windows", "train champion", "gates of champion")
 ARM = "treatment"
 EXPERIMENT = """
 [[experiments]]

@@ -142,6 +142,7 @@ def test_another_variant_gives_what_fits_and_new_actions_keep_their_own_embeddin
 def test_versions_and_checkpoints_of_plain_runs_keep_their_names(trained_world: World) -> None:
     assert "scope" not in to_json(preset_of())["train"]
     assert from_json(Preset, to_json(preset_of("heads"))) == preset_of("heads")
-    plain, warm = (run_of(trained_world, preset_of(), parent) for parent in (None, "some-model"))
+    champion = read_aliases(trained_world[0])[CHAMPION]
+    plain, warm = (run_of(trained_world, preset_of(), parent) for parent in (None, champion))
     assert set(warm.settings) - set(plain.settings) == {"init_from"}
-    assert len({plain.version, warm.version, run_of(trained_world, preset_of("heads"), "some-model").version}) == 3
+    assert len({plain.version, warm.version, run_of(trained_world, preset_of("heads"), champion).version}) == 3
