@@ -68,6 +68,24 @@ def train(preset: str, steps: int, as_json: bool, write: Path | None) -> None:
     run_train(preset, steps, as_json, write)
 
 
+@cli.command("sizes")
+@click.option("--data", type=click.Choice(["synthetic", "news", "movielens"]), multiple=True, help="Logs; all of them.")
+@click.option("--lists", type=click.IntRange(100), multiple=True, help="Sizes; 500, 3,000 and 30,000 unless told.")
+@click.option("--seeds", type=click.IntRange(1), default=1, show_default=True, help="Trainings of each size.")
+@graph_root_option
+@output_options
+def sizes(
+    data: tuple[str, ...], lists: tuple[int, ...], seeds: int, root: Path, as_json: bool, write: Path | None
+) -> None:
+    """What the first training of logs of several sizes puts live, held against the better baseline.
+
+    Cells that were measured before are kept in ROOT/cells. All of them take more than an hour on 2 cores.
+    """
+    from benchmarks.sizes import DATA, LISTS, run_sizes
+
+    run_sizes(root, data or DATA, lists or LISTS, seeds, as_json, write)
+
+
 @cli.command("score")
 @preset_option("paper")
 @click.option("--repeats", type=click.IntRange(1), default=9, show_default=True, help="A ratio is a median of these.")
