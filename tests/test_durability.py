@@ -1,7 +1,8 @@
 """Real processes are killed under load over real HTTP: every acknowledged event is kept exactly once, in order.
 
-The same code as the bench `crash`, with fewer kills: one of each in `make test`, three more in `make test-all`, of
-what came back from a kill itself.
+The same code as the bench `crash`, with fewer kills: a replica and a whole graph once in `make test`; in
+`make test-all` three more of each, of what came back from a kill itself, and Redis (`tests/test_redis.py`, which is in
+both, kills it too).
 """
 
 import shutil
@@ -33,6 +34,7 @@ def test_killed_replicas_and_killed_graphs_lose_nothing(world: tuple[Path, Prepa
         assert crashed.retried > 0, "a kill was felt by a client"
 
 
+@pytest.mark.extended
 @ROUNDS
 def test_a_killed_redis_loses_nothing(world: tuple[Path, Prepared], tmp_path: Path, rounds: int) -> None:
     if shutil.which("redis-server") is None:

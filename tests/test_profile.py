@@ -161,6 +161,7 @@ def test_a_killed_ranker_costs_no_answer(served: Served) -> None:
     assert ranker not in replica_pids(served.process.pid, "Ranker")
 
 
+@pytest.mark.extended
 def test_a_second_graph_on_this_machine_answers_on_its_own_port_alone(served: Served, tmp_path: Path) -> None:
     """From its start, and while its only ingress is gone: nobody else answers there, or takes its events."""
     root, port, user = tmp_path / "other", free_port(), "of-the-other-graph"

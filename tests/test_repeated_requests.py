@@ -35,7 +35,7 @@ def log_everything_twice(root: Path) -> None:
 
 def seen_by_all(rayapp_here: Command, root: Path, domain: Domain, out: Path) -> dict[str, Any]:
     days = days_with_requests(root, 1 << 62)
-    words = ("batch-score", "--root", root, "--requests", "--model", "champion", "--out", out, "--json", "--workers", 2)
+    words = ("batch-score", "--root", root, "--requests", "--model", "champion", "--out", out, "--json", "--workers", 1)
     done = rayapp_here(*words)
     assert done.exit_code == 0, done.output
     return {

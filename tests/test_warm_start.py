@@ -98,6 +98,7 @@ def test_a_resumed_warm_start_ends_with_the_same_weights(trained_world: World, t
         other.restore(tmp_path)
 
 
+@pytest.mark.extended
 def test_two_workers_train_a_part_and_publish_its_lineage(world: World) -> None:
     """DDP with frozen parameters."""
     root = world[0]
