@@ -187,7 +187,8 @@ def test_a_second_graph_on_this_machine_answers_on_its_own_port_alone(served: Se
                         "action": "save",
                         "timestamp_ms": time.time_ns() // 10**6,
                     }
-                    if httpx.post(f"{url}/v1/events", json=event, timeout=60).status_code != 200:
+                    taken = httpx.post(f"{url}/v1/events", json=event, timeout=60).status_code == 200
+                    if not taken or models.status_code != 200:
                         continue
                     if killed:
                         break
