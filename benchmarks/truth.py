@@ -47,7 +47,8 @@ class Truth:
         self.item_ids = [str(item["item_id"]) for item in table.items[:ITEMS]]
 
     def wrong(self, answers: Iterable[RankAnswer]) -> list[RankAnswer]:
-        """Those that have not, for every item, the score of the model that they name.
+        """Those that have not, for every item, the score of the model that they name. An answer from before a ranker
+        had read the statistics is not looked at.
 
         Raises:
             ValueError: two of the models can't be told apart by these scores.
@@ -55,7 +56,8 @@ class Truth:
         wrong = list[RankAnswer]()
         store = open_store(self._root, self._store_url)
         try:
-            by_step = groupby(sorted(answers, key=_statistics_at_ms), _statistics_at_ms)
+            known = [answer for answer in answers if answer.body["statistics_at"] is not None]
+            by_step = groupby(sorted(known, key=_statistics_at_ms), _statistics_at_ms)
             for step_ms, of_step in by_step:
                 closed_ns = (step_ms + GRACE_MS) * 1_000_000  # on the clock of a replica that reads this step
                 statistics = FreshStatistics(self._root, self._domain, store, partial(int, closed_ns))
@@ -86,6 +88,4 @@ class Truth:
 
 
 def _statistics_at_ms(answer: RankAnswer) -> int:
-    """0 where the ranker had none."""
-    at = answer.body["statistics_at"]
-    return 0 if at is None else round(datetime.datetime.fromisoformat(at).timestamp() * 1000)
+    return round(datetime.datetime.fromisoformat(answer.body["statistics_at"]).timestamp() * 1000)

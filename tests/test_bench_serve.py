@@ -109,7 +109,8 @@ def test_an_answer_must_have_the_scores_of_the_model_that_it_names(models: tuple
 
     right, others, unknown = answer("a", of="a"), answer("a", of="b"), answer("c", of="a")
     mixed = RankAnswer("u", at_ms, right.body | {"items": right.body["items"][:9] + others.body["items"][9:]})
-    assert truth.wrong([right, others, answer("b", of="b"), mixed, unknown]) == [others, mixed, unknown]
+    early = RankAnswer("u", at_ms, others.body | {"statistics_at": None})
+    assert truth.wrong([early, right, others, answer("b", of="b"), mixed, unknown]) == [others, mixed, unknown]
 
 
 def test_opponents_stand_side_by_side_with_their_numbers_of_replicas(tmp_path: Path) -> None:

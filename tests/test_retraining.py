@@ -412,7 +412,7 @@ def test_a_baseline_gives_way_to_a_ranker_and_every_other_model_goes_on_with_its
     assert lines() == ("nano cross", True, False)
     assert lines(chosen=demo()) == ("demo v1.1", False, False)
     promote(root, CHAMPION, "counted")
-    assert lines() == ("demo v1.1", False, True)
+    assert lines() == ("nano v1.1", False, True)
     assert lines(chosen=variant(nano(), COUNTS)) == ("nano counts", False, True)
 
 

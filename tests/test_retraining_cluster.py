@@ -243,6 +243,10 @@ def test_a_quiet_night_says_so_and_the_watch_sees_what_was_wrong(refused: Night,
     assert again.outcome == NO_NEW_DATA, again.why
     rows = watch_days(root, DOMAIN, 3, day_ms(POISONED + 2))
     assert [row["day_ms"] for row in rows] == [day_ms(n) for n in (POISONED - 1, POISONED, POISONED + 1)]
+    over_counts = [gate for row in rows for gate in row["gates"] if gate["name"] == "over counts"]
+    assert [gate["words"].rsplit(" ", 1)[-1] for gate in over_counts] == [day_name(day_ms(NEXT))], (
+        "the last that was not refused"
+    )
     bad = {gate["name"] for gate in rows[1]["gates"] if not gate["passed"]}
     assert bad >= {"action save", "label save"}
     assert {gate["name"] for gate in rows[2]["gates"] if not gate["passed"]} >= {"requests"}, "a feed that stopped"

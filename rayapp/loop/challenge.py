@@ -39,14 +39,14 @@ def challenge(
     window_name: str,
     champion: str | None,
     challenger: str,
-    counts: str,
+    counts: str | None,
     limits: GateLimits,
     *,
     of_a_kind: bool = True,
 ) -> Challenge:
     """All are read from the registry, as the servers will read them. Without a champion only absolute gates count, and
-    the one against `counts`, the version of the baseline. `of_a_kind`: whether it is a ranker after a ranker; one that
-    takes the place of a baseline has other scores, and takes longer.
+    the one against `counts`, the version of the baseline, if it is told. `of_a_kind`: whether it is a ranker after a
+    ranker; one that takes the place of a baseline has other scores, and takes longer.
 
     Raises:
         PublishError: one of them does not load.
@@ -62,7 +62,7 @@ def challenge(
     )
     asked = [_reload(root, challenger, window_name, window, logits[CHALLENGER], domain, limits)]
     asked += gates.absolute_gates(rows, labels, limits)
-    if challenger != counts:
+    if counts is not None and challenger != counts:
         asked.append(over_counts(root, domain, window_name, window, logits[CHALLENGER], counts, limits))
     if champion is not None:
         asked += gates.relative_gates(rows, labels, limits)

@@ -14,6 +14,8 @@ from rayapp.training.evaluate import EvaluationSet, read_window, score_window
 
 LIST_ITEMS: Final = 3
 """Lists that are as long on average are judged by their order within; shorter ones hold too few pairs."""
+FEWEST_LABELS: Final = 50
+"""With fewer, an interval over users is as narrow as chance has it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,6 +69,9 @@ def earned(
     for other in baselines[1:]:
         if advantage(window, logits[other], logits[better], domain, draws=1)[1].value > 0:
             better = other
+    labels = int((window.label_RCH[:, :, domain.head_names.index(domain.positive_head)] * window.valid_RC).sum())
+    if labels < FEWEST_LABELS:
+        return Choice(better, f"{better} goes live: {labels} labels on the test window tell nothing of {ranker}")
     measured, gain = advantage(window, logits[ranker], logits[better], domain)
     told = f"{measured} {told_gain(gain)} over {better}"
     if gain.low > 0:

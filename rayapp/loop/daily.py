@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.config import DAY_MS, Domain, day_name
 from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import COUNTS
 from rayapp.loop.challenge import champion_over_counts
@@ -70,14 +70,15 @@ def watch_rows(
     age_days: float | None,
     num_days: int,
 ) -> list[dict[str, Any]]:
-    """Plain values of the last days, each with its gates; parity and the champion's age are the last day's, and the
-    champion is held against counts on the last day with a window that neither was trained on."""
+    """Plain values of the last days, each with its gates; parity, the champion's age and whether it is above counts are
+    the last day's."""
     rows = []
     facts = [*facts[:-1], *(_with_parity(root, one) for one in facts[-1:])]
-    over_counts = _champion_over_counts(root, [one.day_ms for one in facts[-num_days:]], limits)
+    usable = [one.day_ms for one in facts if one.day_ms not in refused]
+    over_counts = _champion_over_counts(root, usable, limits)
     for one in facts[-num_days:]:
         gates = watch_gates(one, usual_days(one, facts, refused), limits, age_days if one is facts[-1] else None)
-        gates += [gate for day_ms, gate in over_counts.items() if day_ms == one.day_ms]
+        gates += over_counts if one is facts[-1] else []
         rows.append({"day": one.day, **to_json(one), "gates": [to_json(gate) for gate in gates]})
     return rows
 
@@ -88,18 +89,19 @@ def _with_parity(root: Path, facts: DayFacts) -> DayFacts:
     return dataclasses.replace(facts, parity=parity(root, facts.day_ms, facts.day_ms + DAY_MS).share)
 
 
-def _champion_over_counts(root: Path, days: Sequence[int], limits: GateLimits) -> dict[int, Gate]:
-    """The day that it was measured on -> the gate; nothing where there is no such day, or counts are the champion."""
+def _champion_over_counts(root: Path, days: Sequence[int], limits: GateLimits) -> list[Gate]:
+    """On the last day that has a window and that neither was trained on; nothing where there is no such day, or counts
+    are the champion."""
     aliases = read_aliases(root)
-    versions = [aliases.get(alias) for alias in (CHAMPION, COUNTS)]
-    if None in versions or len(set(versions)) == 1:
-        return {}
-    champion, counts = map(str, versions)
-    known_ms = max(_tested_since_ms(root, version) for version in (champion, counts))
+    versions = [aliases[alias] for alias in (CHAMPION, COUNTS) if alias in aliases]
+    if len(set(versions)) < 2:
+        return []
+    known_ms = max(_tested_since_ms(root, version) for version in versions)
     for day_ms in sorted(days, reverse=True):
         if day_ms >= known_ms and (root / WINDOWS / day_window(day_ms)).exists():
-            return {day_ms: champion_over_counts(root, day_window(day_ms), champion, counts, limits)}
-    return {}
+            gate = champion_over_counts(root, day_window(day_ms), versions[0], versions[1], limits)
+            return [dataclasses.replace(gate, words=f"{gate.words}, on {day_name(day_ms)}")]
+    return []
 
 
 def _tested_since_ms(root: Path, version: str) -> int:

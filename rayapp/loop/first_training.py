@@ -1,5 +1,6 @@
 """The first training of a root: from its logs to a champion, and to the baseline without the sequence beside it."""
 
+import dataclasses
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,7 +23,7 @@ from rayapp.training.evaluate import Report
 from rayapp.training.run import TrainingRun, train_and_publish, train_here
 
 TITLES: Final = {
-    NO_SEQUENCE: "the same ranker without the sequence with Ray Train",
+    NO_SEQUENCE: "the same ranker without the sequence",
     COUNTS: "a logistic regression over counts",
 }
 
@@ -86,14 +87,17 @@ def train_first(
         table, worked = item_table(root, prepared, preset)
         done(worked)
     runs = {
-        name: training_run(root, prepared, variant(preset, name), table, num_workers=num_workers)
+        name: training_run(
+            root, prepared, variant(preset, name), table, num_workers=1 if name == COUNTS else num_workers
+        )
         for name in dict.fromkeys((COUNTS, NO_SEQUENCE, preset.variant))
     }
     for name, run in reversed(runs.items()):
         title, small = TITLES.get(name, f"TransAct ({name})"), name == COUNTS
         with progress.step(f"train {title}{'' if small else ' with Ray Train'}") as done, progress.training(run):
             done(train_model(run, domain, train_here if small else train_and_publish))
-    simple = training_run(root, prepared, variant(preset, COUNTS), table, title=POPULARITY)
+    linear = dataclasses.replace(variant(preset, COUNTS), variant=POPULARITY)
+    simple = training_run(root, prepared, linear, table, title=POPULARITY)
     with progress.step("count popularity") as done:
         done(train_model(simple, domain, publish_popularity))
     runs = {POPULARITY: simple, **runs}

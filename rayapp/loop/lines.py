@@ -6,11 +6,12 @@ from pathlib import Path
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.json_values import from_json
-from rayapp.contracts.presets import COUNTS, Preset
+from rayapp.contracts.presets import COUNTS, PRESETS, Preset
 from rayapp.experiments.assignment import read_state
 from rayapp.experiments.declaration import read_experiments
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import model_manifest
+from rayapp.training.baselines import POPULARITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +33,8 @@ class Line:
 def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | None) -> list[Line]:
     """The champion's line, then one for each other alias of the running experiment; each goes on with its own preset.
 
-    `first` makes the first champion of a root that has none, and what may take the place of a baseline; `chosen`, if
-    given, takes the place of the champion's preset.
+    `first` makes the first champion of a root that has none; what may take the place of a baseline is the ranker of its
+    preset. `chosen`, if given, takes the place of the champion's preset.
 
     Raises:
         PublishError: a live model was written by another version of this program.
@@ -50,9 +51,11 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
             continue
         manifest = model_manifest(root, version)
         own, table = from_json(Preset, manifest["preset"]), str(manifest["item_table"])
-        if alias == CHAMPION and (chosen is not None or own.variant == COUNTS):
-            lines.append(Line(alias, version, chosen or first, table, to_earn=own.variant == COUNTS))
-        else:
+        baseline = own.variant in (COUNTS, POPULARITY)
+        if alias == CHAMPION and (chosen is not None or baseline):
+            preset = chosen or (PRESETS[own.name]() if own.name in PRESETS else first)
+            lines.append(Line(alias, version, preset, table, to_earn=baseline))
+        elif own.variant != POPULARITY:  # which has nothing to train
             lines.append(Line(alias, version, own, table, goes_on=True))
     return lines
 

@@ -114,7 +114,7 @@ class RetrainSteps:
             line: self._step(GATES.of(line.alias), self.gates, line, plan, versions[line], counts) for line in lines
         }
         promoted = {line: self._step(PROMOTE.of(line.alias), self.promote, line, challenges[line]) for line in lines}
-        moved = {line.alias: (line.version, versions[line]) for line in lines if promoted[line]}
+        moved = {line.alias: (line.version, challenges[line].version) for line in lines if promoted[line]}
         of_no_arm = counts if COUNTS not in {line.alias for line in lines} else None
         self._step(RECORD, self.record, moved, plan, of_no_arm)
         live, left = read_aliases(self.root), {line.alias: challenges[line] for line in lines if not promoted[line]}
@@ -202,7 +202,7 @@ class RetrainSteps:
 
     def item_table(self, line: Line, plan: TrainingPlan) -> str:
         """A part of a model can only be trained on the vectors that its other parts know."""
-        every_days = self.limits.item_table_days if self.options.scope == "full" else float("inf")
+        every_days = self.limits.item_table_days if self._scope(line) == "full" else float("inf")
         prepared = Prepared(self.domain, plan.spans)
         preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
         return table_for(self.root, prepared, preset, line.item_table, every_days)
@@ -218,7 +218,7 @@ class RetrainSteps:
 
     def train(self, line: Line, plan: TrainingPlan, table: str, counts: str) -> str:
         """The line's next model; counts where a ranker would have to earn its place and did not."""
-        if line.preset.variant == COUNTS and line.alias == CHAMPION:
+        if line.preset.variant == COUNTS:
             return counts
         run = self.training_run(line, plan, table)
         train_model(run, self.domain)
@@ -229,13 +229,17 @@ class RetrainSteps:
         self.say(choice.why)
         return counts if choice.variant == COUNTS else run.version
 
+    def _scope(self, line: Line) -> Scope:
+        """What takes the place of a baseline has no part that is trained already."""
+        return "full" if line.to_earn else self.options.scope
+
     def training_run(self, line: Line, plan: TrainingPlan, table: str) -> TrainingRun:
         """Warm where that was asked for and the item vectors still mean what the live model's weights learnt."""
         last = None if line.to_earn else line.item_table
         warm = self.options.init == "warm" and last is not None and same_space(self.root, table, last)
         prepared = Prepared(self.domain, plan.spans)
         preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
-        scoped = dataclasses.replace(preset.train, scope=self.options.scope)
+        scoped = dataclasses.replace(preset.train, scope=self._scope(line))
         return training_run(
             self.root,
             prepared,
@@ -247,14 +251,22 @@ class RetrainSteps:
         )
 
     def gates(self, line: Line, plan: TrainingPlan, version: str, counts: str) -> Challenge:
-        """The challenger against the model that was live when the run began, and against counts, on the newest day."""
+        """The challenger against the model that was live when the run began, and against counts, on the newest day. A
+        ranker that is refused the place of a baseline leaves it to the new counts."""
+        judged = self._challenge(line, plan, version, counts)
+        if line.to_earn and judged.why and version != counts:
+            self.say(f"{version} was refused: {judged.why}")
+            judged = self._challenge(line, plan, counts, counts)
+        return judged
+
+    def _challenge(self, line: Line, plan: TrainingPlan, version: str, counts: str) -> Challenge:
         return challenge(
             self.root,
             self.domain,
             day_window(plan.test),
             line.version,
             version,
-            counts,
+            counts if line.alias == CHAMPION else None,  # an arm may be weak on purpose
             self.limits,
             of_a_kind=not line.to_earn,
         )

@@ -31,6 +31,8 @@ class ClosedSteps:
         self._root, self._domain, self._store, self._time_ns = root, domain, store, time_ns
         self._step_ms = Grid.of(domain).step_ms
         self._since: RowsSince | None = None
+        self._over = -1
+        """The last step that was over when `read` began: all its rows are read."""
 
     def last_over(self) -> int:
         """The last step that may be closed."""
@@ -43,7 +45,7 @@ class ClosedSteps:
             PublishError: the statistics that were counted last, or a log, can't be read.
             StoreError: the store does not answer.
         """
-        name = newest_statistics(self._root) or ""
+        self._over, name = self.last_over(), newest_statistics(self._root) or ""
         if self._since is None or self._since.base.name != name:
             base = load_base(self._root, name, self._domain) if name else Base.nothing(self._domain)
             self._since = RowsSince(self._root, self._domain, self._store, base)
@@ -59,7 +61,7 @@ class ClosedSteps:
         Raises:
             StoreError: the store does not answer.
         """
-        step = self.last_over()
+        step = self._over
         if self._since is None or self._since.step >= step:
             return None
         item_values = values(self._since.base)

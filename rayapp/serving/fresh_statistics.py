@@ -54,10 +54,10 @@ class StepStatistics:
             column_IK[part] = statistics.items(hash_I[part], np.full(len(hash_I[part]), step))
         return StepStatistics(statistics, step, hash_I, column_IK, erased, np.zeros(0, np.uint64))
 
-    def with_put(self, values: ItemValues, put_hash_P: Hashes) -> "StepStatistics":
+    def with_put(self, put: ItemValues) -> "StepStatistics":
         """An item takes the statistics of its categories from the moment it is put, as later readers of the log do."""
-        statistics = dataclasses.replace(self.statistics, item_values=values)
-        return dataclasses.replace(self, statistics=statistics, put_hash_P=np.union1d(self.put_hash_P, put_hash_P))
+        statistics = dataclasses.replace(self.statistics, item_values=self.statistics.item_values.updated(put))
+        return dataclasses.replace(self, statistics=statistics, put_hash_P=np.union1d(self.put_hash_P, put.hash_I))
 
     def of_items(self, hash_C: Hashes) -> Numbers:
         """`[C, K]`."""
@@ -117,18 +117,18 @@ class FreshStatistics:
             PublishError: the statistics that were counted last, or a log, can't be read; what is served stays.
             StoreError: the store does not answer; likewise.
         """
-        base = self._steps.read()
+        self._steps.read()
         news = self._items.news()  # behind the rows: whoever acted on an item finds it put
         if news and self._closed is not None:
-            put_hash_P = np.array([hash64(item["item_id"]) for item in news], np.uint64)
-            self._closed = self._closed.with_put(self._values(base), put_hash_P)
+            self._closed = self._closed.with_put(self._values_of(news))
         if (closed := self._steps.close(self._values)) is not None:
             self._closed = StepStatistics.of(closed.statistics, closed.step, frozenset(tombstones(self._root)))
 
     def _values(self, base: Base) -> ItemValues:
         """Of the items that were counted and those put since."""
-        put: list[dict[str, Any]] = self._items.items
-        if not put:
-            return base.statistics.item_values
-        table = pa.Table.from_pylist(put, schema=item_schema(self._domain.attributes))
-        return base.statistics.item_values.updated(ItemValues.of(table, self._domain))
+        put, values = self._items.items, base.statistics.item_values
+        return values.updated(self._values_of(put)) if put else values
+
+    def _values_of(self, items: list[dict[str, Any]]) -> ItemValues:
+        table = pa.Table.from_pylist(items, schema=item_schema(self._domain.attributes))
+        return ItemValues.of(table, self._domain)
