@@ -10,7 +10,6 @@ here, and CPU seconds are then those of the training alone.
 """
 
 import dataclasses
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -23,7 +22,6 @@ import torch
 
 from benchmarks.decay_report import Ages, Cost, Day, Measure, costs_told, tell
 from rayapp.contracts.config import DAY_MS, Domain, Scope
-from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import PRESETS, Preset, variant
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
@@ -32,15 +30,13 @@ from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import split_of
 from rayapp.loop.plan import day_span, day_window
 from rayapp.pipeline.tasks import run_tasks
-from rayapp.registry.models import load_model
 from rayapp.root.facts import read_root
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, exclusive, log_manifest, read_json
 from rayapp.sources.synthetic import World, drifting, write_world
 from rayapp.training.comparison import Logits
-from rayapp.training.evaluate import EvaluationSet, read_window, score_window
-from rayapp.training.run import TrainingRun, evaluate_and_publish, make_loop
-from rayapp.training.start import Start
+from rayapp.training.evaluate import EvaluationSet, read_window, score_version
+from rayapp.training.run import TrainingRun, train_here
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,17 +212,5 @@ def follow(study: Study, preset: Preset, name: str, measure: Measure) -> list[Da
     return days
 
 
-def train_here(run: TrainingRun, domain: Domain) -> None:
-    """Trains and publishes in this process."""
-    directory = run.log.parent
-    shutil.rmtree(directory, ignore_errors=True)  # of a study that was stopped
-    directory.mkdir(parents=True)
-    loop = make_loop(run.settings, domain, torch.device("cpu"), log=run.log)
-    position = to_json(loop.run())
-    evaluate_and_publish(run, Start(loop.ranker, loop.inputs), domain, position, "CPU")
-    shutil.rmtree(directory)
-
-
 def _score(study: Study, version: str, day: int) -> Logits:
-    scorer = load_model(study.root, version, study.domain).scorer
-    return score_window(scorer, study.root, study.window(day), study.domain)
+    return score_version(study.root, version, study.window(day), study.domain)

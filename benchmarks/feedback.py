@@ -25,7 +25,7 @@ import pyarrow.parquet as pq
 import torch
 from numpy.typing import NDArray
 
-from benchmarks.decay import sized, train_here
+from benchmarks.decay import sized
 from benchmarks.decay_report import Floats, Measure, estimate
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
@@ -45,6 +45,7 @@ from rayapp.sources import Files
 from rayapp.sources.synthetic import World, files_in, make_chunk, make_items, write_items
 from rayapp.training.comparison import DRAWS, BootstrapInterval, over_seeds
 from rayapp.training.evaluate import read_window, score_window
+from rayapp.training.run import train_here
 
 OLD, RESPONSIVE = 0.1, 0.45
 """Share of places that the two feeds fill with what the user wants now."""

@@ -3,10 +3,11 @@
 Each cell is a root of its own with the last so many lists before the test, trained by the steps of `rayapp train` with
 its default preset; all cells of a data set are tested on the same lists. A cell that is on record is not made again.
 
-Shapes: R requests, U users.
+Shapes: R rows of a log, L of its lists before the test.
 """
 
 import contextlib
+import itertools
 import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -17,27 +18,27 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.config import DAY_MS, Domain, day_start_ms
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, auto
+from rayapp.contracts.presets import NO_SEQUENCE, auto
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.choose import advantage
+from rayapp.loop.choose import advantage, better_of
 from rayapp.loop.first_import import import_once
 from rayapp.loop.first_training import Done, FirstTraining, train_first
 from rayapp.loop.plan import Split, make_split
 from rayapp.pipeline.tasks import run_tasks
 from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import CHAMPION, read_aliases
-from rayapp.registry.models import load_model, model_manifest
+from rayapp.registry.models import model_manifest
 from rayapp.root.facts import make_root, read_root
 from rayapp.root.logs import log_schema, read_log, sort_log, write_file
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, USERS
 from rayapp.root.publish import commit_log, read_json, write_json
 from rayapp.sources import Size
 from rayapp.sources.data_sets import data_set
-from rayapp.training.baselines import POPULARITY
-from rayapp.training.evaluate import read_window, score_window
+from rayapp.training.baselines import BASELINES
+from rayapp.training.evaluate import read_window, score_version
 from rayapp.training.run import TrainingRun
 
 DATA: Final = ("synthetic", "news", "movielens")
@@ -63,25 +64,20 @@ class Cut:
         """About so many lists before the last days that hold TEST_LISTS: the newest days, and of these some users."""
         time_R, hash_R = requests["timestamp_ms"].to_numpy(), hash64_column(requests["user_id"])
         newest_first = np.sort(time_R)[::-1]
-        test_ms = _day(newest_first[min(TEST_LISTS, len(time_R)) - 1])
+        test_ms = day_start_ms(newest_first[min(TEST_LISTS, len(time_R)) - 1])
         before = newest_first[newest_first < test_ms]
-        since_ms = _day(before[min(lists, len(before)) - 1])
+        since_ms = day_start_ms(before[min(lists, len(before)) - 1])
         since_ms = min(since_ms, test_ms - FEWEST_DAYS * DAY_MS)
         hash_L = np.sort(hash_R[(time_R >= since_ms) & (time_R < test_ms)])
         last_hash = hash_L[min(lists, len(hash_L)) - 1]
-        return Cut(
-            make_split(since_ms, _day(newest_first[0]) + DAY_MS, test_ms), last_hash, int((hash_L <= last_hash).sum())
-        )
+        split = make_split(since_ms, day_start_ms(newest_first[0]) + DAY_MS, test_ms)
+        return Cut(split, last_hash, int((hash_L <= last_hash).sum()))
 
     def holds(self, rows: pa.Table) -> NDArray[np.bool_]:
         """`[R]`."""
         time_R, hash_R = rows["timestamp_ms"].to_numpy(), hash64_column(rows["user_id"])
         kept_R: NDArray[np.bool_] = (time_R >= self.split.test_ms) | (hash_R <= self.last_hash)
         return np.asarray(kept_R & (time_R >= self.split.since_ms))
-
-
-def _day(timestamp_ms: int) -> int:
-    return int(timestamp_ms) // DAY_MS * DAY_MS
 
 
 class Told:
@@ -101,22 +97,11 @@ class Told:
 def run_sizes(
     root: Path, data: Sequence[str], lists: Sequence[int], seeds: int, as_json: bool, write: Path | None
 ) -> None:
-    cells = []
-    for name in data:
-        for size in lists:
-            for seed in range(seeds):
-                kept = root / "cells" / f"{name}-{size}-{seed}.json"
-                if not kept.exists():
-                    say(f"{name}, {size:,} lists, seed {seed}")
-                    with local_ray():
-                        found = cell(root, name, size, seed)
-                    kept.parent.mkdir(parents=True, exist_ok=True)
-                    write_json(kept, found)
-                cells.append(read_json(kept))
+    cells = [kept_cell(root, *of_cell) for of_cell in itertools.product(data, lists, range(seeds))]
     bad = [c for c in cells if c["gain"] is not None and c["gain"][0] < -TOLERANCE]
     result = {
         "cells": len(cells),
-        "rankers_live": sum(c["live"] not in (COUNTS, POPULARITY) for c in cells),
+        "rankers_live": sum(c["live"] not in BASELINES for c in cells),
         "worse_than_a_baseline": len(bad),
     }
     groups = list(dict.fromkeys(f"{c['data']} {c['asked']:,}" for c in cells))
@@ -127,6 +112,19 @@ def run_sizes(
     bars = Bars("AUC above the better baseline", groups, series)
     line = {"bench": "sizes", **result, "rows": cells}
     tell(line, _table(cells, result), "What goes live after a first training", bars, as_json=as_json, write=write)
+
+
+def kept_cell(root: Path, name: str, lists: int, seed: int) -> dict[str, Any]:
+    """`cell`, unless it is on record."""
+    kept = root / "cells" / f"{name}-{lists}-{seed}.json"
+    if not kept.exists():
+        say(f"{name}, {lists:,} lists, seed {seed}")
+        with local_ray():
+            found = cell(root, name, lists, seed)
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        write_json(kept, found)
+    record: dict[str, Any] = read_json(kept)
+    return record
 
 
 def cell(root: Path, name: str, lists: int, seed: int) -> dict[str, Any]:
@@ -166,16 +164,12 @@ def _judged(root: Path, domain: Domain, trained: FirstTraining) -> dict[str, Any
     """What went live, and how far it is above the better baseline on the test."""
     window = read_window(root, trained.test_window, domain)
     aliases = read_aliases(root)
-    logits = {
-        alias: score_window(load_model(root, aliases[alias], domain).scorer, root, trained.test_window, domain)
-        for alias in (CHAMPION, COUNTS, POPULARITY, NO_SEQUENCE)
-    }
-    over = advantage(window, logits[COUNTS], logits[POPULARITY], domain, draws=1)[1].value
-    better = COUNTS if over > 0 else POPULARITY
-    live = next((name for name in (COUNTS, POPULARITY, NO_SEQUENCE) if aliases[name] == aliases[CHAMPION]), None)
+    names = (CHAMPION, *BASELINES)
+    logits = {name: score_version(root, aliases[name], trained.test_window, domain) for name in names}
+    better = better_of(window, logits, BASELINES, domain)
     gain = advantage(window, logits[CHAMPION], logits[better], domain)[1]
     return {
-        "live": live or model_manifest(root, aliases[CHAMPION])["preset"]["variant"],
+        "live": model_manifest(root, aliases[CHAMPION])["preset"]["variant"],
         "better_baseline": better,
         "gain": None if np.isnan(gain.value) else [gain.value, gain.low, gain.high],
         "auc": {name: report[domain.positive_head]["auc"] for name, report in trained.reports.items()},
@@ -186,12 +180,12 @@ def _judged(root: Path, domain: Domain, trained: FirstTraining) -> dict[str, Any
 
 def _table(cells: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     lines = [
-        "| log | lists | seed | live | above the better baseline | AUC: popularity | counts | no-sequence | v1.1 |",
+        "| log | lists | seed | live | above the better baseline | AUC: counts | popularity | no-sequence | v1.1 |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for c in cells:
         gain = "–" if c["gain"] is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*c["gain"])
-        auc = (f"{c['auc'][name]:.4f}" for name in (POPULARITY, COUNTS, NO_SEQUENCE, "v1.1"))
+        auc = (f"{c['auc'][name]:.4f}" for name in (*BASELINES, NO_SEQUENCE, "v1.1"))
         told = (c["data"], f"{c['lists']:,}", c["seed"], c["live"], f"{gain} ({c['better_baseline']})", *auc)
         lines.append(f"| {' | '.join(map(str, told))} |")
     lines += [

@@ -48,6 +48,11 @@ def day_name(timestamp_ms: int) -> str:
     return time.strftime("%Y-%m-%d" if timestamp_ms % DAY_MS == 0 else "%Y-%m-%dT%H%M", moment)
 
 
+def day_start_ms(timestamp_ms: int) -> int:
+    """When the UTC day of a moment began."""
+    return int(timestamp_ms) // DAY_MS * DAY_MS
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Head:
     """One sigmoid of the ranker: did any of these actions follow the impression?"""

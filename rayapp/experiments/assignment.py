@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import DAY_MS, Domain, day_name
+from rayapp.contracts.config import DAY_MS, Domain, day_name, day_start_ms
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.hashing import hash64, hash64_column
 from rayapp.contracts.json_values import to_json
@@ -139,7 +139,7 @@ class Running:
     def status(self, now_ms: int) -> str:
         """In words."""
         if self.stopped:
-            return f"stopped {day_name(self.stopped['at_ms'] // DAY_MS * DAY_MS)}: {self.stopped['why']}"
+            return f"stopped {day_name(day_start_ms(self.stopped['at_ms']))}: {self.stopped['why']}"
         if now_ms < self.experiment.starts_ms:
             return f"starts {day_name(self.experiment.starts_ms)}"
         return "over" if now_ms >= self.until_ms else "on"

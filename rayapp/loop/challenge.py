@@ -25,7 +25,7 @@ from rayapp.root.facts import read_root
 from rayapp.root.places import MODELS
 from rayapp.root.publish import read_json
 from rayapp.training.comparison import compare, difference_table, table
-from rayapp.training.evaluate import EvaluationSet, feed_score, read_window, report, score_window
+from rayapp.training.evaluate import EvaluationSet, feed_score, read_window, report, score_version, score_window
 
 LATENCY_CANDIDATES: Final = 200
 LATENCY_REPEATS: Final = 15
@@ -42,7 +42,7 @@ def challenge(
     counts: str | None,
     limits: GateLimits,
     *,
-    of_a_kind: bool = True,
+    of_a_kind: bool,
 ) -> Challenge:
     """All are read from the registry, as the servers will read them. Without a champion only absolute gates count, and
     the one against `counts`, the version of the baseline, if it is told. `of_a_kind`: whether it is a ranker after a
@@ -93,11 +93,10 @@ def over_counts(
 ) -> Gate:
     """Whether a model is not certainly worse than the baseline `counts`. A ranker that is live keeps its place over a
     day's chance; one that wants the place of a baseline has to be certainly better (`choose.earned`)."""
-    head = domain.positive_head
-    labels = int((window.label_RCH[:, :, domain.head_names.index(head)] * window.valid_RC).sum())
+    labels = window.num_labels(domain.head_names.index(domain.positive_head))
     if labels < limits.min_labels:
         return gates.not_judged(OVER_COUNTS, 0.0, f"{labels} labels in the window")
-    counts_RCH = score_window(load_model(root, counts, domain).scorer, root, window_name, domain)
+    counts_RCH = score_version(root, counts, window_name, domain)
     measured, gain = advantage(window, logit_RCH, counts_RCH, domain)
     return gates.baseline_gate(OVER_COUNTS, f"{measured} {told_gain(gain)} over {counts}", gain)
 
@@ -110,7 +109,7 @@ def champion_over_counts(root: Path, window_name: str, champion: str, counts: st
     """
     domain, _ = read_root(root)
     window = read_window(root, window_name, domain)
-    logits = score_window(load_model(root, champion, domain).scorer, root, window_name, domain)
+    logits = score_version(root, champion, window_name, domain)
     return over_counts(root, domain, window_name, window, logits, counts, limits)
 
 
@@ -122,10 +121,10 @@ def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, l
     head = domain.positive_head
     before = metrics["heads"][head]["auc"]
     window = read_window(root, window_name, domain)
-    labels = int((window.label_RCH[:, :, domain.head_names.index(head)] * window.valid_RC).sum())
+    labels = window.num_labels(domain.head_names.index(head))
     if before is None or labels < limits.min_labels:
         return gates.not_judged(name, limit, f"{labels} labels in the window")
-    logits = score_window(load_model(root, champion, domain).scorer, root, window_name, domain)
+    logits = score_version(root, champion, window_name, domain)
     rows = compare(window, {CHAMPION: [logits]}, domain, heads=[head])
     now = next(r.estimate for r in rows if r.metric == "auc" and r.segment == "all")
     drop = before - now.high

@@ -8,9 +8,8 @@ from typing import Final
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import NO_SEQUENCE
-from rayapp.registry.models import load_model
 from rayapp.training.comparison import DRAWS, BootstrapInterval, Logits, auc_gap, request_auc_gap
-from rayapp.training.evaluate import EvaluationSet, read_window, score_window
+from rayapp.training.evaluate import EvaluationSet, read_window, score_version
 
 LIST_ITEMS: Final = 3
 """Lists that are as long on average are judged by their order within; shorter ones hold too few pairs."""
@@ -39,10 +38,7 @@ def choose(root: Path, domain: Domain, window_name: str, versions: Mapping[str, 
     if name == NO_SEQUENCE:
         return Choice(name)
     window = read_window(root, window_name, domain)
-    logits = {
-        each: score_window(load_model(root, version, domain).scorer, root, window_name, domain)
-        for each, version in versions.items()
-    }
+    logits = {each: score_version(root, version, window_name, domain) for each, version in versions.items()}
     return judge(name, auc_gap(window, logits[name], logits[NO_SEQUENCE], domain, domain.positive_head), domain)
 
 
@@ -65,11 +61,8 @@ def earned(
 
     `logits`: `[R, C, H]` by name, on a window that no model was trained, stopped or calibrated on.
     """
-    better = baselines[0]
-    for other in baselines[1:]:
-        if advantage(window, logits[other], logits[better], domain, draws=1)[1].value > 0:
-            better = other
-    labels = int((window.label_RCH[:, :, domain.head_names.index(domain.positive_head)] * window.valid_RC).sum())
+    better = better_of(window, logits, baselines, domain)
+    labels = window.num_labels(domain.head_names.index(domain.positive_head))
     if labels < FEWEST_LABELS:
         return Choice(better, f"{better} goes live: {labels} labels on the test window tell nothing of {ranker}")
     measured, gain = advantage(window, logits[ranker], logits[better], domain)
@@ -83,6 +76,15 @@ def earned(
     )
 
 
+def better_of(window: EvaluationSet, logits: Mapping[str, Logits], names: Sequence[str], domain: Domain) -> str:
+    """The best of some models; of equal ones the first."""
+    better = names[0]
+    for other in names[1:]:
+        if advantage(window, logits[other], logits[better], domain, draws=1)[1].value > 0:
+            better = other
+    return better
+
+
 def earned_over(
     root: Path, domain: Domain, window_name: str, versions: Mapping[str, str], ranker: str, baselines: Sequence[str]
 ) -> Choice:
@@ -91,10 +93,7 @@ def earned_over(
     Raises:
         PublishError: a model or the window can't be read.
     """
-    logits = {
-        name: score_window(load_model(root, versions[name], domain).scorer, root, window_name, domain)
-        for name in (*baselines, ranker)
-    }
+    logits = {name: score_version(root, versions[name], window_name, domain) for name in (*baselines, ranker)}
     return earned(read_window(root, window_name, domain), ranker, logits, baselines, domain)
 
 

@@ -21,14 +21,14 @@ from rayapp.loop.first_training import split_of
 from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
-from rayapp.registry.models import load_model, model_manifest
+from rayapp.registry.models import model_manifest
 from rayapp.root import places
 from rayapp.root.facts import read_root
 from rayapp.root.publish import PublishError, exclusive, read_json
 from rayapp.training.baselines import POPULARITY, Popularity
 from rayapp.training.comparison import Logits, Row, compare, difference_table, table
 from rayapp.training.diversity import candidate_categories, categories_in_top
-from rayapp.training.evaluate import METRICS, EvaluationSet, read_window, score_window
+from rayapp.training.evaluate import METRICS, EvaluationSet, read_window, score_version
 
 ORACLE = "oracle"
 REFERENCES = {"ablations": ("v1.1", NO_SEQUENCE)}
@@ -63,7 +63,7 @@ def run_evaluate(
         if version == POPULARITY:
             known = Popularity.fit(root, domain, manifests[trained[0]]["validation_window"]).score(root, window_name)
         else:
-            known = score_window(load_model(root, version, domain).scorer, root, window_name, domain)
+            known = score_version(root, version, window_name, domain)
         logits[name] = [known]
     rows = compare(window, logits, domain, references=[reference or models[0]], heads=heads or None)
     _tell(rows, domain, window_name, "Models on one window", as_json, write, heads or domain.head_names, [])
@@ -102,8 +102,7 @@ def run_compare(
     popularity = Popularity.fit(root, domain, prepared.validation_window)
     logits = {POPULARITY: [popularity.score(root, prepared.test_window)]}
     for name, trained in versions.items():
-        loaded = [load_model(root, version, domain).scorer for version in trained]
-        logits[name] = [score_window(scorer, root, prepared.test_window, domain) for scorer in loaded]
+        logits[name] = [score_version(root, version, prepared.test_window, domain) for version in trained]
     if truth is not None:
         logits[ORACLE] = [oracle(truth, window, domain)]
     rows = compare(

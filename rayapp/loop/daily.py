@@ -5,7 +5,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from rayapp.contracts.config import DAY_MS, Domain, day_name
+from rayapp.contracts.config import DAY_MS, Domain, day_name, day_start_ms
 from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import COUNTS
 from rayapp.loop.challenge import champion_over_counts
@@ -26,7 +26,7 @@ def ended_days(root: Path, since_ms: int, now_ms: int) -> list[int]:
     """Every UTC day that has ended, from the first with a request (or `since_ms`) on; days without any are among them:
     a feed that stopped is what a watch must see."""
     first_ms = min((file["min_ms"] for file in log_manifest(root / REQUESTS)[1]["files"]), default=now_ms)
-    return list(range(max(first_ms // DAY_MS * DAY_MS, since_ms), now_ms // DAY_MS * DAY_MS, DAY_MS))
+    return list(range(max(day_start_ms(first_ms), since_ms), day_start_ms(now_ms), DAY_MS))
 
 
 def tested_until_ms(root: Path, version: str | None) -> int:
@@ -51,7 +51,7 @@ def watch_days(root: Path, domain: Domain, num_days: int, now_ms: int) -> list[d
         PublishError: `retrain.toml` is wrong, or the champion or a log is damaged.
     """
     limits = read_limits(root)
-    days = ended_days(root, now_ms // DAY_MS * DAY_MS - (num_days + USUAL_DAYS) * DAY_MS, now_ms)
+    days = ended_days(root, day_start_ms(now_ms) - (num_days + USUAL_DAYS) * DAY_MS, now_ms)
     facts = count_days(root, days, domain, now_ms=now_ms)
     refused = {day for day in days if day_window(day) in refused_windows(root)}
     age_days = champion_age_days(root, read_aliases(root).get(CHAMPION), now_ms)

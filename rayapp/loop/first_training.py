@@ -8,7 +8,7 @@ from typing import Final, Protocol
 
 import pyarrow.compute as pc
 
-from rayapp.contracts.config import DAY_MS, Domain
+from rayapp.contracts.config import DAY_MS, Domain, day_start_ms
 from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, Preset, variant
 from rayapp.loop.artifacts import build_windows, fitted, item_table, train_model, training_run
 from rayapp.loop.choose import Choice, choose, earned_over
@@ -18,14 +18,11 @@ from rayapp.registry.models import training_in_words
 from rayapp.root.logs import read_log
 from rayapp.root.places import MODELS, REQUESTS
 from rayapp.root.publish import PublishError, read_json
-from rayapp.training.baselines import POPULARITY, publish_popularity
+from rayapp.training.baselines import BASELINES, POPULARITY, publish_popularity
 from rayapp.training.evaluate import Report
 from rayapp.training.run import TrainingRun, train_and_publish, train_here
 
-TITLES: Final = {
-    NO_SEQUENCE: "the same ranker without the sequence",
-    COUNTS: "a logistic regression over counts",
-}
+TITLES: Final = {NO_SEQUENCE: "the same ranker without the sequence", COUNTS: "a logistic regression over counts"}
 
 
 class Done(Protocol):
@@ -70,8 +67,8 @@ def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None
             "(docs/data.md)"
         )
     span = pc.min_max(times).as_py()
-    since_ms = int(span["min"]) // DAY_MS * DAY_MS if since_ms is None else since_ms
-    until_ms = int(span["max"]) // DAY_MS * DAY_MS + DAY_MS if until_ms is None else until_ms
+    since_ms = day_start_ms(span["min"]) if since_ms is None else since_ms
+    until_ms = day_start_ms(span["max"]) + DAY_MS if until_ms is None else until_ms
     return make_split(since_ms, until_ms, test_ms)
 
 
@@ -107,10 +104,8 @@ def train_first(
         sequence = choose(root, domain, prepared.validation_window, rankers)
         merit = Choice(COUNTS)
         if sequence.variant != COUNTS:
-            baselines = (COUNTS, POPULARITY)
-            merit = earned_over(root, domain, prepared.test_window, versions, sequence.variant, baselines)
-        kept = (POPULARITY, COUNTS, NO_SEQUENCE)
-        aliases = {CHAMPION: versions[merit.variant], **{name: versions[name] for name in kept}}
+            merit = earned_over(root, domain, prepared.test_window, versions, sequence.variant, BASELINES)
+        aliases = {CHAMPION: versions[merit.variant], **{name: versions[name] for name in (*BASELINES, NO_SEQUENCE)}}
         moved = {alias: version for alias, version in aliases.items() if read_aliases(root).get(alias) != version}
         for alias, version in moved.items():
             promote(root, alias, version)

@@ -6,12 +6,12 @@ from pathlib import Path
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.json_values import from_json
-from rayapp.contracts.presets import COUNTS, PRESETS, Preset
+from rayapp.contracts.presets import PRESETS, Preset
 from rayapp.experiments.assignment import read_state
 from rayapp.experiments.declaration import read_experiments
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import model_manifest
-from rayapp.training.baselines import POPULARITY
+from rayapp.training.baselines import BASELINES, POPULARITY
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,7 +51,7 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
             continue
         manifest = model_manifest(root, version)
         own, table = from_json(Preset, manifest["preset"]), str(manifest["item_table"])
-        baseline = own.variant in (COUNTS, POPULARITY)
+        baseline = own.variant in BASELINES
         if alias == CHAMPION and (chosen is not None or baseline):
             preset = chosen or (PRESETS[own.name]() if own.name in PRESETS else first)
             lines.append(Line(alias, version, preset, table, to_earn=baseline))

@@ -10,7 +10,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from rayapp.contracts.config import DAY_MS, day_name
+from rayapp.contracts.config import DAY_MS, day_name, day_start_ms
 from rayapp.pipeline.windows import window_name
 from rayapp.root.publish import PublishError
 
@@ -45,7 +45,7 @@ def make_split(since_ms: int, until_ms: int, test_ms: int | None = None) -> Spli
         PublishError: there are not enough days for three windows.
     """
     if test_ms is None:
-        test_ms = int(since_ms + (1 - TEST_SHARE) * (until_ms - since_ms)) // DAY_MS * DAY_MS
+        test_ms = day_start_ms(int(since_ms + (1 - TEST_SHARE) * (until_ms - since_ms)))
     validation_ms = test_ms - max(int((test_ms - since_ms) * VALIDATION_SHARE) // DAY_MS * DAY_MS, DAY_MS)
     if not since_ms < validation_ms < test_ms < until_ms:
         raise PublishError(

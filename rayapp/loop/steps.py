@@ -203,14 +203,13 @@ class RetrainSteps:
     def item_table(self, line: Line, plan: TrainingPlan) -> str:
         """A part of a model can only be trained on the vectors that its other parts know."""
         every_days = self.limits.item_table_days if self._scope(line) == "full" else float("inf")
-        prepared = Prepared(self.domain, plan.spans)
-        preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
+        prepared, preset = self._fitted(line, plan)
         return table_for(self.root, prepared, preset, line.item_table, every_days)
 
     def counts(self, line: Line, plan: TrainingPlan, table: str) -> str:
         """Trains the baseline that a ranker is held against, with the vectors of the champion's line."""
-        prepared = Prepared(self.domain, plan.spans)
-        preset = variant(fitted(self.root, prepared, line.preset, live=line.goes_on), COUNTS)
+        prepared, ranker = self._fitted(line, plan)
+        preset = variant(ranker, COUNTS)
         title = f"{preset.name}-{COUNTS}-{day_name(plan.test)}"
         run = training_run(self.root, prepared, preset, table, title=title)
         train_model(run, self.domain, train_here)
@@ -229,6 +228,11 @@ class RetrainSteps:
         self.say(choice.why)
         return counts if choice.variant == COUNTS else run.version
 
+    def _fitted(self, line: Line, plan: TrainingPlan) -> tuple[Prepared, Preset]:
+        """What a training of the line reads, and its preset as it is worked out for these days."""
+        prepared = Prepared(self.domain, plan.spans)
+        return prepared, fitted(self.root, prepared, line.preset, live=line.goes_on)
+
     def _scope(self, line: Line) -> Scope:
         """What takes the place of a baseline has no part that is trained already."""
         return "full" if line.to_earn else self.options.scope
@@ -237,8 +241,7 @@ class RetrainSteps:
         """Warm where that was asked for and the item vectors still mean what the live model's weights learnt."""
         last = None if line.to_earn else line.item_table
         warm = self.options.init == "warm" and last is not None and same_space(self.root, table, last)
-        prepared = Prepared(self.domain, plan.spans)
-        preset = fitted(self.root, prepared, line.preset, live=line.goes_on)
+        prepared, preset = self._fitted(line, plan)
         scoped = dataclasses.replace(preset.train, scope=self._scope(line))
         return training_run(
             self.root,

@@ -38,8 +38,8 @@ class ClosedSteps:
         """The last step that may be closed."""
         return (self._time_ns() // 1_000_000 - GRACE_MS) // self._step_ms
 
-    def read(self) -> Base:
-        """Reads what is new; returns what was counted last.
+    def read(self) -> None:
+        """Reads what is new.
 
         Raises:
             PublishError: the statistics that were counted last, or a log, can't be read.
@@ -51,7 +51,6 @@ class ClosedSteps:
             self._since = RowsSince(self._root, self._domain, self._store, base)
         while self._since.read():
             pass
-        return self._since.base
 
     def close(self, values: Callable[[Base], ItemValues]) -> ClosedStep | None:
         """The last step that is over; None where that was closed before, or is not read whole yet.

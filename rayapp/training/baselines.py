@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.presets import COUNTS
 from rayapp.features.requests import Requests
 from rayapp.features.statistic_columns import Columns
 from rayapp.pipeline.window_loader import WindowReader
@@ -24,6 +25,8 @@ from rayapp.training.run import TrainingRun, evaluate_and_publish
 from rayapp.training.start import start
 
 POPULARITY: Final = "popularity"
+BASELINES: Final = (COUNTS, POPULARITY)
+"""What a ranker has to be above; of equal ones the first is the better."""
 UNTRAINED: Final = {
     "step": 0,
     **dict.fromkeys(("examples", "seconds", "cpu_seconds"), 0),

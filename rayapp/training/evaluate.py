@@ -18,6 +18,7 @@ from rayapp.features.requests import Requests, pad, valid_places
 from rayapp.features.segments import CORE_ACTIONS, SEGMENTS
 from rayapp.model.scorer import Scorer
 from rayapp.pipeline.window_loader import WindowReader
+from rayapp.registry.models import load_model
 from rayapp.statistics.known import load_newest
 from rayapp.training import metrics
 
@@ -45,6 +46,10 @@ class EvaluationSet:
         low, high = SEGMENTS.get(name, (0, 1 << 30))
         return np.asarray((self.activity_R >= low) & (self.activity_R < high))
 
+    def num_labels(self, h: int) -> int:
+        """Of the h-th head."""
+        return int((self.label_RCH[:, :, h] * self.valid_RC).sum())
+
 
 def read_window(root: Path, name: str, domain: Domain) -> EvaluationSet:
     """Labels, users and activity of a window's requests, in the reader's order."""
@@ -63,6 +68,15 @@ def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArr
     """Calibrated logits `[R, C, H]` of every candidate of every request."""
     reader = WindowReader(root, [name], domain, scorer.history_length, statistics=load_newest(root, domain))
     return of_candidates(reader, lambda requests: scorer.logits(requests).float().cpu().numpy())
+
+
+def score_version(root: Path, version: str, name: str, domain: Domain) -> NDArray[np.float32]:
+    """`score_window` of a published model.
+
+    Raises:
+        PublishError: the model or the window can't be read.
+    """
+    return score_window(load_model(root, version, domain).scorer, root, name, domain)
 
 
 def popularity_logits(likes_N: NDArray[Any], most: float, domain: Domain) -> NDArray[np.float32]:
@@ -90,7 +104,7 @@ def report(window: EvaluationSet, logit_RCH: NDArray[np.float32], domain: Domain
     rows = {}
     for h, head in enumerate(domain.head_names):
         values = {name: float(measure(None)[0]) for name, measure in measures(window, logit_RCH, domain, h).items()}
-        rows[head] = values | {"labels": float((window.label_RCH[:, :, h] * window.valid_RC).sum())}
+        rows[head] = values | {"labels": float(window.num_labels(h))}
     return rows
 
 

@@ -145,14 +145,13 @@ def train_here(run: TrainingRun, domain: Domain) -> dict[str, Any]:
     Raises:
         TrainingError: training can't go on.
     """
-    run.log.parent.mkdir(parents=True, exist_ok=True)
-    run.log.unlink(missing_ok=True)  # of a run that was killed
+    directory = run.log.parent
+    shutil.rmtree(directory, ignore_errors=True)  # of a run that was killed
+    directory.mkdir(parents=True)
     begun = start(run.root, run.preset, run.item_table, domain, run.init_from)
-    loop = make_loop(run.settings, domain, torch.device("cpu"), log=run.log)
-    position = loop.run()
-    begun.ranker.load_state_dict(loop.ranker.state_dict())
+    position = _loop_of(begun, run.settings, domain, torch.device("cpu"), log=run.log).run()
     metrics = evaluate_and_publish(run, begun, domain, to_json(position), "CPU")
-    shutil.rmtree(run.log.parent, ignore_errors=True)
+    shutil.rmtree(directory, ignore_errors=True)
     return metrics
 
 
@@ -226,9 +225,14 @@ def evaluate_and_publish(
 def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
     """The loop of a run's `settings`: what a Ray Train worker runs, and what the bench `train` runs bare."""
     root, preset = Path(settings["root"]), from_json(Preset, settings["preset"])
+    begun = start(root, preset, settings["item_table"], domain, settings.get("init_from"))
+    return _loop_of(begun, settings, domain, device, **workers)
+
+
+def _loop_of(begun: Start, settings: dict[str, Any], domain: Domain, device: torch.device, **workers: Any) -> Loop:
+    root, preset = Path(settings["root"]), from_json(Preset, settings["preset"])
     length, rate = preset.model.history_length, preset.train.negative_rate
-    init_from = settings.get("init_from")
-    begun, statistics = start(root, preset, settings["item_table"], domain, init_from), load_newest(root, domain)
+    statistics = load_newest(root, domain)
     return Loop(
         begun.ranker,
         begun.inputs.to(device),
@@ -245,7 +249,7 @@ def make_loop(settings: dict[str, Any], domain: Domain, device: torch.device, **
         ),
         WindowReader(root, [settings["validation_window"]], domain, length, statistics=statistics),
         run=fingerprint(settings),
-        warm=init_from is not None,
+        warm=settings.get("init_from") is not None,
         **workers,
     )
 
