@@ -276,6 +276,7 @@ def processes_of_dead(group: int) -> list[int]:
     return found
 
 
+@pytest.mark.extended
 def test_a_ray_job_scores_on_the_cluster_it_was_submitted_to(trained_root: Path, pairs: Path, tmp_path: Path) -> None:
     """`ray job submit` as docs/batch.md shows it, with its runtime environment, against a head of our own."""
     port, temp = free_port(), Path("/tmp") / f"rb{os.getpid()}"

@@ -1,8 +1,8 @@
 """Real processes are killed under load over real HTTP: every acknowledged event is kept exactly once, in order.
 
-The same code as the bench `crash`, with fewer kills: a replica and a whole graph once in `make test`; in
-`make test-all` three more of each, of what came back from a kill itself, and Redis (`tests/test_redis.py`, which is in
-both, kills it too).
+The same code as the bench `crash`, with fewer kills: a whole graph once in `make test`; in `make test-all` a replica
+and a graph three times each, what came back from a kill among them, and Redis (`tests/test_redis.py`, which is in both,
+kills it too).
 """
 
 import shutil
@@ -15,7 +15,6 @@ from rayapp.loop.artifacts import Prepared
 from tests.redis_server import MISSING
 
 pytestmark = pytest.mark.cluster
-ROUNDS = pytest.mark.parametrize("rounds", [1, pytest.param(3, marks=pytest.mark.extended)])
 
 
 def check(crashed: Crashed, rounds: int) -> None:
@@ -25,17 +24,21 @@ def check(crashed: Crashed, rounds: int) -> None:
     assert verdict.acknowledged >= rounds * 200
 
 
-@ROUNDS
-def test_killed_replicas_and_killed_graphs_lose_nothing(world: tuple[Path, Prepared], rounds: int) -> None:
-    found = crash(world[0], ["replica", "serve"], rounds, print)
-    assert set(found) == {"replica", "serve"}
+@pytest.mark.parametrize(
+    ("killed", "rounds"), [(["serve"], 1), pytest.param(["replica", "serve"], 3, marks=pytest.mark.extended)]
+)
+def test_killed_replicas_and_killed_graphs_lose_nothing(
+    world: tuple[Path, Prepared], killed: list[str], rounds: int
+) -> None:
+    found = crash(world[0], killed, rounds, print)
+    assert set(found) == set(killed)
     for crashed in found.values():
         check(crashed, rounds)
         assert crashed.retried > 0, "a kill was felt by a client"
 
 
 @pytest.mark.extended
-@ROUNDS
+@pytest.mark.parametrize("rounds", [1, 3])
 def test_a_killed_redis_loses_nothing(world: tuple[Path, Prepared], tmp_path: Path, rounds: int) -> None:
     if shutil.which("redis-server") is None:
         pytest.skip(MISSING)

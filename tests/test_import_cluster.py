@@ -350,6 +350,7 @@ def test_a_worker_killed_in_an_import_and_a_driver_killed_in_the_next_cost_no_ro
     assert not (root / ".staging").exists()
 
 
+@pytest.mark.extended
 def test_a_worker_killed_in_a_window_build_costs_a_retry(large: Path, rayapp_here: Command, tmp_path: Path) -> None:
     root = tmp_path / "root"
     files = files_in(large)

@@ -7,6 +7,7 @@ import os
 import signal
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,41 +53,50 @@ def undisturbed(prepared: tuple[Path, Prepared, str]) -> str:
     return "one"
 
 
-def test_two_workers_have_the_loss_curve_of_one(prepared: tuple[Path, Prepared, str], undisturbed: str) -> None:
+def test_two_workers_one_of_which_is_killed_have_the_loss_curve_of_one(
+    prepared: tuple[Path, Prepared, str], undisturbed: str
+) -> None:
     """gloo, the same global batches: within 1e-4 for 50 steps."""
     root = prepared[0]
-    train_and_publish(run_of(prepared, "two", num_workers=2), DOMAIN.domain)
+    with killed_once(run := run_of(prepared, "two", num_workers=2)):
+        train_and_publish(run, DOMAIN.domain)
     one, two = losses(root, undisturbed), losses(root, "two")
     assert set(range(1, 51)) <= set(one) & set(two)
     gaps = [abs(one[step] - two[step]) for step in range(1, 51)]
     assert max(gaps) < 1e-4, [(step, gap) for step, gap in enumerate(gaps, 1) if gap >= 1e-5]
 
 
-def test_a_killed_worker_costs_a_restart_and_changes_nothing(
-    prepared: tuple[Path, Prepared, str], undisturbed: str
-) -> None:
-    root = prepared[0]
-    run = run_of(prepared, "killed")
+@contextlib.contextmanager
+def killed_once(run: TrainingRun) -> Iterator[None]:
+    """SIGKILL of a worker in the middle of the second epoch, when a checkpoint has been kept."""
     killed: list[int] = []
 
     def kill() -> None:
-        """SIGKILL in the middle of the second epoch, when a checkpoint has been kept."""
         deadline = time.monotonic() + 120
         while time.monotonic() < deadline and not killed:
             text = run.log.read_text() if run.log.exists() else ""
             if '"validation_loss"' in text and list((run.log.parent / "ray").glob("checkpoint*")):
                 for path in Path("/proc").glob("[0-9]*/cmdline"):
                     with contextlib.suppress(OSError):  # it ended meanwhile
-                        if b"RayTrainWorker" in path.read_bytes():
+                        if not killed and b"RayTrainWorker" in path.read_bytes():
                             os.kill(int(path.parent.name), signal.SIGKILL)
                             killed.append(int(path.parent.name))
             time.sleep(0.02)
 
     killer = threading.Thread(target=kill)
     killer.start()
-    metrics = train_and_publish(run, DOMAIN.domain)
+    yield
     killer.join()
     assert killed
+
+
+@pytest.mark.extended
+def test_a_killed_worker_costs_a_restart_and_changes_nothing(
+    prepared: tuple[Path, Prepared, str], undisturbed: str
+) -> None:
+    root = prepared[0]
+    with killed_once(run := run_of(prepared, "killed")):
+        metrics = train_and_publish(run, DOMAIN.domain)
     before = read_json(root / "models" / undisturbed / "metrics.json")
     for key in ("steps", "examples", "best_loss"):
         assert metrics["train"][key] == pytest.approx(before["train"][key], rel=1e-6)
