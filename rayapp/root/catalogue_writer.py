@@ -4,6 +4,7 @@ An import merges: a row of an id that is there already replaces it, the others s
 """
 
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -61,6 +62,17 @@ def _commit(root: Path, kind: str, table: pa.Table) -> None:
     name = f"{uuid.uuid4().hex[:12]}.parquet"
     pq.write_table(table, log / name, compression="zstd")
     commit_log(log, number, {"files": [{"path": name, "rows": table.num_rows}]})
+
+
+def remove_items(root: Path, item_ids: Sequence[str]) -> int:
+    """Takes items out of the catalogue; how many it held."""
+    table = read_version(root, ITEMS)
+    if table is None:
+        return 0
+    gone = pc.is_in(table["item_id"], value_set=pa.array(item_ids, pa.string()))
+    if pc.any(gone).as_py():
+        _commit(root, ITEMS, table.filter(pc.invert(gone)))
+    return int(pc.sum(gone).as_py() or 0)
 
 
 def remove_users(root: Path, erased: Tombstones) -> int:
