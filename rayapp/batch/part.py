@@ -158,7 +158,9 @@ class PartScorer:
             self._statistics.items(item_hash_N, step_R[grouped.request_of_row()]),
         )
         probability_NH = probabilities(model.scorer, requests, len(self._domain.heads))
-        known_item_N = model.scorer.inputs.table.rows_of(item_hash_N) != ABSENT
+        table = model.scorer.inputs.table
+        row_N = table.rows_of(item_hash_N)
+        known_item_N = (row_N != ABSENT) & ~table.blank(row_N)
         return ScoredRows(grouped, model.version, probability_NH, known_item_N, sequences, known.length_R)
 
     def _with_candidates(

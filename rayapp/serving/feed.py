@@ -21,6 +21,7 @@ from rayapp.experiments.assignment import Assignment
 from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query
 from rayapp.retrieval.sources import POPULAR, default_mix
 from rayapp.serving.blend import Ranked, blend, shuffled
+from rayapp.serving.candidate_stage import Described
 from rayapp.serving.live import Live
 from rayapp.serving.paging import Page
 from rayapp.serving.ranking import RankCall, Ranking
@@ -31,6 +32,7 @@ from rayapp.store import UserSequence
 STORE_UNTIL: Final = 0.35
 CANDIDATES_UNTIL: Final = 0.6
 RANKER_UNTIL: Final = 0.95
+ITEMS_UNTIL: Final = 0.98
 """Shares of a request's time at which the stages must have answered; the rest is for writing the answer."""
 DIVERSITY: Final = 0.1
 
@@ -51,6 +53,8 @@ class Ask:
     require: Mapping[str, frozenset[str]] = field(default_factory=dict)
     utilities: tuple[float, ...] | None = None
     deadline_ms: float = 2_000.0
+    fields: Sequence[str] = ()
+    """Of the items, to be answered along with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +83,8 @@ class Answer:
     degraded: bool
     reason: str | None
     run: Run
+    described: Sequence[Described]
+    """Of each shown item the fields that were asked for; empty where none were, or they did not come."""
 
     @property
     def store_failed(self) -> bool:
@@ -100,6 +106,8 @@ class RankAnswer:
     user: UserSequence
     ranking: Ranking | None
     run: Run
+    described: Sequence[Described]
+    """As in `Answer`, of the caller's items."""
 
 
 class Arms(Protocol):
@@ -137,14 +145,15 @@ class Feed:
             run.reasons.append("statistics")
         random_order = hash64(f"order/{ask.request_id}") < self._random_share * 2**64
         chosen = self._choose(ask, arm, found, ranking, random_order)
+        shown = [_shown(row, found, ranking) for row in chosen]
+        described = await self._describe(run, versions, [item.item_id for item in shown], ask.fields)
         degraded = bool(run.reasons)
         if not found.item_ids:
             run.reasons.append("filtered_out")
         elif len(user.history) == 0:
             run.reasons.append("unknown_user")
-        shown = [_shown(row, found, ranking) for row in chosen]
         reason = run.reasons[0] if run.reasons else None
-        return Answer(ask, shown, user, ranking, arm, random_order, degraded, reason, run)
+        return Answer(ask, shown, user, ranking, arm, random_order, degraded, reason, run, described)
 
     async def rank(
         self,
@@ -155,6 +164,7 @@ class Feed:
         *,
         version: str | None,
         deadline_ms: float,
+        fields: Sequence[str] = (),
     ) -> RankAnswer:
         """Ranks the caller's items with `version`, or with the champion."""
         run = Run(deadline_ms / 1000)
@@ -163,7 +173,19 @@ class Feed:
         call = RankCall.of(user_id, user, at_ms, item_ids, context)
         versions = [version] if version else self.live.versions_for(None)
         ranking = await run.with_model("ranker", RANKER_UNTIL, versions, lambda v: self._stages.rank(v, call))
-        return RankAnswer(user, ranking, run)
+        described = await self._describe(run, self.live.versions_for(None), item_ids, fields)
+        return RankAnswer(user, ranking, run, described)
+
+    async def _describe(
+        self, run: Run, versions: Sequence[str], item_ids: Sequence[str], fields: Sequence[str]
+    ) -> list[Described]:
+        """What the candidates stage knows of the items; nothing where it does not answer in time."""
+        if not fields or not item_ids:
+            return []
+        described = await run.with_model(
+            "items", ITEMS_UNTIL, versions, lambda v: self._stages.candidates.describe(v, item_ids, fields)
+        )
+        return described or []
 
     def _query(self, ask: Ask, arm: Assignment | None) -> Query:
         exclude = np.array([hash64(item_id) for item_id in ask.exclude], np.uint64)
@@ -205,7 +227,12 @@ class Feed:
             utilities = ask.utilities or (arm.utilities if arm else None) or self.domain.utilities
             vector_CE = ranking.vector_CE.astype(np.float32)
             chosen = blend(
-                ranking.probability_CH, utilities, ask.num_results, vectors_CE=vector_CE, diversity=DIVERSITY
+                ranking.probability_CH,
+                utilities,
+                ask.num_results,
+                vectors_CE=vector_CE,
+                diversity=DIVERSITY,
+                known_C=ranking.known_C,
             )
         return sorted(chosen, key=lambda row: found.sources[row.index] == SEEN_AGAIN)  # new items first
 
