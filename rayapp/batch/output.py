@@ -72,7 +72,8 @@ def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArr
     again_N = np.zeros(len(utility_N), bool)
     if "source" in grouped.rows.column_names:
         again_N = pc.equal(grouped.rows["source"], SEEN_AGAIN).to_numpy()
-    # What was seen before stands below what is new, and what no model knows below what it knows, as live; ties keep the order of the candidates.
+    # What was seen before stands below what is new, and what the model does not know below what it knows, as live; ties
+    # keep the order of the candidates.
     order = np.lexsort((np.arange(len(utility_N)), -utility_N, ~scored.known_item_N, again_N, request_N))
     rank = np.arange(len(order)) - grouped.offset_R[request_N[order]] + 1
     if top_k:
