@@ -1,11 +1,13 @@
 """Answers as the OpenAPI document tells of them, with examples. The routes write them as plain JSON: a feed's answer is
 not checked again on its way out, and a test holds what is written to what is told here."""
 
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-AT = "2026-05-04T10:15:00.000+00:00"
+AT: Final = "2026-05-04T10:15:00.000+00:00"
+SEQUENCE: Final = {"length": 12, "last_event_at": AT, "watermark": 40, "hash": "00f3a1b2c4d5e6f7"}
+"""No example holds a null: FastAPI leaves them out of the document."""
 
 
 def _like(example: dict[str, Any]) -> ConfigDict:
@@ -148,8 +150,8 @@ class RankAnswer(BaseModel):
             "model_version": "v1",
             "statistics_at": AT,
             "degraded": False,
-            "fallback_reason": None,
-            "sequence": {"length": 12, "last_event_at": AT, "watermark": 40, "hash": "00f3a1b2c4d5e6f7"},
+            "fallback_reason": "unknown_user",
+            "sequence": SEQUENCE,
         }
     )
 
@@ -171,12 +173,12 @@ class RecommendationsAnswer(BaseModel):
             "items": [{"item_id": "i2", "rank": 1, "score": 0.31, "sources": ["nearest"]}],
             "model_version": "v1",
             "statistics_at": AT,
-            "experiment": None,
+            "experiment": "first/treatment",
             "ordering": "score",
             "degraded": False,
-            "fallback_reason": None,
-            "sequence": {"length": 12, "last_event_at": AT, "watermark": 40, "hash": "00f3a1b2c4d5e6f7"},
-            "next_page_token": None,
+            "fallback_reason": "unknown_user",
+            "sequence": SEQUENCE,
+            "next_page_token": "AQ0Xm2c",
         }
     )
 

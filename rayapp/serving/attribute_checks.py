@@ -13,7 +13,6 @@ MAX_CATEGORY: Final = 128
 MAX_VALUES: Final = 32
 LARGEST: Final = sys.float_info.max
 SURROGATE: Final = re.compile("[\ud800-\udfff]")
-UNKNOWN_FIELD: Final = "unknown_field"
 OWN_FIELDS: Final = ("available", "created_at_ms")
 """What every item may say of itself, whatever its domain."""
 
@@ -122,9 +121,8 @@ def check_attributes(
     for field in body:
         if field not in known:
             offered = sorted(known | set(optional))
-            raise BadAttribute(
-                field[:64], f"{field[:64]!r} is no attribute of this domain; it has {offered}", UNKNOWN_FIELD
-            )
+            message = f"{field[:64]!r} is no attribute of this domain; it has {offered}"
+            raise BadAttribute(field[:64], message, "unknown_field")
     checked: dict[str, Any] = {}
     for attribute in attributes:
         value = body.get(attribute.name)

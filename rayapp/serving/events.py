@@ -58,7 +58,7 @@ class BadBody(ValueError):
 
 
 def parse_body(body: bytes, content_type: str, what: str = "events") -> tuple[list[Any], list[RejectedEvent]]:
-    """The JSON values of a body: one object, a list, `{"events": [...]}` (or `what` they are), or one per line (NDJSON).
+    """The JSON values of a body: one object, a list, `{"events": [...]}` (or `what` it is), or one a line (NDJSON).
 
     A line that is not JSON is rejected alone; `None` stands in its place.
 
