@@ -15,6 +15,7 @@ from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import is_deleted
 from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
+from rayapp.features.seen import Seen
 from rayapp.features.sequence import History
 from rayapp.retrieval.candidates import Candidates, Query, fetch
 from rayapp.retrieval.item_search import ItemTexts
@@ -51,6 +52,7 @@ class CandidateStage:
         """
         domain: Domain = read_root(root)[0]
         self._domain, self._store, self._shelf = domain, store, IndexShelf(root, store)
+        self._seen = Seen.of(domain)
         self._texts: ItemTexts | None = None
         """Made by the first search."""
         self._searching = threading.Lock()
@@ -78,7 +80,10 @@ class CandidateStage:
         index = self._shelf.get(version)
         if index is None:
             return None
-        return await asyncio.to_thread(fetch, index, user.history, self._domain.vocabulary, query)
+        domain = self._domain
+        return await asyncio.to_thread(
+            fetch, index, user.history, domain.vocabulary, query, seen=self._seen, capped=domain.caps
+        )
 
     async def popular(self, version: str, now_ms: int) -> list[str] | None:
         """The most popular items: what the ingress shows when no candidates come."""

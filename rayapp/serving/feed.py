@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.experiments.assignment import Assignment
+from rayapp.features.seen import Seen
 from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query
 from rayapp.retrieval.sources import POPULAR, default_mix
-from rayapp.serving.blend import Ranked, blend, shuffled
+from rayapp.serving.blend import Ranked, blend, in_order, shuffled
 from rayapp.serving.candidate_stage import Described
 from rayapp.serving.live import Live
 from rayapp.serving.paging import Page
@@ -121,7 +122,7 @@ class Feed:
 
     def __init__(self, domain: Domain, stages: Stages, live: Live, arms: Arms, random_share: float = 0.0) -> None:
         """`random_share` of the answers are in random order, for evaluation without position or model bias."""
-        self.domain, self.live = domain, live
+        self.domain, self.live, self._seen = domain, live, Seen.of(domain)
         self._stages, self._arms, self._random_share = stages, arms, random_share
 
     async def recommend(self, ask: Ask) -> Answer:
@@ -203,16 +204,22 @@ class Feed:
         """Popular items without the excluded ones, and without the seen ones while there are enough others; a filter by
         attributes can't be kept here."""
         last_seen = {item_id: -n for n, item_id in reversed(list(enumerate(user.item_ids)))}
+        seen = self._items_of(user, self._seen.counts(user.history, ask.at_ms))
+        lately = self._items_of(user, self._seen.too_lately(user.history, ask.at_ms))
         hidden = {hash64(item_id) for item_id in ask.exclude} | set(ask.page.shown_hash_S.tolist())
         hashes = {} if ask.require else {item_id: hash64(item_id) for item_id in self.live.popular}
         allowed = [item_id for item_id, item_hash in hashes.items() if item_hash not in hidden]
-        fresh = [i for i in allowed if i not in last_seen][: ask.num_candidates]
-        again = sorted((i for i in allowed if i in last_seen), key=lambda i: last_seen[i])
+        fresh = [i for i in allowed if i not in seen][: ask.num_candidates]
+        again = sorted((i for i in allowed if i in seen and i not in lately), key=lambda i: last_seen[i])
         again = again[: max(ask.num_results - len(fresh), 0)]
         sources = [POPULAR] * len(fresh) + [SEEN_AGAIN] * len(again)
         score_C = np.linspace(1.0, 0.0, len(sources), endpoint=False, dtype=np.float32)
         item_hash_C = np.array([hashes[item_id] for item_id in fresh + again], np.uint64)
         return Candidates(fresh + again, item_hash_C, sources, score_C, np.ones(len(sources), np.float32))
+
+    @staticmethod
+    def _items_of(user: UserSequence, chosen_E: NDArray[np.bool_]) -> set[str]:
+        return {user.item_ids[n] for n in np.flatnonzero(chosen_E).tolist()}
 
     def _choose(
         self, ask: Ask, arm: Assignment | None, found: Candidates, ranking: Ranking | None, random_order: bool
@@ -220,21 +227,21 @@ class Feed:
         if random_order:
             order = shuffled(len(found.item_ids), hash64(ask.request_id))[0][: ask.num_results]
             return [Ranked(int(c), 0.0) for c in order]
+        again_C = np.array([source == SEEN_AGAIN for source in found.sources], bool)  # new items first
+        caps = self.domain.caps
         if ranking is None:
-            order = np.argsort(-found.score_C, kind="stable")[: ask.num_results]
-            chosen = [Ranked(int(c), float(found.score_C[c])) for c in order]
-        else:
-            utilities = ask.utilities or (arm.utilities if arm else None) or self.domain.utilities
-            vector_CE = ranking.vector_CE.astype(np.float32)
-            chosen = blend(
-                ranking.probability_CH,
-                utilities,
-                ask.num_results,
-                vectors_CE=vector_CE,
-                diversity=DIVERSITY,
-                known_C=ranking.known_C,
-            )
-        return sorted(chosen, key=lambda row: found.sources[row.index] == SEEN_AGAIN)  # new items first
+            return in_order(found.score_C, ask.num_results, again_C=again_C, caps=caps, values=found.values)
+        return blend(
+            ranking.probability_CH,
+            ask.utilities or (arm.utilities if arm else None) or self.domain.utilities,
+            ask.num_results,
+            vectors_CE=ranking.vector_CE.astype(np.float32),
+            diversity=DIVERSITY,
+            known_C=ranking.known_C,
+            again_C=again_C,
+            caps=caps,
+            values=found.values,
+        )
 
 
 def _shown(row: Ranked, found: Candidates, ranking: Ranking | None) -> Shown:
