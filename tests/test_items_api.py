@@ -7,14 +7,18 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pytest
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.schema import item_schema
 from rayapp.pipeline.export import export
 from rayapp.registry.item_tables import load_table
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.item_search import ItemTexts
 from rayapp.root.catalogue import read_catalogue, read_item
+from rayapp.root.catalogue_writer import merge
+from rayapp.root.places import ITEMS
 from rayapp.serving.events import NDJSON
 from tests.api_in_process import Running, running
 from tests.films import item, table_of
@@ -233,6 +237,31 @@ def test_an_item_that_no_model_knows_and_that_has_no_attributes_is_below_all_oth
         feed = await shown(graph, num_candidates=200)
         assert feed[-1] == "blank"
         assert "told" in feed
+
+    api(test)
+
+
+def test_an_item_that_is_imported_while_the_graph_runs_is_scored_from_its_attributes(api: Any, domain: Domain) -> None:
+    late = {"item_id": "late", "created_at_ms": 5, **NEW, "genres": ["late"]}
+    gone = {"item_id": "gone", "created_at_ms": 5, **NEW, "genres": ["late"]}
+
+    async def test(graph: Running) -> None:
+        root, schema = graph.service.root, item_schema(domain.attributes)
+        assert (await graph.client.delete("/v1/items/gone")).status_code == 204
+        merge(root, ITEMS, pa.Table.from_pylist([late, gone], schema=schema), domain)
+
+        async def recommended() -> bool:
+            return await shown(graph, filter={"genres": ["late"]}) == ["late"]
+
+        async def known() -> bool:
+            body = {"user_id": "u", "item_ids": ["late", "gone"], "deadline_ms": 10_000}
+            rows = (await graph.post("/v1/rank", body)).json()["items"]
+            return [row["known"] for row in rows] == [True, False]
+
+        await until(recommended)
+        await until(known)
+        async with running(root, domain, store=graph.store) as other:
+            assert await shown(other, filter={"genres": ["late"]}) == ["late"], "and where a replica starts later"
 
     api(test)
 
