@@ -34,8 +34,8 @@ class PutItems:
 
 
 def with_imported(table: ItemTable, root: Path, put: Sequence[Item]) -> ItemTable:
-    """The table and those items of the catalogue that it lacks: they were imported since it was made. What the store has
-    of an item, since it was `put` or deleted, counts more."""
+    """The table and those items of the catalogue that it lacks: they were imported since it was made. Of an item that
+    was `put` into the store, or deleted there, what the store has counts."""
     imported = read_items_lacking(root, lambda item_hash: table.rows_of(item_hash) != ABSENT)
     if not imported:
         return table
