@@ -1,6 +1,7 @@
 """The OpenAPI document beyond what FastAPI reads off the routes: bodies that are read by hand, a domain's attributes
 as schemas with examples, and the one error form."""
 
+import json
 from collections.abc import Sequence
 from typing import Any, Final
 
@@ -51,7 +52,7 @@ def body(schema: Schema, example: Any, *, lines: bool = False) -> dict[str, Any]
     if lines:
         one = example[0] if isinstance(example, list) else example
         text = {"type": "string", "description": "One JSON object a line"}
-        content[NDJSON] = {"schema": text, "example": f"{one}\n".replace("'", '"')}
+        content[NDJSON] = {"schema": text, "example": json.dumps(one) + "\n"}
     return {"requestBody": {"required": True, "content": content}}
 
 

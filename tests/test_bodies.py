@@ -183,6 +183,8 @@ def test_every_body_and_answer_has_a_schema_that_its_example_keeps(api: Any) -> 
             for content in contents:
                 assert content["application/json"]["schema"], name
                 check(example_of(content["application/json"], document), content["application/json"], document)
+                if lines := content.get("application/x-ndjson"):
+                    check(json.loads(lines["example"]), content["application/json"], document)
             problem = operation["responses"]["4XX"]["content"]["application/problem+json"]
             check(example_of(problem, document), problem, document)
             assert "422" not in operation["responses"], "one form of errors"
