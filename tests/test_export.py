@@ -1,5 +1,6 @@
 """The way from the outbox into the logs: exactly once, whenever it is killed, and back again when the store is lost."""
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -19,7 +20,7 @@ from rayapp.pipeline.export import Exported, export
 from rayapp.pipeline.restore import restore_store, seed_store
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.agreed_steps import AgreedSteps, agreed_steps
-from rayapp.root.catalogue import read_catalogue, read_users
+from rayapp.root.catalogue import read_catalogue, read_deleted, read_users
 from rayapp.root.catalogue_writer import merge
 from rayapp.root.erasure import erase_user
 from rayapp.root.logs import coded, log_schema, read_bucket, read_log, write_file
@@ -199,13 +200,18 @@ def test_a_deleted_item_leaves_the_catalogue_and_comes_back_without_its_old_vect
     assert export(root, store, NOW).items == 3
     assert [row["item_id"] for row in read_catalogue(root).to_pylist()] == ["b", "c"]
     assert not export(root, store, NOW)
+    restore_store(root, f"lmdb://{root / 'another'}")  # a store that takes a lost one's place
+    with contextlib.closing(open_store(root, f"lmdb://{root / 'another'}")) as again:
+        assert again.items_since(0)[1] == [deleted_item("a")], "item tables may still hold it"
     store.put_item({"item_id": "a", "created_at_ms": NOW, "title": "new"})
     export(root, store, NOW)
     back = {row["item_id"]: (row["title"], row["vector"]) for row in read_catalogue(root).to_pylist()}
     assert back == {"a": ("new", None), "b": ("b", [1.0, 0.0]), "c": (None, None)}
+    assert read_deleted(root) == []
     store.put_items([deleted_item(name) for name in "abc"])
     export(root, store, NOW)
     assert read_catalogue(root).num_rows == 0
+    assert read_deleted(root) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("commits", [0, 1, 2])

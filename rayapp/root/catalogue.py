@@ -3,7 +3,7 @@
 import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -16,6 +16,9 @@ from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import user_schema
 from rayapp.root.places import ITEMS, USERS
 from rayapp.root.publish import PublishError, log_manifest
+
+DELETED_FILE: Final = "deleted"
+"""Key of a manifest."""
 
 
 def read_catalogue(root: Path) -> pa.Table:
@@ -55,6 +58,17 @@ def read_items_lacking(root: Path, known: Callable[[NDArray[np.uint64]], NDArray
         table = pq.read_table(path, columns=names, partitioning=None)
     items: list[dict[str, Any]] = table.filter(pa.array(lacking)).to_pylist()
     return items
+
+
+def read_deleted(root: Path) -> list[str]:
+    """Ids of items that were deleted and are in the catalogue no more, for a store that lost what it knew of them."""
+    _, manifest = log_manifest(root / ITEMS)
+    if DELETED_FILE not in manifest:
+        return []
+    path = root / ITEMS / manifest[DELETED_FILE]
+    with _readable(path):
+        item_ids: list[str] = pq.read_table(path, partitioning=None)["item_id"].to_pylist()
+    return item_ids
 
 
 def read_users(root: Path, domain: Domain) -> pa.Table:
