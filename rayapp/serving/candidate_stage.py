@@ -1,7 +1,6 @@
 """The stage that fetches items worth ranking, from the item table of the model that will rank them."""
 
 import asyncio
-import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ class CandidateStage:
         self._seen = Seen.of(domain)
         self._texts: ItemTexts | None = None
         """Made by the first search."""
-        self._searching = threading.Lock()
+        self._searching = asyncio.Lock()
         # Not the ranker's: that one lives in another process.
         self._steps = ClosedSteps(root, domain, store, time_ns)
         self._background = Background()
@@ -119,15 +118,17 @@ class CandidateStage:
         """Items whose id or title holds `query`, the most popular first; those that are not available too."""
 
         def find() -> list[dict[str, Any]] | None:
-            with self._searching:  # each a core at the most; and texts follow their table, never back
-                index = self._shelf.get(version)
-                if index is None:
-                    return None
-                texts = self._texts or ItemTexts.of(index.table, self._domain.title)
-                self._texts = texts.following(index.table)
-                return [dict(item) for item in self._texts.find(query, limit, index)]
+            index = self._shelf.get(version)
+            if index is None:
+                return None
+            texts = self._texts or ItemTexts.of(index.table, self._domain.title)
+            self._texts = texts.following(index.table)
+            return [dict(item) for item in self._texts.find(query, limit, index)]
 
-        return await asyncio.to_thread(find)
+        async with (
+            self._searching
+        ):  # one thread at the most, which feeds need; and texts follow their table, never back
+            return await asyncio.to_thread(find)
 
     async def versions(self) -> list[str]:
         """The models whose item tables this replica holds."""
