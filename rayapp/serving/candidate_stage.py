@@ -127,7 +127,7 @@ class CandidateStage:
 
         async with (
             self._searching
-        ):  # one thread at the most, which feeds need; and texts follow their table, never back
+        ):  # one thread at the most: feeds need them; and texts follow their table
             return await asyncio.to_thread(find)
 
     async def versions(self) -> list[str]:
