@@ -125,9 +125,7 @@ class CandidateStage:
             self._texts = texts.following(index.table)
             return [dict(item) for item in self._texts.find(query, limit, index)]
 
-        async with (
-            self._searching
-        ):  # one thread at the most: feeds need them; and texts follow their table
+        async with self._searching:  # one thread at the most: feeds need them; and texts follow their table
             return await asyncio.to_thread(find)
 
     async def versions(self) -> list[str]:
