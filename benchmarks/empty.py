@@ -7,7 +7,7 @@ from fastapi.responses import JSONResponse
 from ray import serve
 from ray.serve import Application
 
-from deployments.http import RecommendationsBody
+from deployments.bodies import RecommendationsBody
 from deployments.placement import StageName, placed, plain
 
 app = FastAPI()

@@ -9,16 +9,19 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.background import BackgroundTask
 
-from deployments.http import Problem, RankBody, RecommendationsBody, invalid
+from deployments.answers import RankAnswer, RecommendationsAnswer
+from deployments.bodies import RankBody, RecommendationsBody
+from deployments.http import Problem, invalid
+from deployments.openapi import ERRORS
 from deployments.service import Service
 from rayapp.contracts.config import Domain
 from rayapp.contracts.schema import AttributeKind
 from rayapp.serving.answers import feed_body, model_fields, sequence_body
-from rayapp.serving.attribute_checks import BadAttribute, check_attributes
+from rayapp.serving.attribute_checks import OWN_FIELDS, BadAttribute, check_attributes
 from rayapp.serving.blend import blend
 from rayapp.serving.feed import Ask
+from rayapp.serving.feed import RankAnswer as Ranked
 from rayapp.serving.paging import BadToken, ExpiredToken, Page, read_token
-from rayapp.serving.ranking import Ranking
 
 
 def now_ms() -> int:
@@ -27,10 +30,10 @@ def now_ms() -> int:
 
 def feed_routes(service: Service) -> APIRouter:
     """The routes, for one service."""
-    router = APIRouter(tags=["feeds"])
+    router = APIRouter(tags=["feeds"], responses=ERRORS)
     domain = service.domain
 
-    @router.post("/v1/recommendations")
+    @router.post("/v1/recommendations", response_model=RecommendationsAnswer)
     async def recommendations(body: RecommendationsBody) -> JSONResponse:
         """The user's feed: fetch candidates, look up the sequence, rank, blend."""
         answer = await service.feed.recommend(_ask(body, domain))
@@ -38,7 +41,7 @@ def feed_routes(service: Service) -> APIRouter:
         timing = {"Server-Timing": answer.run.server_timing()}
         return JSONResponse(content, headers=timing, background=BackgroundTask(service.answers.add, answer))
 
-    @router.post("/v1/rank")
+    @router.post("/v1/rank", response_model=RankAnswer)
     async def rank(body: RankBody) -> JSONResponse:
         """Ranks the caller's candidates for a user."""
         if len(set(body.item_ids)) != len(body.item_ids):
@@ -53,13 +56,14 @@ def feed_routes(service: Service) -> APIRouter:
             now_ms(),
             version=wanted,
             deadline_ms=body.deadline_ms,
+            fields=_fields(body.fields, domain),
         )
         ranking, run = answer.ranking, answer.run
         if ranking is None and wanted and wanted not in aliases.values():
             raise Problem(404, f"no loaded model is called {body.model!r}; GET /v1/models lists the aliases")
         content = {
             "request_id": str(uuid.uuid4()),
-            "items": _ranked_items(body, ranking, utilities, domain.head_names),
+            "items": _ranked_items(body, answer, utilities, domain.head_names),
             **model_fields(ranking),
             "degraded": bool(run.reasons),
             "fallback_reason": run.reasons[0] if run.reasons else None,
@@ -71,22 +75,26 @@ def feed_routes(service: Service) -> APIRouter:
 
 
 def _ranked_items(
-    body: RankBody, ranking: Ranking | None, utilities: tuple[float, ...], head_names: tuple[str, ...]
+    body: RankBody, answer: Ranked, utilities: tuple[float, ...], head_names: tuple[str, ...]
 ) -> list[dict[str, Any]]:
     """The caller's items, best first; in the caller's own order where nothing ranked them in time."""
+    ranking, count = answer.ranking, len(body.item_ids)
+    items: list[dict[str, Any]] = []
     if ranking is None:
-        return [{"item_id": i, "rank": n, "score": None, "known": None} for n, i in enumerate(body.item_ids, 1)]
-    items = []
-    for place, row in enumerate(blend(ranking.probability_CH, utilities, len(body.item_ids)), 1):
-        item = {
-            "item_id": body.item_ids[row.index],
-            "rank": place,
-            "score": row.score,
-            "known": bool(ranking.known_C[row.index]),
-        }
-        if body.explain:
-            item["probabilities"] = dict(zip(head_names, ranking.probability_CH[row.index].tolist(), strict=True))
-        items.append(item)
+        order = list(range(count))
+        items = [{"item_id": body.item_ids[n], "rank": n + 1, "score": None, "known": None} for n in order]
+    else:
+        ranked = blend(ranking.probability_CH, utilities, count, known_C=ranking.known_C)
+        order = [row.index for row in ranked]
+        for place, row in enumerate(ranked, 1):
+            known = bool(ranking.known_C[row.index])
+            item = {"item_id": body.item_ids[row.index], "rank": place, "score": row.score, "known": known}
+            if body.explain:
+                item["probabilities"] = dict(zip(head_names, ranking.probability_CH[row.index].tolist(), strict=True))
+            items.append(item)
+    if body.fields:
+        for n, item in zip(order, items, strict=True):
+            item["fields"] = answer.described[n] if answer.described else None
     return items
 
 
@@ -115,6 +123,7 @@ def _ask(body: RecommendationsBody, domain: Domain) -> Ask:
         require={name: frozenset(values) for name, values in body.filter.items()},
         utilities=_utilities(body.utilities, domain),
         deadline_ms=body.deadline_ms,
+        fields=_fields(body.fields, domain),
     )
 
 
@@ -126,6 +135,14 @@ def _utilities(given: Mapping[str, float] | None, domain: Domain) -> tuple[float
             known = list(domain.head_names)
             raise invalid(f"utilities.{head[:64]}", f"utilities: {head[:64]!r} is no head; {known} are", "unknown")
     return tuple(given.get(head.name, head.utility) for head in domain.heads)
+
+
+def _fields(names: list[str], domain: Domain) -> list[str]:
+    known = [*(attribute.name for attribute in domain.attributes), *OWN_FIELDS]
+    for name in names:
+        if name not in known:
+            raise invalid("fields", f"fields: {name[:64]!r} is no field of items; {known} are", "unknown")
+    return list(dict.fromkeys(names))
 
 
 def _context(values: dict[str, Any], domain: Domain) -> dict[str, Any]:

@@ -1,30 +1,20 @@
-"""The HTTP surface's shapes: request bodies, the one error form (RFC 9457), and the limit on body sizes."""
+"""The one form of errors, RFC 9457, and how everything that goes wrong takes it."""
 
 import logging
-import re
-import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Annotated, Any, Final
-from urllib.parse import unquote
+from typing import Any, Final
 
 from fastapi import FastAPI, Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 from starlette.exceptions import HTTPException
 
-from rayapp.contracts.schema import id_problem
-
 log = logging.getLogger(__name__)
-MAX_BODY_BYTES = 2 * 1024 * 1024
-MAX_RANK_ITEMS = 1_000
-MAX_EXCLUDED = 1_000
-MAX_UTILITY = 100.0
-DEADLINE_MS = 2_000
-PROBLEM_JSON = "application/problem+json"
-REQUEST_ID = "rayapp.request_id"
+PROBLEM_JSON: Final = "application/problem+json"
+REQUEST_ID: Final = "rayapp.request_id"
 """Where an ASGI scope keeps the request's id."""
-TITLES = {
+ENCODED_SLASH: Final = "\x01"
+"""Stands for `%2F` while a path is taken apart; no id holds it."""
+TITLES: Final = {
     400: "Malformed request",
     401: "Key missing or unknown",
     403: "Not allowed",
@@ -39,74 +29,6 @@ TITLES = {
     500: "Internal error",
     503: "Unavailable",
 }
-
-
-def _check_id(value: str) -> str:
-    if problem := id_problem(value):
-        raise ValueError(problem)
-    return value
-
-
-Id = Annotated[str, AfterValidator(_check_id)]
-
-
-ENCODED_SLASH: Final = "\x01"
-"""Stands for `%2F` while a path is taken apart; no id holds it."""
-PathId = Annotated[str, AfterValidator(lambda value: value.replace(ENCODED_SLASH, "/"))]
-"""An id inside a path, where its `/` is written `%2F`."""
-
-
-Context = Annotated[
-    dict[str, Any], Field(max_length=64, description="The domain's context attributes: device, tab, country")
-]
-
-
-class _Body(BaseModel):
-    model_config = ConfigDict(extra="forbid", strict=True)
-
-
-Utilities = Annotated[
-    dict[str, Annotated[float, Field(ge=-MAX_UTILITY, le=MAX_UTILITY, allow_inf_nan=False)]] | None,
-    Field(description="Weight of each head in the feed score; heads left out keep theirs"),
-]
-Deadline = Annotated[int, Field(ge=10, le=30_000, description="Milliseconds; stages that are late are left out")]
-
-
-class RecommendationsBody(_Body):
-    """Ask for a feed. An unknown user gets a popular one that says so."""
-
-    user_id: Id
-    num_results: Annotated[int, Field(ge=1, le=500)] = 20
-    num_candidates: Annotated[int, Field(ge=1, le=1_000)] = 200
-    surface: Id | None = None
-    context: Context = {}
-    exclude_item_ids: Annotated[list[Id], Field(max_length=MAX_EXCLUDED)] = []
-    filter: Annotated[
-        dict[str, Annotated[list[str], Field(min_length=1, max_length=64)]],
-        Field(max_length=8, description="Categorical attribute of items -> values; an item must have one of them"),
-    ] = {}
-    page_token: str | None = Field(None, description="`next_page_token` of the page before; no page repeats an item")
-    utilities: Utilities = None
-    deadline_ms: Deadline = DEADLINE_MS
-    explain: bool = False
-
-
-class RankBody(_Body):
-    """Rank the caller's own candidates. Items that are not in the catalogue are scored cold and say so."""
-
-    user_id: Id
-    item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_RANK_ITEMS)]
-    model: str | None = Field(None, description="An alias or a version that is loaded; the champion if absent")
-    context: Context = {}
-    utilities: Utilities = None
-    deadline_ms: Deadline = DEADLINE_MS
-    explain: bool = False
-
-
-class MergeBody(_Body):
-    """Names the anonymous user whose actions are to become a known user's."""
-
-    anonymous_id: Id
 
 
 class Problem(Exception):
@@ -175,72 +97,3 @@ def install_errors(app: FastAPI) -> None:
     app.add_exception_handler(RequestValidationError, on_invalid)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_any)
-
-
-Scope = MutableMapping[str, Any]
-Message = MutableMapping[str, Any]
-Receive = Callable[[], Awaitable[Message]]
-Send = Callable[[Message], Awaitable[None]]
-
-
-class LimitBody:
-    """ASGI middleware: 413 for a body over the limit, whether or not it announced its length."""
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]], max_bytes: int = MAX_BODY_BYTES) -> None:
-        self._app, self._max_bytes = app, max_bytes
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        chunks: list[bytes] = []
-        size, more = 0, True
-        while more:
-            message = await receive()
-            if message["type"] != "http.request":
-                return  # the client went away
-            chunks.append(message.get("body", b""))
-            size, more = size + len(chunks[-1]), message.get("more_body", False)
-            if size > self._max_bytes:
-                too_large = Problem(413, f"the body is larger than {self._max_bytes} bytes")
-                await problem_response(Request(scope), too_large)(scope, receive, send)
-                return
-        body: bytes | None = b"".join(chunks)
-
-        async def replay() -> Message:
-            nonlocal body
-            if body is None:
-                return await receive()
-            message, body = {"type": "http.request", "body": body, "more_body": False}, None
-            return message
-
-        await self._app(scope, replay, send)
-
-
-class RequestIds:
-    """ASGI middleware: every request has an id for logs and error bodies, the caller's `X-Request-ID` or one that Serve
-    made. Serve itself repeats it in the answer's headers."""
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http":
-            given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-            usable = given.isascii() and id_problem(given) is None
-            scope[REQUEST_ID] = given if usable else str(uuid.uuid4())
-        await self._app(scope, receive, send)
-
-
-class EncodedSlashes:
-    """ASGI middleware: `%2F` is a part of an id, `/` parts the path. A server hands both on as `/`."""
-
-    def __init__(self, app: Callable[[Scope, Receive, Send], Awaitable[None]]) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        raw = scope.get("raw_path") or b""
-        if b"%01" in raw or b"%2f" in raw.lower():
-            own = raw.replace(b"%01", b"%02")  # a client's own: refused as any other control character
-            scope = {**scope, "path": unquote(re.sub(b"%2[fF]", b"%01", own).decode("ascii"))}
-        await self._app(scope, receive, send)

@@ -9,9 +9,12 @@ from ray import serve
 
 from deployments.data import data_routes
 from deployments.feeds import feed_routes, now_ms
-from deployments.http import EncodedSlashes, LimitBody, RequestIds, install_errors
+from deployments.http import install_errors
+from deployments.items import item_routes
 from deployments.metrics import Metrics
-from deployments.operations import operation_routes, or_none
+from deployments.middleware import EncodedSlashes, ReadBody, RequestIds
+from deployments.openapi import add_problem
+from deployments.operations import operation_routes
 from deployments.placement import Inline, plain
 from deployments.service import Service
 from rayapp import __version__
@@ -21,25 +24,29 @@ from rayapp.root.facts import read_root
 from rayapp.root.publish import PublishError
 from rayapp.serving.answer_log import AnswerLog
 from rayapp.serving.background import POLL_S, Background
+from rayapp.serving.bounded import or_none
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys
 from rayapp.serving.live import Live
 from rayapp.serving.stages import Stages
 
-POPULAR_EVERY_S = 10.0
+POPULAR_EVERY_S = 2.0
+"""A deleted item leaves this list, too, within seconds."""
 
 
 def build_api(service: Service) -> FastAPI:
     """The whole HTTP surface over one service."""
     api = FastAPI(title="rayapp", version=__version__, description="A feed that reacts to what the user just did.")
-    api.add_middleware(LimitBody)
+    api.add_middleware(ReadBody)
     api.add_middleware(EncodedSlashes)
     api.add_middleware(RequestIds)  # outermost: every answer has an id
     install_errors(api)
     keyed = [Depends(service.any_key)]
     api.include_router(feed_routes(service), dependencies=keyed)
     api.include_router(data_routes(service), dependencies=keyed)
+    api.include_router(item_routes(service), dependencies=keyed)
     api.include_router(operation_routes(service))
+    add_problem(api)
     return api
 
 

@@ -7,19 +7,22 @@ from typing import Any
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse, RedirectResponse
 
+from deployments.answers import LiveAnswer, ModelsAnswer, MovedAnswer, ReadyAnswer
 from deployments.http import Problem
+from deployments.openapi import ERRORS
 from deployments.service import Service
 from rayapp.registry.aliases import CHAMPION, promote, read_previous, rollback
 from rayapp.registry.models import list_models, load_model
 from rayapp.root.publish import PublishError
+from rayapp.serving.bounded import or_none
 
 
 def operation_routes(service: Service) -> APIRouter:
     """The routes, for one service."""
-    router = APIRouter(tags=["operations"])
+    router = APIRouter(tags=["operations"], responses=ERRORS)
     admin = [Depends(service.admin_only)]
 
-    @router.get("/v1/models", dependencies=[Depends(service.any_key)])
+    @router.get("/v1/models", response_model=ModelsAnswer, dependencies=[Depends(service.any_key)])
     async def models() -> JSONResponse:
         """Published models with their metrics, the aliases, what answers now, and what was refused."""
         rows = await asyncio.to_thread(list_models, service.root)
@@ -28,7 +31,7 @@ def operation_routes(service: Service) -> APIRouter:
         content = {"serving": live.version, "aliases": dict(live.aliases), "refused": refused or {}, "models": rows}
         return JSONResponse(content)
 
-    @router.post("/v1/models/{version}:promote", dependencies=admin)
+    @router.post("/v1/models/{version}:promote", response_model=MovedAnswer, dependencies=admin)
     async def promote_model(version: str, alias: str = CHAMPION) -> JSONResponse:
         """Makes a model live under an alias, after loading it once. Replicas follow within seconds."""
 
@@ -43,7 +46,7 @@ def operation_routes(service: Service) -> APIRouter:
             raise Problem(409, str(error)) from None
         return JSONResponse({"alias": alias, "version": version, "previous": previous})
 
-    @router.post("/v1/models/{version}:rollback", dependencies=admin)
+    @router.post("/v1/models/{version}:rollback", response_model=MovedAnswer, dependencies=admin)
     async def rollback_model(version: str, alias: str = CHAMPION) -> JSONResponse:
         """Takes an alias from this version back to the one before it, after loading that one."""
         if (named := service.live.aliases.get(alias)) != version:
@@ -60,12 +63,12 @@ def operation_routes(service: Service) -> APIRouter:
             raise Problem(409, str(error)) from None
         return JSONResponse({"alias": alias, "version": now, "previous": version})
 
-    @router.get("/health/live")
+    @router.get("/health/live", response_model=LiveAnswer)
     async def live() -> JSONResponse:
         """The process answers."""
         return JSONResponse({"status": "live"})
 
-    @router.get("/health/ready")
+    @router.get("/health/ready", response_model=ReadyAnswer)
     async def ready() -> JSONResponse:
         """200 while feeds can be answered, whole or degraded; the body says what each stage is short of.
 
@@ -94,7 +97,6 @@ def operation_routes(service: Service) -> APIRouter:
     return router
 
 
-STAGE_TIMEOUT_S = 5.0
 READY_TIMEOUT_S = 1.0
 """Less than a balancer waits."""
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
@@ -110,15 +112,6 @@ def _holding(versions: list[str] | None, version: str) -> str:
     if versions is None:
         return "it does not answer"
     return "ok" if version in versions else f"model {version} is not loaded"
-
-
-async def or_none(answer: Any, timeout_s: float = STAGE_TIMEOUT_S) -> Any:
-    """A stage's answer, or None when it fails or is late."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            return await answer
-    except Exception:
-        return None
 
 
 async def _told(answer: Any) -> str | None:

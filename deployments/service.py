@@ -2,8 +2,10 @@
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated, Any, Final
 
-from fastapi import Request
+from fastapi import Request, Security
+from fastapi.security import APIKeyHeader, HTTPBearer
 
 from deployments.http import Problem
 from rayapp.contracts.config import Domain
@@ -12,6 +14,11 @@ from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys, Role
 from rayapp.serving.live import Live
 from rayapp.serving.stages import Stages
+
+KEY: Final = "A key of `rayapp keys add NAME`; none is needed where the graph listens on loopback alone"
+Bearer = Annotated[Any, Security(HTTPBearer(auto_error=False, scheme_name="Bearer", description=KEY))]
+Header = Annotated[Any, Security(APIKeyHeader(name="X-API-Key", auto_error=False, description=KEY))]
+"""For the OpenAPI document and its key button; `_role` reads both headers itself."""
 
 
 @dataclass(slots=True)
@@ -27,7 +34,7 @@ class Service:
     keys: Keys
     keys_needed: bool
 
-    async def any_key(self, request: Request) -> None:
+    async def any_key(self, request: Request, _bearer: Bearer, _header: Header) -> None:
         """Lets whoever has a key through.
 
         Raises:
@@ -35,7 +42,7 @@ class Service:
         """
         self._role(request)
 
-    async def admin_only(self, request: Request) -> None:
+    async def admin_only(self, request: Request, _bearer: Bearer, _header: Header) -> None:
         """Lets admins through.
 
         Raises:

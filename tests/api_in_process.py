@@ -32,8 +32,8 @@ RANKER_CALLS = 2
 class Running:
     """A service, a client of its API, and what stands behind."""
 
-    def __init__(self, service: Service, client: httpx.AsyncClient) -> None:
-        self.service, self.client = service, client
+    def __init__(self, service: Service, client: httpx.AsyncClient, store: str | None) -> None:
+        self.service, self.client, self.store = service, client, store
 
     async def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
         return await self.client.post(path, json=body, **more)
@@ -75,7 +75,7 @@ async def running(
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
-            yield Running(service, client)
+            yield Running(service, client, store)
     finally:
         for stage in (candidates, ranker, sequences):
             stage.close()

@@ -15,6 +15,7 @@ from rayapp.retrieval.candidates import Query, fetch
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.sources import SOURCES, Found, Need, Pool, Source, default_mix
 from rayapp.serving.closed_steps import GRACE_MS
+from rayapp.serving.request_run import FALLBACK_REASONS
 from rayapp.store.lmdb import LmdbStore
 from tests.api_in_process import running
 from tests.films import NOW, by_source, item, table_of
@@ -111,6 +112,12 @@ def test_a_source_reads_what_others_did_once_the_step_is_over(
 
     asyncio.run(session())
     assert asked[-1] == item_table(domain).rows_of_ids(["i3"]).tolist()
+
+
+def test_the_documents_tell_every_fallback_reason() -> None:
+    text = (ROOT / "docs/serving.md").read_text()
+    table = text[text.index("| `fallback_reason` |") :].split("\n\n")[0].splitlines()[2:]
+    assert table == [f"| `{reason}` | {meaning} |" for reason, meaning in FALLBACK_REASONS.items()]
 
 
 def test_the_documents_tell_every_source() -> None:

@@ -1,5 +1,6 @@
 """The way from the outbox into the logs: exactly once, whenever it is killed, and back again when the store is lost."""
 
+import contextlib
 import shutil
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayapp.contracts.config import Domain
-from rayapp.contracts.schema import bucket_of, item_schema
+from rayapp.contracts.schema import bucket_of, deleted_item, item_schema
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.pipeline import export as exporting
@@ -19,7 +20,8 @@ from rayapp.pipeline.export import Exported, export
 from rayapp.pipeline.restore import restore_store, seed_store
 from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.agreed_steps import AgreedSteps, agreed_steps
-from rayapp.root.catalogue import read_catalogue, read_users
+from rayapp.root.catalogue import read_catalogue, read_deleted, read_users
+from rayapp.root.catalogue_writer import merge
 from rayapp.root.erasure import erase_user
 from rayapp.root.logs import coded, log_schema, read_bucket, read_log, write_file
 from rayapp.root.places import AGREED_STEPS, EVENTS, ITEMS, REQUESTS
@@ -186,6 +188,30 @@ def test_whether_an_item_is_available_goes_into_the_catalogue_and_into_tables(
     table = ItemTable.make("table", tower, items, np.zeros(3, np.int64), tower.embed(items), 0)
     publish_table(root, table, {})
     assert load_table(root, "table").items == table.items
+
+
+def test_a_deleted_item_leaves_the_catalogue_and_comes_back_without_its_old_vector(
+    root: Path, store: Store, domain: Domain
+) -> None:
+    rows = [{"item_id": n, "created_at_ms": T0, "title": n, "vector": [1.0, 0.0]} for n in ("a", "b")]
+    schema = item_schema(domain.attributes).append(pa.field("vector", pa.large_list(pa.float32())))
+    merge(root, ITEMS, pa.Table.from_pylist(rows, schema=schema), domain)
+    store.put_items([deleted_item("a"), deleted_item("never"), {"item_id": "c", "created_at_ms": T0}])
+    assert export(root, store, NOW).items == 3
+    assert [row["item_id"] for row in read_catalogue(root).to_pylist()] == ["b", "c"]
+    assert not export(root, store, NOW)
+    restore_store(root, f"lmdb://{root / 'another'}")  # a store that takes a lost one's place
+    with contextlib.closing(open_store(root, f"lmdb://{root / 'another'}")) as again:
+        assert again.items_since(0)[1] == [deleted_item("a")], "item tables may still hold it"
+    store.put_item({"item_id": "a", "created_at_ms": NOW, "title": "new"})
+    export(root, store, NOW)
+    back = {row["item_id"]: (row["title"], row["vector"]) for row in read_catalogue(root).to_pylist()}
+    assert back == {"a": ("new", None), "b": ("b", [1.0, 0.0]), "c": (None, None)}
+    assert read_deleted(root) == []
+    store.put_items([deleted_item(name) for name in "abc"])
+    export(root, store, NOW)
+    assert read_catalogue(root).num_rows == 0
+    assert read_deleted(root) == ["a", "b", "c"]
 
 
 @pytest.mark.parametrize("commits", [0, 1, 2])

@@ -25,6 +25,7 @@ from rayapp.serving.paging import MAX_AGE_MS, MAX_SHOWN, BadToken, ExpiredToken,
 from rayapp.serving.ranking import RankCall, Ranking
 from rayapp.serving.request_log import MAX_WAITING as MAX_ROWS_WAITING
 from rayapp.serving.request_log import RequestLog
+from rayapp.serving.request_run import FALLBACK_REASONS
 from rayapp.serving.stages import Stages
 from rayapp.store import UserSequence
 from tests.conftest import T0
@@ -74,6 +75,11 @@ class Fakes:
             items, hashes, ["popular"] * len(items), np.linspace(0, 1, len(items), dtype=np.float32), ones
         )
 
+    async def describe(self, version: str, item_ids: Sequence[str], fields: Sequence[str]) -> list[Any] | None:
+        if "items" in self.fault:
+            await self.fault["items"]()
+        return [dict.fromkeys(fields, item_id) for item_id in item_ids]
+
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         self.asked.append(("ranker", version))
         if "ranker" in self.fault:
@@ -106,7 +112,9 @@ def ask(user_id: str = "u", **changes: Any) -> Ask:
 def recommend(domain: Domain, fakes: Fakes, arms: Any = None, asked: Ask | None = None, share: float = 0.0) -> Answer:
     live = Live("v2", "v1", {"champion": "v2", "challenger": "v3"}, popular=ITEMS[::-1])
     stages = Stages(fakes, fakes, fakes, asyncio.Semaphore(8))
-    return asyncio.run(Feed(domain, stages, live, arms or NoArms(), share).recommend(asked or ask()))
+    answer = asyncio.run(Feed(domain, stages, live, arms or NoArms(), share).recommend(asked or ask()))
+    assert set(answer.run.reasons) <= set(FALLBACK_REASONS)
+    return answer
 
 
 def shown(answer: Answer) -> list[str]:
@@ -163,6 +171,17 @@ def test_without_the_store_the_user_is_new(domain: Domain, fault: Any) -> None:
     assert answer.degraded
     assert len(answer.shown) == 5
     assert not {"watermark", "sequence_hash"} & set(request_row(answer)), "nobody may re-cut what was never read"
+
+
+@pytest.mark.parametrize("fault", [late, broken, None])
+def test_fields_that_do_not_come_are_null(domain: Domain, fault: Any) -> None:
+    fakes = Fakes()
+    if fault is not None:
+        fakes.fault["items"] = fault
+    answer = recommend(domain, fakes, asked=ask(fields=["title"]))
+    rows = feed_body(answer, domain.head_names, explain=False)["items"]
+    assert [row["fields"] for row in rows] == [None if fault else {"title": row["item_id"]} for row in rows]
+    assert answer.reason == {late: "items_timeout", broken: "items_unavailable", None: None}[fault]
 
 
 def test_everything_broken_still_answers_in_time(domain: Domain) -> None:

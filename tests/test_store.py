@@ -283,6 +283,14 @@ def test_items_are_listed_once_in_their_newest_form(store: Store) -> None:
     assert store.items_since(last) == (last, [])
 
 
+def test_many_items_are_put_at_once_and_of_two_with_one_id_the_later_counts(store: Store) -> None:
+    many = [{"item_id": f"i{n % 300}", "year": n} for n in range(500)]
+    last = store.put_items(many)
+    assert last == 500
+    assert store.items_since(0) == (500, many[200:])
+    assert store.put_items([{"item_id": "i7", "year": 1}]) == store.items_since(500)[0] == 501
+
+
 def test_an_item_changes_whole_whoever_else_changes_it(store: Store) -> None:
     assert store.item("a") is None
     assert store.change_item("a", lambda stored: stored) is None, "nothing is recorded of nothing"

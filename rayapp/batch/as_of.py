@@ -15,6 +15,7 @@ import torch
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import Vocabulary, item_schema
+from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
 from rayapp.features.sequence import NO_WATERMARK, History
 from rayapp.model.item_table import ItemTable
@@ -70,9 +71,13 @@ class Models:
         """
         if version not in self._held:
             loaded = load_model(self._root, version, self._domain)
-            scorer = loaded.scorer
+            scorer, table = loaded.scorer, loaded.table
+            if gone := deleted_rows(self._items, table):
+                table = table.without(gone)
             if later := changed_items(self._items, loaded.table):
-                scorer = scorer.with_table(loaded.table.with_items(later))
+                table = table.with_items(later)
+            if table is not loaded.table:
+                scorer = scorer.with_table(table)
             self._held[version] = BatchModel(version, on_device(scorer, self._device), self._statistics)
             while len(self._held) > MODELS_HELD:
                 self._held.popitem(last=False)
@@ -96,6 +101,15 @@ def changed_items(catalogue: pa.Table, table: ItemTable) -> list[Item]:
         if not row or any(table.item(row).get(name) != value for name, value in item.items()):
             changed.append(item)
     return changed
+
+
+def deleted_rows(catalogue: pa.Table, table: ItemTable) -> list[int]:
+    """Rows of items that the catalogue holds no longer. No import takes an item out: it was deleted, and the live graph
+    has that from the store's item log."""
+    there_N = np.zeros(table.num_rows, bool)
+    there_N[table.rows_of(hash64_column(catalogue["item_id"]))] = True
+    there_N[ABSENT] = True
+    return np.flatnonzero(~there_N).tolist()
 
 
 def as_stored(events: History, timestamp_ms: int, watermark: int, vocabulary: Vocabulary) -> History:

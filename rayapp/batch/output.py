@@ -6,6 +6,7 @@ Shapes: R requests, N candidates of all of them, H heads.
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final
@@ -21,6 +22,7 @@ from rayapp.batch.grouped_rows import GroupedRows
 from rayapp.contracts.config import Domain
 from rayapp.features.sequence import Sequences
 from rayapp.retrieval.candidates import SEEN_AGAIN
+from rayapp.retrieval.caps import Places, Values, capped_by_tier
 
 TOLERANCE: Final = 1e-5
 """Probabilities that differ by less were computed from the same by the same."""
@@ -39,6 +41,8 @@ class ScoredRows:
     """What the model read."""
     activity_R: NDArray[np.int64]
     """Actions known of the user, up to CORE_ACTIONS or the model's length."""
+    values: Values
+    """Of capped attributes, where the items were fetched as for a feed; else none."""
 
     def logged_difference(self) -> NDArray[np.float32] | None:
         """Largest difference to the logged probabilities over the heads; NaN where none were logged, None where there
@@ -72,8 +76,12 @@ def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArr
     again_N = np.zeros(len(utility_N), bool)
     if "source" in grouped.rows.column_names:
         again_N = pc.equal(grouped.rows["source"], SEEN_AGAIN).to_numpy()
-    # What was seen before stands below what is new, as live; ties keep the order of the candidates.
-    order = np.lexsort((np.arange(len(utility_N)), -utility_N, again_N, request_N))
+    # What was seen before stands below what is new, and what the model does not know below what it knows, as live; ties
+    # keep the order of the candidates.
+    tier_N = 2 * again_N.astype(np.int64) + ~scored.known_item_N
+    order = np.lexsort((np.arange(len(utility_N)), -utility_N, tier_N, request_N))
+    if scored.values:
+        order = _under_caps(order, tier_N, scored, domain, top_k)
     rank = np.arange(len(order)) - grouped.offset_R[request_N[order]] + 1
     if top_k:
         order, rank = order[rank <= top_k], rank[rank <= top_k]
@@ -100,6 +108,20 @@ def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArr
         if name not in table.column_names:  # what the caller gave stays in its place
             table = table.append_column(name, column)
     return table
+
+
+def _under_caps(
+    order: NDArray[np.int64], tier_N: NDArray[np.int64], scored: ScoredRows, domain: Domain, top_k: int
+) -> NDArray[np.int64]:
+    """The rows of each request in the order of a feed under the domain's caps; behind the `top_k` as they were."""
+    orders: list[NDArray[np.int64]] = []
+    for start, end in pairwise(scored.grouped.offset_R.tolist()):
+        best_first = order[start:end]
+        places = Places(domain.caps, {name: values[start:end] for name, values in scored.values.items()})
+        count = min(top_k or end - start, end - start)
+        chosen = start + np.array(capped_by_tier(best_first - start, tier_N[start:end], count, places), np.int64)
+        orders += [chosen, best_first[~np.isin(best_first, chosen)]]
+    return np.concatenate([np.zeros(0, np.int64), *orders])
 
 
 class PartFile:

@@ -25,6 +25,7 @@ from rayapp.batch.scoring import probabilities
 from rayapp.contracts.hashing import hash64_column
 from rayapp.features.attributes import ABSENT
 from rayapp.features.requests import Requests, offsets
+from rayapp.features.seen import Seen
 from rayapp.features.segments import CORE_ACTIONS
 from rayapp.features.sequence import Ints, point_in_time
 from rayapp.pipeline.histories import EVENT_COLUMNS, UserHistories
@@ -142,7 +143,7 @@ class PartScorer:
             length=max(model.scorer.history_length, CORE_ACTIONS),
             vocabulary=self._domain.vocabulary,
         )
-        if not grouped.has_items:
+        if fetched := not grouped.has_items:
             grouped = self._with_candidates(grouped, model, histories, start_R, end_R)
         item_hash_N = hash64_column(grouped.rows["item_id"])
         step_R = self._statistics.grid.step(grouped.statistics_at_ms_R)
@@ -158,14 +159,20 @@ class PartScorer:
             self._statistics.items(item_hash_N, step_R[grouped.request_of_row()]),
         )
         probability_NH = probabilities(model.scorer, requests, len(self._domain.heads))
-        known_item_N = model.scorer.inputs.table.rows_of(item_hash_N) != ABSENT
-        return ScoredRows(grouped, model.version, probability_NH, known_item_N, sequences, known.length_R)
+        table = model.scorer.inputs.table
+        row_N = table.rows_of(item_hash_N)
+        known_item_N = (row_N != ABSENT) & ~table.blank(row_N)
+        values: dict[str, list[tuple[str, ...]]] = {}
+        if fetched:
+            items = [table.item(row) for row in row_N.tolist()]
+            values = {name: [tuple(item.get(name) or ()) for item in items] for name in self._domain.caps}
+        return ScoredRows(grouped, model.version, probability_NH, known_item_N, sequences, known.length_R, values)
 
     def _with_candidates(
         self, grouped: GroupedRows, model: BatchModel, histories: UserHistories, start_R: Ints, end_R: Ints
     ) -> GroupedRows:
         """As the live graph would have fetched them; items that appeared only later are left out."""
-        job, vocabulary = self._work.job, self._domain.vocabulary
+        job, vocabulary, seen = self._work.job, self._domain.vocabulary, Seen.of(self._domain)
         step_R = self._statistics.grid.step(grouped.statistics_at_ms_R)
         found: dict[int, Candidates] = {}
         for r in np.argsort(step_R, kind="stable").tolist():  # items are ordered once for all requests of a step
@@ -173,7 +180,7 @@ class PartScorer:
             events = histories.history.take(slice(start_R[r], end_R[r]))
             history = as_stored(events, time_ms, int(grouped.watermark_R[r]), vocabulary)
             query = Query(job.num_candidates, time_ms, settled_mix(), fewest=job.top_k or 1)
-            found[r] = fetch(model.index_at(int(step_R[r])), history, vocabulary, query)
+            found[r] = fetch(model.index_at(int(step_R[r])), history, vocabulary, query, seen=seen)
         in_order = [found[r] for r in range(len(grouped))]
         item_ids = [item_id for one in in_order for item_id in one.item_ids]
         sources = [source for one in in_order for source in one.sources]

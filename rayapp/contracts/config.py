@@ -36,8 +36,14 @@ LATER_FIELDS: Final = {
     "flag_delay_ms": 10 * MINUTE_MS,
     "left_out_of_statistics": {},
     "time_zone": UTC,
+    "seen_ms": {},
+    "seen_again_after_ms": 0,
+    "caps": {},
 }
 """Fields that a domain's JSON leaves out at their default: versions are named by it, and keep their names."""
+SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps"})
+"""Fields that only feeds go by: what was trained before they changed stays what it is, under its name."""
+MAX_CAPPED: Final = 500
 MAX_HALF_LIVES: Final = 4
 """Every half-life is as many more columns of every count."""
 
@@ -61,6 +67,18 @@ class Head:
     actions: tuple[str, ...]
     utility: float
     """Weight of this head's probability in the feed score."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cap:
+    """At most `most` items of one value of an attribute among any `of` neighbouring places of a list."""
+
+    most: int
+    of: int
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.most < self.of <= MAX_CAPPED:
+            raise ValueError(f"must be 1 <= most < of <= {MAX_CAPPED}, not {self.most} of {self.of}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -100,6 +118,13 @@ class Domain:
     """Categorical attribute of users -> values whose users count in no statistic: bots, testers."""
     time_zone: str = UTC
     """IANA name of the zone whose hour and day of the week models read."""
+    seen_ms: dict[str, int] = field(default_factory=dict)
+    """Action -> for how long its item stays out of the user's feeds, FOREVER for good. Actions that are not listed do
+    not count, but negative ones, which do for good. Empty: every action counts for good."""
+    seen_again_after_ms: int | None = 0
+    """Where nothing else is left, what was seen comes back so long after the last action on it; None: never."""
+    caps: dict[str, Cap] = field(default_factory=dict)
+    """Categorical attribute of items -> how many of one value a list may hold."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -117,6 +142,7 @@ class Domain:
         if not is_zone(self.time_zone):
             raise ValueError(f'time_zone must name a zone like "Europe/Berlin" or "{UTC}", not "{self.time_zone}"')
         self._check_statistics()
+        self._check_feeds()
         for group in (self.attributes, self.user_attributes, self.context_attributes):
             names = [a.name for a in group]
             if bad := {n for n in names if n in RESERVED_NAMES or names.count(n) > 1}:
@@ -138,6 +164,15 @@ class Domain:
                 'flag_delay must be longer than "0s": a statistic that knew a flag at once would know the answer'
             )
 
+    def _check_feeds(self) -> None:
+        if unknown := set(self.seen_ms) - set(self.vocabulary.names):
+            raise ValueError(f"seen names {sorted(unknown)}, no action; there are {list(self.vocabulary.names)}")
+        if any(lasts_ms < 0 for lasts_ms in self.seen_ms.values()) or (self.seen_again_after_ms or 0) < 0:
+            raise ValueError("what counts as seen must last for some time, not less than none")
+        categories = [a.name for a in self.attributes if a.kind is AttributeKind.CATEGORIES]
+        if unknown := set(self.caps) - set(categories):
+            raise ValueError(f"caps names {sorted(unknown)}, no categorical attribute of the items; {categories} are")
+
     @model_serializer(mode="wrap")
     def _as_before(self, values: Callable[["Domain"], dict[str, Any]]) -> dict[str, Any]:
         usual = {name for name, default in LATER_FIELDS.items() if getattr(self, name) == default}
@@ -156,7 +191,8 @@ def version_values(domain: Domain) -> dict[str, Any]:
     """The domain as versions are named by it: its JSON, with tuples where the first versions had them."""
     values = to_json(domain)
     heads = tuple({**head, "actions": tuple(head["actions"])} for head in values["heads"])
-    return {**values, "heads": heads, "label_weights": tuple(map(tuple, values["label_weights"]))}
+    named = {name: value for name, value in values.items() if name not in SERVED_FIELDS}
+    return {**named, "heads": heads, "label_weights": tuple(map(tuple, values["label_weights"]))}
 
 
 Encoder = Literal["transact", "cross", "average", "none"]

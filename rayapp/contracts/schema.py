@@ -6,7 +6,7 @@ Everything else imports this file; of ours it imports the hash alone.
 import enum
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -191,6 +191,20 @@ def item_schema(attributes: Sequence[Attribute]) -> pa.Schema:
     ids = [pa.field("item_id", pa.string(), nullable=False), pa.field("created_at_ms", pa.int64(), nullable=False)]
     available = pa.field("available", pa.bool_())  # false: in no feed; null is true
     return pa.schema([*ids, available, *attribute_fields(attributes)])
+
+
+DELETED: Final = "deleted"
+"""Marks what the item log keeps of an item that was deleted. A domain's own attribute of this name is never `True`."""
+
+
+def deleted_item(item_id: str) -> dict[str, Any]:
+    """What the item log keeps of it, until it is put again."""
+    return {"item_id": item_id, DELETED: True}
+
+
+def is_deleted(item: Mapping[str, Any]) -> bool:
+    """Whether this is all that is left of an item."""
+    return item.get(DELETED) is True
 
 
 def user_schema(attributes: Sequence[Attribute]) -> pa.Schema:

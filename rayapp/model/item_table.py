@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.contracts.hashing import hash64, places_of
+from rayapp.contracts.schema import deleted_item, is_deleted
 from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
 from rayapp.model.tower import LinearTower
@@ -36,6 +37,8 @@ class ItemTable:
     """How often items were put into it since it was made."""
     _round_N: NDArray[np.int64] = field(repr=False)
     """The round in which each row's item was put; 0: when it was made."""
+    _num_made: int = field(repr=False)
+    """Rows that it was made with."""
 
     @classmethod
     def make(
@@ -69,6 +72,7 @@ class ItemTable:
             order + 1,
             0,
             np.zeros(len(items) + 1, np.int64),
+            len(items) + 1,
         )
 
     @property
@@ -104,7 +108,7 @@ class ItemTable:
         A changed item keeps its row and its likes, and where its attributes are what they were its vector too, which
         need not be the tower's: it may have been given. The result lives in memory only. Costs one copy of the columns.
         """
-        latest: Mapping[str, Item] = {item["item_id"]: item for item in changed}
+        latest = self._put({item["item_id"]: item for item in changed})
         put = list(latest.values())
         vectors_PE = self.tower.embed(put)
         hash_P = np.fromiter((hash64(item_id) for item_id in latest), np.uint64, len(latest))
@@ -133,6 +137,31 @@ class ItemTable:
             _round=self._round + 1,
             _round_N=round_N,
         )
+
+    def _put(self, latest: Mapping[str, Item]) -> dict[str, Item]:
+        """The items as rows keep them. A deleted one stays what it was, for the histories that name it, but in no feed;
+        one that has no row needs none."""
+        put: dict[str, Item] = {}
+        for item_id, item in latest.items():
+            if not is_deleted(item):
+                put[item_id] = item
+            elif row := int(self.rows_of_ids([item_id])[0]):
+                put[item_id] = {**self.item(row), **item, "available": False}
+        return put
+
+    def without(self, gone: Sequence[int]) -> "ItemTable":
+        """This table with the items of some rows deleted."""
+        return self.with_items([deleted_item(self.item(row)["item_id"]) for row in gone])
+
+    def blank(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
+        """Of rows in any shape, whether nothing is known of their item: it was put since the table was made, and has no
+        attributes."""
+        blank = (rows >= self._num_made) & ~self.vectors_NE[rows].any(axis=-1)
+        if blank.any():
+            names = [attribute.name for attribute in self.tower.attributes]
+            items = [self.item(row) for row in rows[blank].tolist()]
+            blank[blank] = [all(item.get(name) in (None, "", []) for name in names) for item in items]
+        return np.asarray(blank)
 
     def _same_content(self, row: int, item: Item) -> bool:
         """Whether the tower reads of `item` what it read of the row's item."""

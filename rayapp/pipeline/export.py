@@ -19,9 +19,9 @@ import pyarrow as pa
 
 from rayapp.contracts.config import Domain, day_name
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import item_schema, user_schema
+from rayapp.contracts.schema import is_deleted, item_schema, user_schema
 from rayapp.root.agreed_steps import add_agreed_steps
-from rayapp.root.catalogue_writer import merge
+from rayapp.root.catalogue_writer import merge, remove_items
 from rayapp.root.facts import read_root
 from rayapp.root.logs import log_schema, sort_log, write_file
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, USERS
@@ -77,7 +77,7 @@ class _Log:
 
 def export(root: Path, store: ExportedStore, now_ms: int) -> Exported:
     """One round: up to CHUNK_ROWS rows of each bucket go into new files of the logs, and the items put since the last
-    round into the catalogue. A round that brings nothing has freed the outbox.
+    round into the catalogue, out of which those go that were deleted. A round that brings nothing has freed the outbox.
 
     Whoever calls it holds `EXPORTS`.
 
@@ -150,7 +150,10 @@ def _table(rows: list[Committed], kind: str, domain: Domain) -> pa.Table:
 def _export_items(root: Path, store: ItemStore, log: _Log, domain: Domain) -> int:
     last, items = store.items_since(log.cursor(ITEMS))
     if items:
-        merge(root, ITEMS, pa.Table.from_pylist(items, schema=item_schema(domain.attributes)), domain)
+        put = [item for item in items if not is_deleted(item)]
+        if put:
+            merge(root, ITEMS, pa.Table.from_pylist(put, schema=item_schema(domain.attributes)), domain)
+        remove_items(root, [item["item_id"] for item in items if is_deleted(item)])
         log.advance(ITEMS, last)
     return len(items)
 

@@ -3,7 +3,7 @@
 Shapes: N item table rows, C candidates.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.contracts.schema import ActionKind, Vocabulary
+from rayapp.features.seen import EVERYTHING, Seen
 from rayapp.features.sequence import History
+from rayapp.retrieval.caps import Values
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.orders import Rows
 from rayapp.retrieval.sources import NO_ROWS, NO_SCORES, SOURCES, Found, Pool, default_mix
@@ -62,16 +64,28 @@ class Candidates:
     by it."""
     propensity_C: NDArray[np.float32]
     """The probability with which a source drew the item; 1 where nothing was drawn."""
+    values: Values = field(default_factory=dict)
+    """Of capped attributes."""
 
 
-def fetch(index: CandidateIndex, history: History, vocabulary: Vocabulary, query: Query) -> Candidates:
-    """As many items as asked for, or all that are left, then up to `query.fewest` that the user acted on before.
+def fetch(
+    index: CandidateIndex,
+    history: History,
+    vocabulary: Vocabulary,
+    query: Query,
+    *,
+    seen: Seen = EVERYTHING,
+    capped: Iterable[str] = (),
+) -> Candidates:
+    """As many items as asked for, or all that are left, then up to `query.fewest` that the user has `seen` before, each
+    with its values of the `capped` attributes.
 
     `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. May be
     called from several threads.
     """
     allowed_N = index.allowed(query.now_ms, query.require, query.exclude_hash)
-    chosen = _Chosen(index, allowed_N, index.rows_of(history.item_hash_E))
+    seen_row_E = index.rows_of(history.item_hash_E[seen.counts(history, query.now_ms)])
+    chosen = _Chosen(index, allowed_N, seen_row_E)
     pool = Pool(index, chosen.free_N, tastes_of(index.table, history, vocabulary), query.seed)
     reserved = sum(query.quota(name) for name in SOURCES)
     for name, source in SOURCES.items():
@@ -82,9 +96,12 @@ def fetch(index: CandidateIndex, history: History, vocabulary: Vocabulary, query
         if count > 0:
             chosen.take(name, source.fetch(pool, count))
     if (count := query.fewest - len(chosen)) > 0:
-        again = _seen_again(index, history, vocabulary, allowed_N, nothing_else=not len(chosen))[:count]
+        again_N = np.zeros(len(allowed_N), bool)
+        again_N[seen_row_E] = True
+        again_N[index.rows_of(history.item_hash_E[seen.too_lately(history, query.now_ms)])] = False
+        again = _seen_again(index, history, vocabulary, allowed_N & again_N, nothing_else=not len(chosen))[:count]
         chosen.take(SEEN_AGAIN, Found(again, np.zeros(len(again), np.float32)))
-    return chosen.candidates()
+    return chosen.candidates(capped)
 
 
 def _seen_again(
@@ -125,12 +142,14 @@ class _Chosen:
         self._propensities.append(np.full(size, found.propensity, np.float32))
         self._sources += [source] * size
 
-    def candidates(self) -> Candidates:
-        row_C, table = np.concatenate(self._rows), self._index.table
+    def candidates(self, capped: Iterable[str]) -> Candidates:
+        row_C = np.concatenate(self._rows)
+        items = [self._index.table.item(row) for row in row_C.tolist()]
         return Candidates(
-            [table.item(row)["item_id"] for row in row_C.tolist()],
+            [item["item_id"] for item in items],
             self._index.item_hash_N[row_C],
             self._sources,
             np.concatenate(self._scores),
             np.concatenate(self._propensities),
+            {name: [tuple(item.get(name) or ()) for item in items] for name in capped},
         )

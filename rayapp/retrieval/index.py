@@ -9,12 +9,12 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from rayapp.contracts.schema import AttributeKind
+from rayapp.contracts.schema import AttributeKind, is_deleted
 from rayapp.features.attributes import ABSENT
 from rayapp.model.item_table import ItemTable
 from rayapp.retrieval.neighbours import Neighbours
 from rayapp.retrieval.orders import NO_POSITIVES, Known, Orders, Positives, Rows, Scores
-from rayapp.retrieval.sources import NO_ROWS
+from rayapp.retrieval.sources import NO_ROWS, NO_SCORES
 
 
 class CandidateIndex:
@@ -89,6 +89,18 @@ class CandidateIndex:
             keep = (vectors_NE[found] @ vectors_NE[hidden].T).max(axis=1) <= similarity + 1e-5
             found, similarity = found[keep], similarity[keep]
         return found, np.clip(similarity, 0, 1)
+
+    def similar(self, item_hash: np.uint64, count: int, now_ms: int) -> tuple[Rows, Scores] | None:
+        """The nearest rows that are available, without the item's own, and their cosines; None where the table does not
+        hold the item, or it was deleted."""
+        row = self.rows_of(np.array([item_hash], np.uint64))
+        if row[0] == ABSENT or is_deleted(self.table.item(int(row[0]))):
+            return None
+        if not self.table.vectors_NE[row].any():
+            return NO_ROWS, NO_SCORES  # nothing is near an item without a vector
+        free_N = self.allowed(now_ms, {}, np.array([item_hash], np.uint64))
+        found, similarity = self.near(row, NO_ROWS, count, free_N)
+        return found[:count], similarity[:count]
 
     def _read(self, rows: Rows) -> None:
         """Availability and date of these rows' items."""

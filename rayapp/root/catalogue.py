@@ -1,18 +1,24 @@
 """Reads the catalogue of items and the table of users, which imports write (`pipeline.catalogue`)."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import user_schema
 from rayapp.root.places import ITEMS, USERS
 from rayapp.root.publish import PublishError, log_manifest
+
+DELETED_FILE: Final = "deleted"
+"""Key of a manifest."""
 
 
 def read_catalogue(root: Path) -> pa.Table:
@@ -36,6 +42,33 @@ def read_item(root: Path, item_id: str) -> dict[str, Any] | None:
         names = [name for name in pq.read_schema(path).names if name != "vector"]
         rows = pq.read_table(path, columns=names, filters=pc.field("item_id") == item_id, partitioning=None).to_pylist()
     return rows[0] if rows else None
+
+
+def read_items_lacking(root: Path, known: Callable[[NDArray[np.uint64]], NDArray[np.bool_]]) -> list[dict[str, Any]]:
+    """Items of the catalogue whose `hash64(item_id)` is not `known`, without their vectors. Where all are, only the ids
+    are read."""
+    path = _newest(root, ITEMS)
+    if path is None:
+        return []
+    with _readable(path):
+        lacking = ~known(hash64_column(pq.read_table(path, columns=["item_id"], partitioning=None)["item_id"]))
+        if not lacking.any():
+            return []
+        names = [name for name in pq.read_schema(path).names if name != "vector"]
+        table = pq.read_table(path, columns=names, partitioning=None)
+    items: list[dict[str, Any]] = table.filter(pa.array(lacking)).to_pylist()
+    return items
+
+
+def read_deleted(root: Path) -> list[str]:
+    """Ids of items that were deleted and are in the catalogue no more, for a store that lost what it knew of them."""
+    _, manifest = log_manifest(root / ITEMS)
+    if DELETED_FILE not in manifest:
+        return []
+    path = root / ITEMS / manifest[DELETED_FILE]
+    with _readable(path):
+        item_ids: list[str] = pq.read_table(path, partitioning=None)["item_id"].to_pylist()
+    return item_ids
 
 
 def read_users(root: Path, domain: Domain) -> pa.Table:

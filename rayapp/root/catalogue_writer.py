@@ -4,6 +4,7 @@ An import merges: a row of an id that is there already replaces it, the others s
 """
 
 import uuid
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +17,10 @@ import pyarrow.parquet as pq
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import item_schema, user_schema
-from rayapp.root.catalogue import read_version
+from rayapp.root.catalogue import DELETED_FILE, read_deleted, read_version
 from rayapp.root.erasure import Tombstones
 from rayapp.root.places import ITEMS, USERS
-from rayapp.root.publish import commit_log, log_manifest
+from rayapp.root.publish import Manifest, commit_log, log_manifest
 
 
 def merge(root: Path, kind: str, rows: pa.Table, domain: Domain) -> dict[str, Any]:
@@ -54,13 +55,34 @@ def _distinct(rows: pa.Table, key: list[str]) -> int:
     return int(rows.select(key).group_by(key).aggregate([]).num_rows)
 
 
-def _commit(root: Path, kind: str, table: pa.Table) -> None:
+def _commit(root: Path, kind: str, table: pa.Table, deleted: Collection[str] = ()) -> None:
     log = root / kind
     number, _ = log_manifest(log)
     log.mkdir(parents=True, exist_ok=True)
+    name = _write(log, table)
+    manifest: Manifest = {"files": [{"path": name, "rows": table.num_rows}]}
+    if kind == ITEMS and (gone := {*read_deleted(root), *deleted}):
+        left = pa.table({"item_id": pa.array(sorted(gone), pa.string())})
+        left = left.filter(pc.invert(pc.is_in(left["item_id"], value_set=table["item_id"].combine_chunks())))
+        manifest[DELETED_FILE] = _write(log, left)
+    commit_log(log, number, manifest)
+
+
+def _write(log: Path, table: pa.Table) -> str:
     name = f"{uuid.uuid4().hex[:12]}.parquet"
     pq.write_table(table, log / name, compression="zstd")
-    commit_log(log, number, {"files": [{"path": name, "rows": table.num_rows}]})
+    return name
+
+
+def remove_items(root: Path, item_ids: Sequence[str]) -> int:
+    """Takes items out of the catalogue, which remembers their ids until they come back; how many it held."""
+    table = read_version(root, ITEMS)
+    if table is None:
+        return 0
+    gone = pc.is_in(table["item_id"], value_set=pa.array(item_ids, pa.string()))
+    if pc.any(gone).as_py():
+        _commit(root, ITEMS, table.filter(pc.invert(gone)), table["item_id"].filter(gone).to_pylist())
+    return int(pc.sum(gone).as_py() or 0)
 
 
 def remove_users(root: Path, erased: Tombstones) -> int:

@@ -26,6 +26,8 @@ def feed_body(answer: Answer, head_names: tuple[str, ...], *, explain: bool) -> 
         }
         if explain:
             item["probabilities"] = _probabilities(shown, head_names)
+        if answer.ask.fields:
+            item["fields"] = answer.described[rank - 1] if answer.described else None
         items.append(item)
     return {
         "request_id": answer.ask.request_id,

@@ -1,13 +1,18 @@
 """Checks what a client says of an item or of a request's context: the domain's attributes, each of its kind."""
 
-import math
+import re
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from rayapp.contracts.schema import Attribute, AttributeKind, id_problem
+from rayapp.serving.events import RejectedEvent
 
 MAX_TEXT: Final = 2_000
+MAX_CATEGORY: Final = 128
 MAX_VALUES: Final = 32
+LARGEST: Final = sys.float_info.max
+SURROGATE: Final = re.compile("[\ud800-\udfff]")
 OWN_FIELDS: Final = ("available", "created_at_ms")
 """What every item may say of itself, whatever its domain."""
 
@@ -15,9 +20,9 @@ OWN_FIELDS: Final = ("available", "created_at_ms")
 class BadAttribute(ValueError):
     """An attribute that can't be taken; `field` names it."""
 
-    def __init__(self, field: str, message: str) -> None:
+    def __init__(self, field: str, message: str, code: str = "invalid") -> None:
         super().__init__(message)
-        self.field = field
+        self.field, self.code = field, code
 
 
 def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], created_at_ms: int) -> dict[str, Any]:
@@ -33,8 +38,36 @@ def check_item(item_id: str, body: Any, attributes: Sequence[Attribute], created
             missing[0],
             f"{missing[0]} is missing: PUT replaces the whole item, so name every attribute (null where it has none), "
             "or change single ones with PATCH",
+            "missing_field",
         )
     return {"item_id": item_id, "created_at_ms": created_at_ms, "available": True} | changes
+
+
+def check_items(
+    values: Sequence[Any], attributes: Sequence[Attribute], created_at_ms: int, *, skip: frozenset[int] = frozenset()
+) -> tuple[list[dict[str, Any]], list[RejectedEvent]]:
+    """`(each good item as it is stored, rejections)` of objects that name their `item_id` and are whole items."""
+    good: list[dict[str, Any]] = []
+    rejected: list[RejectedEvent] = []
+    for index, value in enumerate(values):
+        if index in skip:
+            continue
+        try:
+            good.append(_named_item(value, attributes, created_at_ms))
+        except BadAttribute as error:
+            rejected.append(RejectedEvent(index, error.code, error.field or None, str(error)))
+    return good, rejected
+
+
+def _named_item(value: Any, attributes: Sequence[Attribute], created_at_ms: int) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise BadAttribute("", "an item must be a JSON object of its item_id and attributes", "wrong_type")
+    if "item_id" not in value:
+        raise BadAttribute("item_id", "item_id is missing", "missing_field")
+    if not isinstance(item_id := value["item_id"], str):
+        raise BadAttribute("item_id", "item_id must be a text", "wrong_type")
+    body = {name: field for name, field in value.items() if name != "item_id"}
+    return check_item(item_id, body, attributes, created_at_ms)
 
 
 def check_changes(item_id: str, body: Any, attributes: Sequence[Attribute]) -> dict[str, Any]:
@@ -44,9 +77,9 @@ def check_changes(item_id: str, body: Any, attributes: Sequence[Attribute]) -> d
         BadAttribute: names the field.
     """
     if problem := id_problem(item_id):
-        raise BadAttribute("item_id", f"item_id {problem}")
+        raise BadAttribute("item_id", f"item_id {problem}", "bad_id")
     if not isinstance(body, dict):
-        raise BadAttribute("", "an item must be a JSON object of its attributes")
+        raise BadAttribute("", "an item must be a JSON object of its attributes", "wrong_type")
     if "created_at_ms" in body:
         created = body["created_at_ms"]
         if type(created) is not int or not -(2**62) < created < 2**62:
@@ -88,7 +121,8 @@ def check_attributes(
     for field in body:
         if field not in known:
             offered = sorted(known | set(optional))
-            raise BadAttribute(field[:64], f"{field[:64]!r} is no attribute of this domain; it has {offered}")
+            message = f"{field[:64]!r} is no attribute of this domain; it has {offered}"
+            raise BadAttribute(field[:64], message, "unknown_field")
     checked: dict[str, Any] = {}
     for attribute in attributes:
         value = body.get(attribute.name)
@@ -102,15 +136,20 @@ def check_attributes(
 
 def _problem(value: Any, kind: AttributeKind) -> str | None:
     if kind is AttributeKind.NUMBER:
-        if type(value) not in (int, float) or not math.isfinite(value):
+        if type(value) not in (int, float) or not -LARGEST <= value <= LARGEST:
             return "must be a finite number"
     elif kind is AttributeKind.TEXT:
-        if not isinstance(value, str) or len(value) > MAX_TEXT:
+        if not _is_text(value, MAX_TEXT):
             return f"must be a text of at most {MAX_TEXT} characters"
     elif (
         not isinstance(value, list)
         or len(value) > MAX_VALUES
-        or not all(isinstance(v, str) and 0 < len(v) <= 128 for v in value)
+        or not all(_is_text(v, MAX_CATEGORY) and v for v in value)
     ):
-        return f"must be a list of at most {MAX_VALUES} texts of 1-128 characters"
+        return f"must be a list of at most {MAX_VALUES} texts of 1-{MAX_CATEGORY} characters"
     return None
+
+
+def _is_text(value: Any, longest: int) -> bool:
+    """Half of a surrogate pair is no character: JSON can say it, and nothing can store it."""
+    return isinstance(value, str) and len(value) <= longest and not SURROGATE.search(value)

@@ -3,6 +3,7 @@
 Shapes: C candidates, H heads, E vector width, P the best candidates, among which diversity chooses.
 """
 
+import copy
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -11,8 +12,13 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.contracts.config import Cap
+from rayapp.retrieval.caps import Places, Values, capped, capped_by_tier
+
 DIVERSITY: Final = 0.2
 """Weight of "unlike what stands above" against the feed score."""
+BELOW: Final = 1e-3
+"""Between the worst known item and the best one that is not known."""
 POOL: Final = 5
 """Diversity chooses among this many times the results asked for: nothing from far below is pulled up."""
 
@@ -33,32 +39,97 @@ def blend(
     vectors_CE: NDArray[np.float32] | None = None,
     diversity: float = DIVERSITY,
     fixed: Mapping[int, int] = MappingProxyType({}),
+    known_C: NDArray[np.bool_] | None = None,
+    again_C: NDArray[np.bool_] | None = None,
+    caps: Mapping[str, Cap] = MappingProxyType({}),
+    values: Values = MappingProxyType({}),
 ) -> list[Ranked]:
     """The best `num_results` candidates by the feed score, the sum of utility times probability.
 
     Ties keep the candidates' order. With unit `vectors_CE` and `diversity` above 0 the list is reordered so that
     neighbours differ; the scores told stay the feed's. `fixed` puts candidates at places of the list (from 0) whatever
-    their score, as for exploration; a place behind the end of the list is its end.
+    their score, as for exploration; a place behind the end of the list is its end. What is not `known_C` scores and
+    stands below all that is, and what is shown again, `again_C`, stands below all that is new.
+
+    `caps` hold for the list as it is shown, with the candidates' `values`: they choose what diversity may reorder, and
+    bind it at each place. Items at `fixed` places do not count.
     """
-    score_C = probability_CH @ np.asarray(utilities, np.float32)
-    order = np.argsort(-score_C, kind="stable")
+    count = len(probability_CH)
+    known_C = np.ones(count, bool) if known_C is None else known_C
+    again_C = np.zeros(count, bool) if again_C is None else again_C
+    score_C = _unknown_below(probability_CH @ np.asarray(utilities, np.float32), known_C)
     num_free = max(num_results - len(fixed), 0)
+    places = Places(caps, values) if caps and values else None
+    best_first = np.argsort(-score_C, kind="stable")
     if fixed:
-        order = order[~np.isin(order, list(fixed.values()))]
-    if vectors_CE is not None and diversity > 0:
-        pool_P = order[: POOL * num_free]
-        order = pool_P[_spread(score_C[pool_P], vectors_CE[pool_P], num_free, diversity)]
-    rows = order[:num_free].tolist()
+        best_first = best_first[~np.isin(best_first, list(fixed.values()))]
+    rows: list[int] = []
+    for tier_C in (known_C & ~again_C, ~known_C & ~again_C, known_C & again_C, ~known_C & again_C):
+        order = best_first[tier_C[best_first]]
+        rows += _tier(order, score_C, num_free - len(rows), vectors_CE if diversity > 0 else None, diversity, places)
     for place in sorted(fixed):
         rows.insert(place, fixed[place])
     return [Ranked(c, float(score_C[c])) for c in rows[:num_results]]
 
 
+def in_order(
+    score_C: NDArray[np.float32],
+    num_results: int,
+    *,
+    again_C: NDArray[np.bool_],
+    caps: Mapping[str, Cap] = MappingProxyType({}),
+    values: Values = MappingProxyType({}),
+) -> list[Ranked]:
+    """The list where nothing ranked the candidates: by their own scores, under the same caps."""
+    order = np.lexsort((-score_C, again_C))
+    rows: list[int] = order[:num_results].tolist()
+    if caps and values:
+        rows = capped_by_tier(order, again_C.astype(np.int64), num_results, Places(caps, values))
+    return [Ranked(c, float(score_C[c])) for c in rows]
+
+
+def _tier(
+    order: NDArray[np.int64],
+    score_C: NDArray[np.float32],
+    num_results: int,
+    vectors_CE: NDArray[np.float32] | None,
+    diversity: float,
+    places: Places | None,
+) -> list[int]:
+    """The next rows of the list, out of candidates that are alike but for their scores."""
+    if num_results <= 0 or not len(order):
+        return []
+    if vectors_CE is None:
+        return capped(order, num_results, places) if places else order[:num_results].tolist()
+    pool_P = order[: POOL * num_results]
+    if places:
+        pool_P = np.array(capped(order, POOL * num_results, copy.deepcopy(places)), np.int64)
+    chosen = _spread(score_C[pool_P], vectors_CE[pool_P], num_results, diversity, pool_P, places)
+    rows: list[int] = pool_P[chosen].tolist()
+    return rows
+
+
+def _unknown_below(score_C: NDArray[np.float32], known_C: NDArray[np.bool_]) -> NDArray[np.float32]:
+    """Scores that put what is not known, which the model can't tell apart from nothing, below everything else. Among
+    themselves both keep their order."""
+    if known_C.all() or not known_C.any():
+        return score_C
+    gap = float(score_C[~known_C].max()) - float(score_C[known_C].min())
+    lowered = score_C.astype(np.float64) - np.where(known_C, 0.0, max(gap, 0.0) + BELOW)
+    return lowered.astype(np.float32)
+
+
 def _spread(
-    score_P: NDArray[np.float32], vectors_PE: NDArray[np.float32], num_results: int, diversity: float
+    score_P: NDArray[np.float32],
+    vectors_PE: NDArray[np.float32],
+    num_results: int,
+    diversity: float,
+    candidate_P: NDArray[np.int64],
+    places: Places | None,
 ) -> list[int]:
     """Maximal marginal relevance (Carbonell and Goldstein, SIGIR 1998): each place goes to the best of
-    `(1 - diversity) * score - diversity * (cosine with the most similar item above)`, scores scaled to [0, 1].
+    `(1 - diversity) * score - diversity * (cosine with the most similar item above)`, scores scaled to [0, 1], that no
+    cap holds back.
 
     Costs `num_results * P * E`.
     """
@@ -67,9 +138,15 @@ def _spread(
     nearest_P = np.zeros(len(score_P), np.float32)
     chosen: list[int] = []
     for _ in range(min(num_results, len(score_P))):
-        best = int(np.argmax(value_P - diversity * nearest_P))
+        gain_P = value_P - diversity * nearest_P
+        if places is not None:
+            left_P = np.flatnonzero(np.isfinite(value_P))
+            gain_P[left_P[places.blocked(candidate_P[left_P])]] = -np.inf
+        best = int(np.argmax(gain_P))
         chosen.append(best)
         value_P[best] = -np.inf
+        if places is not None:
+            places.take(int(candidate_P[best]))
         nearest_P = np.maximum(nearest_P, vectors_PE @ vectors_PE[best])
     return chosen
 

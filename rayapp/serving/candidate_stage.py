@@ -2,13 +2,22 @@
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
+
+import numpy as np
 
 from rayapp.contracts.config import Domain
+from rayapp.contracts.hashing import hash64
+from rayapp.contracts.schema import is_deleted
+from rayapp.features.attributes import ABSENT
+from rayapp.features.content import Item
+from rayapp.features.seen import Seen
 from rayapp.features.sequence import History
 from rayapp.retrieval.candidates import Candidates, Query, fetch
+from rayapp.retrieval.item_search import ItemTexts
 from rayapp.retrieval.orders import Positives
 from rayapp.root.facts import read_root
 from rayapp.serving.background import POLL_S, Background
@@ -16,9 +25,17 @@ from rayapp.serving.closed_steps import ClosedSteps
 from rayapp.serving.index_shelf import IndexShelf
 from rayapp.store import Store, UserSequence
 
+Described = dict[str, Any] | None
 STATISTICS_EVERY_S: Final = 5.0
 """How often the store is read for the orders of items; a step of the grid is minutes long."""
 NUM_POPULAR: Final = 500
+
+
+@dataclass(frozen=True, slots=True)
+class Similar:
+    """Items and their cosines, the nearest first; None of an item that is not known."""
+
+    items: list[tuple[str, float]] | None
 
 
 class CandidateStage:
@@ -33,7 +50,11 @@ class CandidateStage:
             PublishError: there is no champion, or its item table can't be read.
         """
         domain: Domain = read_root(root)[0]
-        self._vocabulary, self._store, self._shelf = domain.vocabulary, store, IndexShelf(root, store)
+        self._domain, self._store, self._shelf = domain, store, IndexShelf(root, store)
+        self._seen = Seen.of(domain)
+        self._texts: ItemTexts | None = None
+        """Made by the first search."""
+        self._searching = asyncio.Lock()
         # Not the ranker's: that one lives in another process.
         self._steps = ClosedSteps(root, domain, store, time_ns)
         self._background = Background()
@@ -58,7 +79,10 @@ class CandidateStage:
         index = self._shelf.get(version)
         if index is None:
             return None
-        return await asyncio.to_thread(fetch, index, user.history, self._vocabulary, query)
+        domain = self._domain
+        return await asyncio.to_thread(
+            fetch, index, user.history, domain.vocabulary, query, seen=self._seen, capped=domain.caps
+        )
 
     async def popular(self, version: str, now_ms: int) -> list[str] | None:
         """The most popular items: what the ingress shows when no candidates come."""
@@ -66,8 +90,43 @@ class CandidateStage:
         if index is None:
             return None
         query = Query(num_candidates=NUM_POPULAR, mix={}, now_ms=now_ms)
-        found = await asyncio.to_thread(fetch, index, History.empty(), self._vocabulary, query)
+        found = await asyncio.to_thread(fetch, index, History.empty(), self._domain.vocabulary, query)
         return found.item_ids
+
+    # ---- single items ------------------------------------------------------------------------------------------------
+
+    async def describe(self, version: str, item_ids: Sequence[str], fields: Sequence[str]) -> list[Described] | None:
+        """Fields of items as this replica knows them; None in the place of an item that it doesn't know."""
+        index = self._shelf.get(version)
+        if index is None:
+            return None
+        rows = index.table.rows_of_ids(item_ids).tolist()
+        return [_described(index.table.item(row), fields) if row != ABSENT else None for row in rows]
+
+    async def similar(self, version: str, item_id: str, limit: int, now_ms: int) -> Similar | None:
+        """The nearest available items, and how near. Of an item that this replica doesn't know, `items` is None."""
+        index = self._shelf.get(version)
+        if index is None:
+            return None
+        found = await asyncio.to_thread(index.similar, np.uint64(hash64(item_id)), limit, now_ms)
+        if found is None:
+            return Similar(None)
+        rows, similarity = (column.tolist() for column in found)
+        return Similar([(index.table.item(row)["item_id"], near) for row, near in zip(rows, similarity, strict=True)])
+
+    async def search(self, version: str, query: str, limit: int) -> list[dict[str, Any]] | None:
+        """Items whose id or title holds `query`, the most popular first; those that are not available too."""
+
+        def find() -> list[dict[str, Any]] | None:
+            index = self._shelf.get(version)
+            if index is None:
+                return None
+            texts = self._texts or ItemTexts.of(index.table, self._domain.title)
+            self._texts = texts.following(index.table)
+            return [dict(item) for item in self._texts.find(query, limit, index)]
+
+        async with self._searching:  # one thread at the most: feeds need them; and texts follow their table
+            return await asyncio.to_thread(find)
 
     async def versions(self) -> list[str]:
         """The models whose item tables this replica holds."""
@@ -82,3 +141,10 @@ class CandidateStage:
     def close(self) -> None:
         self._background.close()
         self._store.close()
+
+
+def _described(item: Item, fields: Sequence[str]) -> Described:
+    if is_deleted(item):
+        return None
+    usual = {"available": item.get("available") is not False}
+    return {name: usual.get(name, item.get(name)) for name in fields}

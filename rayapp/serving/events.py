@@ -14,12 +14,23 @@ from rayapp.contracts.schema import Event, content_event_id, id_problem
 MAX_EVENTS: Final = 1_000
 MAX_FUTURE_MS: Final = 5 * 60 * 1000
 NDJSON: Final = "application/x-ndjson"
+LINES: Final = frozenset({NDJSON, "application/ndjson", "application/jsonl", "application/x-jsonlines"})
+"""Media types of one JSON value a line, whatever parameters follow."""
+
+
+EXAMPLE: Final[dict[str, Any]] = {
+    "event_id": "e-1",
+    "user_id": "ann",
+    "item_id": "i1",
+    "action": "save",
+    "timestamp_ms": 1_760_000_000_000,
+}
 
 
 class EventBody(BaseModel):
     """One action of one user. Send `event_id` to make retries harmless; without it the content's hash is used."""
 
-    model_config = ConfigDict(extra="forbid", strict=True)
+    model_config = ConfigDict(extra="forbid", strict=True, json_schema_extra={"examples": [EXAMPLE]})
 
     event_id: str | None = Field(None, description="Idempotency key, 1-128 bytes")
     user_id: str = Field(description="1-128 bytes of UTF-8 without control characters")
@@ -34,7 +45,7 @@ class EventBody(BaseModel):
 
 @dataclass(frozen=True, slots=True)
 class RejectedEvent:
-    """Why one event of a batch was not taken."""
+    """Why one event of a batch was not taken, or one item."""
 
     index: int
     code: str
@@ -46,20 +57,20 @@ class BadBody(ValueError):
     """The body as a whole can't be read."""
 
 
-def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[RejectedEvent]]:
-    """The JSON values of a body: one object, a list, `{"events": [...]}`, or one object per line (NDJSON).
+def parse_body(body: bytes, content_type: str, what: str = "events") -> tuple[list[Any], list[RejectedEvent]]:
+    """The JSON values of a body: one object, a list, `{"events": [...]}` (or `what` it is), or one a line (NDJSON).
 
     A line that is not JSON is rejected alone; `None` stands in its place.
 
     Raises:
-        BadBody: not JSON, or more than MAX_EVENTS events.
+        BadBody: not JSON, or more than MAX_EVENTS values.
     """
     rejections: list[RejectedEvent] = []
     values: list[Any] = []
-    if content_type.split(";", maxsplit=1)[0].strip().lower() == NDJSON:
+    if content_type.split(";", maxsplit=1)[0].strip().lower() in LINES:
         lines = [line for line in body.split(b"\n") if line.strip()]
         if len(lines) > MAX_EVENTS:
-            raise BadBody(f"{len(lines)} events in one body; at most {MAX_EVENTS} are allowed")
+            raise BadBody(f"{len(lines)} {what} in one body; at most {MAX_EVENTS} are allowed")
         for index, line in enumerate(lines):
             try:
                 values.append(json.loads(line))
@@ -71,11 +82,11 @@ def parse_body(body: bytes, content_type: str) -> tuple[list[Any], list[Rejected
         value = json.loads(body)
     except (ValueError, RecursionError) as error:
         raise BadBody(f"the body is not JSON: {error}") from None
-    if isinstance(value, dict) and set(value) == {"events"} and isinstance(value["events"], list):
-        value = value["events"]
+    if isinstance(value, dict) and set(value) == {what} and isinstance(value[what], list):
+        value = value[what]
     values = value if isinstance(value, list) else [value]
     if len(values) > MAX_EVENTS:
-        raise BadBody(f"{len(values)} events in one body; at most {MAX_EVENTS} are allowed")
+        raise BadBody(f"{len(values)} {what} in one body; at most {MAX_EVENTS} are allowed")
     return values, rejections
 
 

@@ -18,9 +18,11 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.experiments.assignment import Assignment
+from rayapp.features.seen import Seen
 from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query
 from rayapp.retrieval.sources import POPULAR, default_mix
-from rayapp.serving.blend import Ranked, blend, shuffled
+from rayapp.serving.blend import Ranked, blend, in_order, shuffled
+from rayapp.serving.candidate_stage import Described
 from rayapp.serving.live import Live
 from rayapp.serving.paging import Page
 from rayapp.serving.ranking import RankCall, Ranking
@@ -31,6 +33,7 @@ from rayapp.store import UserSequence
 STORE_UNTIL: Final = 0.35
 CANDIDATES_UNTIL: Final = 0.6
 RANKER_UNTIL: Final = 0.95
+ITEMS_UNTIL: Final = 0.98
 """Shares of a request's time at which the stages must have answered; the rest is for writing the answer."""
 DIVERSITY: Final = 0.1
 
@@ -51,6 +54,8 @@ class Ask:
     require: Mapping[str, frozenset[str]] = field(default_factory=dict)
     utilities: tuple[float, ...] | None = None
     deadline_ms: float = 2_000.0
+    fields: Sequence[str] = ()
+    """Of the items, to be answered along with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +84,8 @@ class Answer:
     degraded: bool
     reason: str | None
     run: Run
+    described: Sequence[Described]
+    """Of each shown item the fields that were asked for; empty where none were, or they did not come."""
 
     @property
     def store_failed(self) -> bool:
@@ -100,6 +107,8 @@ class RankAnswer:
     user: UserSequence
     ranking: Ranking | None
     run: Run
+    described: Sequence[Described]
+    """As in `Answer`, of the caller's items."""
 
 
 class Arms(Protocol):
@@ -113,7 +122,7 @@ class Feed:
 
     def __init__(self, domain: Domain, stages: Stages, live: Live, arms: Arms, random_share: float = 0.0) -> None:
         """`random_share` of the answers are in random order, for evaluation without position or model bias."""
-        self.domain, self.live = domain, live
+        self.domain, self.live, self._seen = domain, live, Seen.of(domain)
         self._stages, self._arms, self._random_share = stages, arms, random_share
 
     async def recommend(self, ask: Ask) -> Answer:
@@ -137,14 +146,15 @@ class Feed:
             run.reasons.append("statistics")
         random_order = hash64(f"order/{ask.request_id}") < self._random_share * 2**64
         chosen = self._choose(ask, arm, found, ranking, random_order)
+        shown = [_shown(row, found, ranking) for row in chosen]
+        described = await self._describe(run, versions, [item.item_id for item in shown], ask.fields)
         degraded = bool(run.reasons)
         if not found.item_ids:
             run.reasons.append("filtered_out")
         elif len(user.history) == 0:
             run.reasons.append("unknown_user")
-        shown = [_shown(row, found, ranking) for row in chosen]
         reason = run.reasons[0] if run.reasons else None
-        return Answer(ask, shown, user, ranking, arm, random_order, degraded, reason, run)
+        return Answer(ask, shown, user, ranking, arm, random_order, degraded, reason, run, described)
 
     async def rank(
         self,
@@ -155,6 +165,7 @@ class Feed:
         *,
         version: str | None,
         deadline_ms: float,
+        fields: Sequence[str] = (),
     ) -> RankAnswer:
         """Ranks the caller's items with `version`, or with the champion."""
         run = Run(deadline_ms / 1000)
@@ -163,7 +174,19 @@ class Feed:
         call = RankCall.of(user_id, user, at_ms, item_ids, context)
         versions = [version] if version else self.live.versions_for(None)
         ranking = await run.with_model("ranker", RANKER_UNTIL, versions, lambda v: self._stages.rank(v, call))
-        return RankAnswer(user, ranking, run)
+        described = await self._describe(run, self.live.versions_for(None), item_ids, fields)
+        return RankAnswer(user, ranking, run, described)
+
+    async def _describe(
+        self, run: Run, versions: Sequence[str], item_ids: Sequence[str], fields: Sequence[str]
+    ) -> list[Described]:
+        """What the candidates stage knows of the items; nothing where it does not answer in time."""
+        if not fields or not item_ids:
+            return []
+        described = await run.with_model(
+            "items", ITEMS_UNTIL, versions, lambda v: self._stages.candidates.describe(v, item_ids, fields)
+        )
+        return described or []
 
     def _query(self, ask: Ask, arm: Assignment | None) -> Query:
         exclude = np.array([hash64(item_id) for item_id in ask.exclude], np.uint64)
@@ -181,16 +204,22 @@ class Feed:
         """Popular items without the excluded ones, and without the seen ones while there are enough others; a filter by
         attributes can't be kept here."""
         last_seen = {item_id: -n for n, item_id in reversed(list(enumerate(user.item_ids)))}
+        seen = self._items_of(user, self._seen.counts(user.history, ask.at_ms))
+        lately = self._items_of(user, self._seen.too_lately(user.history, ask.at_ms))
         hidden = {hash64(item_id) for item_id in ask.exclude} | set(ask.page.shown_hash_S.tolist())
         hashes = {} if ask.require else {item_id: hash64(item_id) for item_id in self.live.popular}
         allowed = [item_id for item_id, item_hash in hashes.items() if item_hash not in hidden]
-        fresh = [i for i in allowed if i not in last_seen][: ask.num_candidates]
-        again = sorted((i for i in allowed if i in last_seen), key=lambda i: last_seen[i])
+        fresh = [i for i in allowed if i not in seen][: ask.num_candidates]
+        again = sorted((i for i in allowed if i in seen and i not in lately), key=lambda i: last_seen[i])
         again = again[: max(ask.num_results - len(fresh), 0)]
         sources = [POPULAR] * len(fresh) + [SEEN_AGAIN] * len(again)
         score_C = np.linspace(1.0, 0.0, len(sources), endpoint=False, dtype=np.float32)
         item_hash_C = np.array([hashes[item_id] for item_id in fresh + again], np.uint64)
         return Candidates(fresh + again, item_hash_C, sources, score_C, np.ones(len(sources), np.float32))
+
+    @staticmethod
+    def _items_of(user: UserSequence, chosen_E: NDArray[np.bool_]) -> set[str]:
+        return {user.item_ids[n] for n in np.flatnonzero(chosen_E).tolist()}
 
     def _choose(
         self, ask: Ask, arm: Assignment | None, found: Candidates, ranking: Ranking | None, random_order: bool
@@ -198,16 +227,21 @@ class Feed:
         if random_order:
             order = shuffled(len(found.item_ids), hash64(ask.request_id))[0][: ask.num_results]
             return [Ranked(int(c), 0.0) for c in order]
+        again_C = np.array([source == SEEN_AGAIN for source in found.sources], bool)  # new items first
+        caps = self.domain.caps
         if ranking is None:
-            order = np.argsort(-found.score_C, kind="stable")[: ask.num_results]
-            chosen = [Ranked(int(c), float(found.score_C[c])) for c in order]
-        else:
-            utilities = ask.utilities or (arm.utilities if arm else None) or self.domain.utilities
-            vector_CE = ranking.vector_CE.astype(np.float32)
-            chosen = blend(
-                ranking.probability_CH, utilities, ask.num_results, vectors_CE=vector_CE, diversity=DIVERSITY
-            )
-        return sorted(chosen, key=lambda row: found.sources[row.index] == SEEN_AGAIN)  # new items first
+            return in_order(found.score_C, ask.num_results, again_C=again_C, caps=caps, values=found.values)
+        return blend(
+            ranking.probability_CH,
+            ask.utilities or (arm.utilities if arm else None) or self.domain.utilities,
+            ask.num_results,
+            vectors_CE=ranking.vector_CE.astype(np.float32),
+            diversity=DIVERSITY,
+            known_C=ranking.known_C,
+            again_C=again_C,
+            caps=caps,
+            values=found.values,
+        )
 
 
 def _shown(row: Ranked, found: Candidates, ranking: Ranking | None) -> Shown:

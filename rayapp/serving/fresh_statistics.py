@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64, places_of
-from rayapp.contracts.schema import item_schema
+from rayapp.contracts.schema import is_deleted, item_schema
 from rayapp.features.item_values import ItemValues
 from rayapp.features.statistic_columns import Columns
 from rayapp.features.statistics import Hashes
@@ -130,5 +130,6 @@ class FreshStatistics:
         return values.updated(self._values_of(put)) if put else values
 
     def _values_of(self, items: list[dict[str, Any]]) -> ItemValues:
+        items = [item for item in items if not is_deleted(item)]  # the others count where they counted
         table = pa.Table.from_pylist(items, schema=item_schema(self._domain.attributes))
         return ItemValues.of(table, self._domain)

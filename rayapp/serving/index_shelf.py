@@ -10,8 +10,9 @@ from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import item_table_of
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.orders import NO_POSITIVES, Positives
-from rayapp.root.publish import PublishError
-from rayapp.serving.refreshed import PutItems, Refusals
+from rayapp.root.places import ITEMS
+from rayapp.root.publish import PublishError, log_manifest
+from rayapp.serving.refreshed import PutItems, Refusals, with_imported
 from rayapp.store import ItemStore
 
 HELD_S: Final = 3_600.0
@@ -31,6 +32,7 @@ class IndexShelf:
         self._root, self._items, self._refusals = root, PutItems(store), Refusals()
         self._lock, self._positives = threading.Lock(), NO_POSITIVES
         self._asked_at: dict[str, float] = {}
+        self._imported_number, _ = log_manifest(root / ITEMS)
         champion = read_champion(root)
         self._indexes = {champion: self._load(champion, {})}
         self.refresh()
@@ -56,6 +58,7 @@ class IndexShelf:
         with self._lock:
             self._refresh_items()
             self._refresh_versions()
+            self._refresh_imported()
 
     def _refresh_items(self) -> None:
         items = self._items.news()
@@ -63,6 +66,17 @@ class IndexShelf:
             # Models over one item table go on sharing its index.
             extended = {index: index.extended(index.table.with_items(items)) for index in set(self._indexes.values())}
             self._indexes = {version: extended[index] for version, index in self._indexes.items()}
+
+    def _refresh_imported(self) -> None:
+        number, _ = log_manifest(self._root / ITEMS)
+        if number == self._imported_number:
+            return
+        extended: dict[CandidateIndex, CandidateIndex] = {}
+        for index in set(self._indexes.values()):
+            table = with_imported(index.table, self._root, self._items.items)
+            extended[index] = index if table is index.table else index.extended(table)
+        self._indexes = {version: extended[index] for version, index in self._indexes.items()}
+        self._imported_number = number
 
     def _refresh_versions(self) -> None:
         asked_at, now = self._asked_at.copy(), time.monotonic()
@@ -85,5 +99,5 @@ class IndexShelf:
         for index in held.values():
             if index.table.name == name:
                 return index
-        table = load_table(self._root, name)
+        table = with_imported(load_table(self._root, name), self._root, self._items.items)
         return CandidateIndex(table.with_items(self._items.items) if self._items.items else table, self._positives)

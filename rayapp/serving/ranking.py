@@ -47,6 +47,7 @@ class Ranking:
     model_version: str
     probability_CH: NDArray[np.float32]
     known_C: NDArray[np.bool_]
+    """False for an item that the model's table does not hold, and for one that was put since without any attribute."""
     vector_CE: NDArray[np.float16]
     """Item vectors, for the diversity of the list."""
     sequence_length: int
@@ -116,7 +117,7 @@ def _ranking(model: LoadedModel, request: Requests, read: Read, scores: Scores) 
     return Ranking(
         model.version,
         scores.probability_CH,
-        scores.known,
+        scores.known & ~model.table.blank(scores.row_C),
         model.table.vectors_NE[scores.row_C].astype(np.float16),
         int(request.sequences.length_R[0]),
         request.sequences.hash_of(0),

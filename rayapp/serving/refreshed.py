@@ -1,10 +1,15 @@
-"""What both shelves follow: items put into the store, and versions that did not load."""
+"""What both shelves follow: items put into the store or imported, and versions that did not load."""
 
 import logging
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from pathlib import Path
 from typing import Any, Final
 
+from rayapp.features.attributes import ABSENT
+from rayapp.features.content import Item
+from rayapp.model.item_table import ItemTable
+from rayapp.root.catalogue import read_items_lacking
 from rayapp.store import ItemStore
 
 log = logging.getLogger(__name__)
@@ -26,6 +31,16 @@ class PutItems:
             latest = {item["item_id"]: item for item in [*self.items, *news]}
             self._sequence, self.items = sequence, list(latest.values())
         return news
+
+
+def with_imported(table: ItemTable, root: Path, put: Sequence[Item]) -> ItemTable:
+    """The table and those items of the catalogue that it lacks: they were imported since it was made. Of an item that
+    was `put` into the store, or deleted there, what the store has counts."""
+    imported = read_items_lacking(root, lambda item_hash: table.rows_of(item_hash) != ABSENT)
+    if not imported:
+        return table
+    latest = {item["item_id"]: item for item in put}
+    return table.with_items([latest.get(item["item_id"], item) for item in imported])
 
 
 class Refusals:

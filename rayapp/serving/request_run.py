@@ -5,10 +5,24 @@ import logging
 import time
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Final, TypeVar
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+FALLBACK_REASONS: Final = {
+    "store_timeout": "the user is treated as new: the store did not answer in time",
+    "store_unavailable": "the user is treated as new: the store failed",
+    "candidates_timeout": "popular items are ranked: no candidates came in time",
+    "candidates_unavailable": "popular items are ranked: the candidates stage failed, or holds no live model",
+    "ranker_timeout": "the candidates' own order stands: no ranker answered in time",
+    "ranker_unavailable": "the candidates' own order stands: rankers failed, or hold no live model",
+    "statistics": "ranked with statistics that are more than two steps old",
+    "items_timeout": "`fields` are null: they did not come in time",
+    "items_unavailable": "`fields` are null: the candidates stage failed, or holds no live model",
+    "filtered_out": "nothing is left to show; not degraded",
+    "unknown_user": "nothing is stored of the user, who gets what is popular and new; not degraded",
+}
+"""Every `fallback_reason`, the one that counts first in front, and what it costs."""
 
 
 @dataclass(slots=True)

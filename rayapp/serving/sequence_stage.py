@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.schema import FIRST_ACTION_ID, Event
+from rayapp.contracts.schema import FIRST_ACTION_ID, Event, deleted_item, is_deleted
 from rayapp.root.catalogue import read_item
 from rayapp.root.erasure import erase_user
 from rayapp.root.facts import read_root
@@ -81,8 +81,19 @@ class SequenceStage:
 
     # ---- users and items -------------------------------------------------------------------------------------------
 
-    async def put_item(self, item: dict[str, Any]) -> int:
-        return await asyncio.to_thread(self._store.put_item, item)
+    async def put_items(self, items: Sequence[dict[str, Any]]) -> None:
+        """Answers when all of them are durable."""
+        await asyncio.to_thread(self._store.put_items, items)
+
+    async def delete_item(self, item_id: str) -> None:
+        """Takes the item out of feeds and of the catalogue until it is put again. Whether anybody knows it plays no
+        part: a model may that was trained elsewhere. Repeated, it changes nothing."""
+        gone = deleted_item(item_id)
+
+        def change(stored: dict[str, Any] | None) -> dict[str, Any] | None:
+            return None if stored == gone else gone
+
+        await asyncio.to_thread(self._store.change_item, item_id, change)
 
     async def patch_item(self, item_id: str, changes: dict[str, Any]) -> dict[str, Any] | None:
         """The item with some fields changed; None where nobody knows it."""
@@ -92,7 +103,7 @@ class SequenceStage:
 
             def change(stored: dict[str, Any] | None) -> dict[str, Any] | None:
                 item = stored or imported
-                return None if item is None else {**item, **changes}
+                return None if item is None or is_deleted(item) else {**item, **changes}
 
             return self._store.change_item(item_id, change)
 
@@ -100,7 +111,12 @@ class SequenceStage:
 
     async def item(self, item_id: str) -> dict[str, Any] | None:
         """An item as it was put last, or else as it was imported."""
-        return await asyncio.to_thread(lambda: self._store.item(item_id) or read_item(self._root, item_id))
+
+        def find() -> dict[str, Any] | None:
+            item = self._store.item(item_id) or read_item(self._root, item_id)
+            return None if item is None or is_deleted(item) else item
+
+        return await asyncio.to_thread(find)
 
     async def put_user(self, user: dict[str, Any]) -> None:
         await asyncio.to_thread(self._store.put_user, user)

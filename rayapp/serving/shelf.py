@@ -16,9 +16,9 @@ from rayapp.model.item_table import ItemTable
 from rayapp.registry.aliases import CHAMPION, read_aliases, read_champion
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.catalogue import read_users
-from rayapp.root.places import USERS
+from rayapp.root.places import ITEMS, USERS
 from rayapp.root.publish import PublishError, log_manifest
-from rayapp.serving.refreshed import PutItems, Refusals
+from rayapp.serving.refreshed import PutItems, Refusals, with_imported
 from rayapp.store import ItemStore
 
 WARM_UP_CANDIDATES = 200
@@ -38,6 +38,7 @@ class ModelShelf:
         self._items, self._refusals = PutItems(store), Refusals()
         self._lock = threading.Lock()
         self._users_number, _ = log_manifest(root / USERS)
+        self._imported_number, _ = log_manifest(root / ITEMS)
         self._champion, self._previous = read_champion(root), ""
         self._models = {self._champion: self._load(self._champion, {})}
         self.refresh()
@@ -65,6 +66,7 @@ class ModelShelf:
             self._refresh_models()
             self._refresh_items()
             self._refresh_users()
+            self._refresh_imported()
 
     def _refresh_models(self) -> None:
         aliases = read_aliases(self._root)
@@ -88,6 +90,16 @@ class ModelShelf:
             tables = {table.name: table.with_items(items) for table in self._tables(self._models).values()}
             self._models = {version: _over(model, tables[model.table.name]) for version, model in self._models.items()}
 
+    def _refresh_imported(self) -> None:
+        number, _ = log_manifest(self._root / ITEMS)
+        if number != self._imported_number:
+            tables = {
+                table.name: with_imported(table, self._root, self._items.items)
+                for table in self._tables(self._models).values()
+            }
+            self._models = {version: _over(model, tables[model.table.name]) for version, model in self._models.items()}
+            self._imported_number = number
+
     def _refresh_users(self) -> None:
         """Users' attributes as the last export or import left them."""
         number, _ = log_manifest(self._root / USERS)
@@ -107,7 +119,8 @@ class ModelShelf:
             model = _on(self._device, model, request)
         table = self._tables(held).get(model.table.name)
         if table is None:
-            table = model.table.with_items(self._items.items) if self._items.items else model.table
+            table = with_imported(model.table, self._root, self._items.items)
+            table = table.with_items(self._items.items) if self._items.items else table
         return _over(model, table)
 
     @staticmethod

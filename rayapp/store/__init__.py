@@ -215,10 +215,14 @@ class UserStore(Protocol):
 
 
 class ItemStore(Protocol):
-    """Items as they were put, in the order of their changes."""
+    """Items as they were put, in the order of their changes. A deleted one stays, as `schema.deleted_item`."""
 
     def put_item(self, item: dict[str, Any]) -> int:
         """Records an item durably in the item log and returns its sequence number."""
+
+    def put_items(self, items: Sequence[dict[str, Any]]) -> int:
+        """`put_item` of one or more at once, of two with one id the later; the last sequence number. In Redis some may
+        have been recorded when it fails; sending all of them again is harmless."""
 
     def change_item(self, item_id: str, change: ItemChange) -> dict[str, Any] | None:
         """Records what `change` makes of the stored item, and returns it; nobody changes the item in between.

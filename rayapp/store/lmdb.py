@@ -327,7 +327,10 @@ class LmdbStore:
         self._writing(lambda txn: txn.put(b"restored_to", _NUMBER.pack(manifest), db=self._db["meta"]))
 
     def put_item(self, item: dict[str, Any]) -> int:
-        return self._writing(lambda txn: self._put_item(txn, item))
+        return self.put_items([item])
+
+    def put_items(self, items: Sequence[dict[str, Any]]) -> int:
+        return self._writing(lambda txn: max(self._put_item(txn, item) for item in items))
 
     def _put_item(self, txn: lmdb.Transaction, item: dict[str, Any]) -> int:
         key = item["item_id"].encode()

@@ -300,19 +300,21 @@ class RedisStore:
         self._answered(lambda: self._redis.set(f"{META}:restored_to", manifest))
 
     def put_item(self, item: dict[str, Any]) -> int:
-        return self._put_item([item["item_id"], encoded(item)])
+        return self.put_items([item])
 
-    def _put_item(self, args: list[Any]) -> int:
-        """The item's number; 0 where it is not what the third argument says any more."""
+    def put_items(self, items: Sequence[dict[str, Any]]) -> int:
+        return self._put_items([[item["item_id"], encoded(item)] for item in items])
+
+    def _put_items(self, args: list[list[Any]]) -> int:
+        """The last item's number; 0 where it is not what its third argument says any more."""
         keys = [f"{ITEMS}:last", f"{ITEMS}:item", f"{ITEMS}:log"]
-        [number] = self._eval([(PUT_ITEM, keys, args)])
-        return int(number)
+        return int(self._eval([(PUT_ITEM, keys, of_one) for of_one in args])[-1])
 
     def change_item(self, item_id: str, change: ItemChange) -> dict[str, Any] | None:
         while True:  # until nobody came in between
             stored = self._answered(lambda: self._redis.hget(f"{ITEMS}:item", item_id))
             item = change(None if stored is None else json.loads(stored))
-            if item is None or self._put_item([item_id, encoded(item), stored or ""]):
+            if item is None or self._put_items([[item_id, encoded(item), stored or ""]]):
                 return item
 
     def item(self, item_id: str) -> dict[str, Any] | None:

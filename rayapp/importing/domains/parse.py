@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, YEAR_2000_MS, Domain, Head
+from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, YEAR_2000_MS, Cap, Domain, Head
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind, Vocabulary
 from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, duration_ms, read_table, read_toml
@@ -47,6 +47,37 @@ def _half_life_ms(value: Any) -> int:
     if half_life_ms == FOREVER:
         raise ValueError('must be longer; counts that do not fade are "never"')
     return half_life_ms
+
+
+def _seen_for_ms(value: Any) -> int:
+    if value == "forever":
+        return FOREVER
+    try:
+        lasts_ms = duration_ms(value)
+    except ValueError as error:
+        raise ValueError(f'{error}, or "forever"') from None
+    if lasts_ms == FOREVER:
+        raise ValueError('must be longer; leave out an action that does not count, and "forever" is for good')
+    return lasts_ms
+
+
+def _again_after_ms(value: Any) -> int | None:
+    if value == "forever":
+        return None
+    try:
+        return duration_ms(value)
+    except ValueError as error:
+        raise ValueError(f'{error}, or "forever"') from None
+
+
+class _Seen(Table):
+    actions: dict[str, Annotated[int, BeforeValidator(_seen_for_ms)]] = Field(default={})
+    again_after: Annotated[int | None, BeforeValidator(_again_after_ms)] = 0
+
+
+class _Cap(Table):
+    most: int
+    of: int
 
 
 class _Action(Table):
@@ -101,6 +132,8 @@ class _DomainTables(Table):
     left_out_of_statistics: dict[str, ListOf[str]] = Field(default={})
     time_zone: str = UTC
     user_weights: dict[str, dict[str, float]] = Field(default={})
+    seen: _Seen = _Seen()
+    caps: dict[str, _Cap] = Field(default={})
     actions: ListOf[_Action]
     heads: ListOf[_Head]
     items: _Items
@@ -130,6 +163,9 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         flag_delay_ms=file.flag_delay,
         left_out_of_statistics=file.left_out_of_statistics,
         time_zone=file.time_zone,
+        seen_ms=file.seen.actions,
+        seen_again_after_ms=file.seen.again_after,
+        caps=_caps(file.caps),
     )
     for number, events in enumerate(file.events, 1):
         _known(f"events[{number}] action names", events.action.actions, domain.vocabulary.names, "[[actions]]")
@@ -147,6 +183,16 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         items=_entity_layout("[items]", file.items, ("item_id", "created_at"), ("vector", "available")),
         users=users,
     )
+
+
+def _caps(tables: dict[str, _Cap]) -> dict[str, Cap]:
+    caps: dict[str, Cap] = {}
+    for name, table in tables.items():
+        try:
+            caps[name] = Cap(most=table.most, of=table.of)
+        except ValueError as error:
+            raise ValueError(f"caps {name} {error}") from None
+    return caps
 
 
 def _label_weights(heads: Sequence[_Head]) -> tuple[tuple[float, ...], ...]:

@@ -1,0 +1,56 @@
+"""Which of a user's actions mean that they have seen an item, for how long, and when it may be shown again.
+
+Shapes: E actions of a history, A action ids.
+"""
+
+from dataclasses import dataclass
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rayapp.contracts.config import FOREVER, Domain
+from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, ActionKind, Vocabulary
+from rayapp.features.sequence import History, Ints
+
+ALWAYS_MS = 1 << 62
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """A domain's rule."""
+
+    lasts_ms_A: Ints | None
+    """By action id: for so long after the action an item is left out of feeds. None: after every action, for good."""
+    again_after_ms: int
+    """What was seen comes back, where nothing else is left, so long after the last action on it."""
+
+    @classmethod
+    def of(cls, domain: Domain) -> Self:
+        again_after_ms = ALWAYS_MS if domain.seen_again_after_ms is None else domain.seen_again_after_ms
+        lasts_ms_A = _lasts(domain.vocabulary, domain.seen_ms) if domain.seen_ms else None
+        return cls(lasts_ms_A, again_after_ms)
+
+    def counts(self, history: History, now_ms: int) -> NDArray[np.bool_]:
+        """`[E]`: the actions whose items must not be shown now."""
+        if self.lasts_ms_A is None:
+            return np.ones(len(history), bool)
+        return np.asarray(now_ms - history.timestamp_ms_E < self.lasts_ms_A[history.action_E])
+
+    def too_lately(self, history: History, now_ms: int) -> NDArray[np.bool_]:
+        """`[E]`: the actions whose items must not be shown again yet, even where nothing else is left."""
+        return np.asarray(now_ms - history.timestamp_ms_E < self.again_after_ms)
+
+
+EVERYTHING = Seen(None, 0)
+"""Every stored action counts for good, and what was seen comes back where nothing else is left."""
+
+
+def _lasts(vocabulary: Vocabulary, seen_ms: dict[str, int]) -> Ints:
+    """What a domain does not list does not count; but what a user rejected stays out unless it says otherwise."""
+    lasts_ms_A = np.zeros(vocabulary.size, np.int64)
+    lasts_ms_A[UNKNOWN] = ALWAYS_MS
+    lasts_ms_A[vocabulary.flags(kind=ActionKind.NEGATIVE)] = ALWAYS_MS
+    for name, lasts_ms in seen_ms.items():
+        lasts_ms_A[vocabulary.names.index(name) + FIRST_ACTION_ID] = ALWAYS_MS if lasts_ms == FOREVER else lasts_ms
+    return lasts_ms_A
