@@ -32,7 +32,7 @@ MIN_TOKENS: Final = 4096
 MAX_CATEGORIES: Final = 1_000
 MAX_TOKENS: Final = 1 << 18
 FEWEST_ITEMS: Final = 5
-FEWEST_ENGAGEMENTS: Final = 100
+FEWEST_ENGAGEMENTS: Final = 30
 """A token of fewer items, with fewer engagements in all, is not learned. The word that only one item's title has would
 keep who engaged with that item; a ranker that trains on the same engagements reads its labels from such vectors, and
 finds nothing of the kind when it serves (docs/log.md)."""
