@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import DAY_MS, Domain, day_start_ms
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.presets import NO_SEQUENCE, auto
+from rayapp.contracts.presets import DEFAULT_VARIANT, NO_SEQUENCE, auto, variant
 from rayapp.importing.domains import load_domain
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.choose import advantage, better_of
@@ -137,7 +137,7 @@ def cell(root: Path, name: str, lists: int, seed: int) -> dict[str, Any]:
     own = root / f"{name}-{lists}-{seed}"
     shutil.rmtree(own, ignore_errors=True)  # of a run that was killed
     _copy(whole, own, domain, cut)
-    trained = train_first(own, domain, auto().seeded(seed), cut.split, Told())
+    trained = train_first(own, domain, variant(auto(), DEFAULT_VARIANT).seeded(seed), cut.split, Told())
     found = {"data": name, "asked": lists, "lists": cut.lists, "seed": seed, **_judged(own, domain, trained)}
     shutil.rmtree(own)
     return found
@@ -180,12 +180,13 @@ def _judged(root: Path, domain: Domain, trained: FirstTraining) -> dict[str, Any
 
 def _table(cells: Sequence[dict[str, Any]], result: dict[str, Any]) -> str:
     lines = [
-        "| log | lists | seed | live | above the better baseline | AUC: counts | popularity | no-sequence | v1.1 |",
+        "| log | lists | seed | live | above the better baseline | AUC: "
+        f"{' | '.join((*BASELINES, NO_SEQUENCE, DEFAULT_VARIANT))} |",
         "|---|---:|---:|---|---:|---:|---:|---:|---:|",
     ]
     for c in cells:
         gain = "–" if c["gain"] is None else "{:+.4f} [{:+.4f}, {:+.4f}]".format(*c["gain"])
-        auc = (f"{c['auc'][name]:.4f}" for name in (*BASELINES, NO_SEQUENCE, "v1.1"))
+        auc = (f"{c['auc'][name]:.4f}" for name in (*BASELINES, NO_SEQUENCE, DEFAULT_VARIANT))
         told = (c["data"], f"{c['lists']:,}", c["seed"], c["live"], f"{gain} ({c['better_baseline']})", *auc)
         lines.append(f"| {' | '.join(map(str, told))} |")
     lines += [

@@ -8,7 +8,7 @@ from rayapp.importing.domains import load_domain
 from rayapp.pipeline.engagements import Engagements
 from rayapp.sources.synthetic import STYLES, TOPICS, World, make_chunk, make_items
 from rayapp.training.recall import recall_report
-from rayapp.training.two_tower import Content, TowerConfig, TwoTower, fit, train_two_tower
+from rayapp.training.two_tower import FEWEST_ENGAGEMENTS, Content, TowerConfig, TwoTower, fit, train_two_tower
 
 WORLD = World(num_users=250, num_items=300, num_days=10)
 
@@ -59,7 +59,27 @@ def test_a_tower_without_engagements_still_tells_categories_apart() -> None:
     items, engagements = world()
     none = engagements.before(0)
     attributes = load_domain("synthetic").domain.attributes
-    content, config = Content.of(items, attributes), TowerConfig(width=16, max_steps=1)
+    content, config = Content.of(items, attributes, np.zeros(len(items), np.int64)), TowerConfig(width=16, max_steps=1)
     model = TwoTower(content.num_tokens, content.num_categories, config)
     assert np.isfinite(fit(model, content, none.item_P, none.contexts(config.context_length), config))
     assert recall_report(np.zeros((len(items), 16), np.float32), none, 0) == {"seen": {"n": 0}, "unseen": {"n": 0}}
+    tower = train_two_tower(items, attributes, none, config)
+    assert (np.linalg.norm(tower.embed(items), axis=1) > 0.99).all()
+
+
+def test_a_word_of_one_item_is_learned_only_where_many_engaged_with_it() -> None:
+    """Else it would keep who engaged with that item, and a ranker that trains on these engagements would read it."""
+    attributes = load_domain("synthetic").domain.attributes
+    items = [{"item_id": f"i{n}", "title": f"shared word{n}", "topics": ["a"], "style": []} for n in range(40)]
+    known, seldom = np.arange(40) == 0, np.arange(40) == 1
+    user_P = np.repeat(np.arange(FEWEST_ENGAGEMENTS), 3)
+    item_P = np.where(np.arange(len(user_P)) % 3 == 0, 0, 2 + np.arange(len(user_P)) % 38)
+    item_P[1] = 1
+    tower = train_two_tower(
+        items, attributes, Engagements(user_P, item_P, np.arange(len(user_P))), TowerConfig(width=8)
+    )
+    vector_NE = tower.embed(items)
+    np.testing.assert_allclose(vector_NE[~known], np.broadcast_to(vector_NE[seldom], (39, 8)), atol=1e-6)
+    assert np.abs(vector_NE[known] - vector_NE[seldom]).max() > 0.1
+    only_a_name = [{"item_id": "new", "title": "word1", "topics": [], "style": []}]
+    assert not tower.embed(only_a_name).any(), "what was not learned says nothing of a new item"

@@ -11,7 +11,7 @@ from rayapp.cli.serve import check_champion, wait
 from rayapp.cli.train import Steps, train_and_tell
 from rayapp.client.session import Genres, Session, SessionError, strongest
 from rayapp.contracts.config import Domain
-from rayapp.contracts.presets import PRESETS
+from rayapp.contracts.presets import DEFAULT_VARIANT, PRESETS, variant
 from rayapp.contracts.schema import ActionKind
 from rayapp.importing.domains import load_domain
 from rayapp.launch.graph import running_graph
@@ -36,7 +36,7 @@ FEED_SIZE = 10
 def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: bool) -> None:
     check_writable(root)
     check_port(port)
-    preset = PRESETS[preset_name]()
+    preset = variant(PRESETS[preset_name](), DEFAULT_VARIANT)
     chosen = data_set(source)
     domain_file = load_domain(chosen.domain)
     refuse_other_domain(root, domain_file.domain)  # nobody's feed becomes one of films

@@ -22,7 +22,7 @@ until_option = click.option("--until", help="Behind the last moment of the test.
 @root_option
 @preset_option("auto", PRESET_NAMES)
 @epochs_option
-@click.option("--variant", default="v1.1", show_default=True, help="v1.1, v1.0, cross, … (docs/model.md).")
+@click.option("--variant", help="target-attention unless told; v1.1, v1.0, cross, … (docs/model.md).")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same model.")
 @click.option(
     "--workers", type=click.IntRange(1), default=1, show_default=True, help="Processes (or GPUs) to train on."
@@ -34,7 +34,7 @@ def train(
     root: Path,
     preset: str,
     epochs: int | None,
-    variant: str,
+    variant: str | None,
     seed: int,
     workers: int,
     since: str | None,
@@ -49,8 +49,9 @@ def train(
     counts and popularity; else the better one does. A run that was killed goes on from its last checkpoint.
     """
     from rayapp.cli.train import run_train
-    from rayapp.contracts.presets import VARIANTS
+    from rayapp.contracts.presets import DEFAULT_VARIANT, VARIANTS
 
+    variant = variant or DEFAULT_VARIANT
     if variant not in VARIANTS:
         raise click.UsageError(f"there is no variant {variant!r}; known: {', '.join(VARIANTS)}")
     told = moments(since, test_since, until)

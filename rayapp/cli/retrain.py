@@ -153,14 +153,14 @@ def _say(line: str) -> None:
 def _options(
     scope: str, init: str, days: int, preset: str | None, variant_name: str | None, workers: int, again: bool
 ) -> "RetrainOptions":
-    from rayapp.contracts.presets import AUTO, PRESETS, VARIANTS, variant
+    from rayapp.contracts.presets import AUTO, DEFAULT_VARIANT, PRESETS, VARIANTS, variant
     from rayapp.loop.steps import RetrainOptions
 
     if variant_name is not None and variant_name not in VARIANTS:
         raise click.UsageError(f"there is no variant {variant_name!r}; known: {', '.join(VARIANTS)}")
     if scope != "full" and init == "scratch":
         raise click.UsageError(f"--scope {scope} trains a part of the live model, so it can't start from scratch")
-    first = variant(PRESETS[preset or AUTO](), variant_name or "v1.1")
+    first = variant(PRESETS[preset or AUTO](), variant_name or DEFAULT_VARIANT)
     chosen = first if preset or variant_name else None
     return RetrainOptions(
         first=first,

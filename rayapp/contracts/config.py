@@ -200,6 +200,7 @@ Fusion = Literal["concat", "append", "none"]
 Positions = Literal["none", "learned"]
 Reads = Literal["all", "numbers"]
 Scope = Literal["full", "sequence", "heads"]
+LATER_OF_MODEL: Final = {"reads": "all", "match_dim": 0, "readout_dim": 0}
 READOUT_PARTS: Final = ("latest", "random", "all", "max")
 CAME_LATER: Final = {"scope": "full", "min_steps": 0, "evaluations": 0, "patience_evaluations": 0}
 """Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
@@ -226,6 +227,10 @@ class ModelConfig:
     num_heads: int = 1
     feedforward_dim: int = 32
     dropout: float = 0.1
+    match_dim: int = 0
+    """Values of an action that are summed over the actions on items like the candidate (`model.matching`); 0: none."""
+    readout_dim: int = 0
+    """`cross`: columns that the read-out is projected to before the crossing; 0: all of it is crossed."""
     latest_k: int = 10
     """K: V1.1 has 10 newest rows and the max-pool, 11 in all."""
     category_dim: int = 16
@@ -246,7 +251,7 @@ class ModelConfig:
 
     @model_serializer(mode="wrap")
     def _as_before(self, fields: Callable[["ModelConfig"], dict[str, Any]]) -> dict[str, Any]:
-        return {name: value for name, value in fields(self).items() if (name, value) != ("reads", "all")}
+        return {name: value for name, value in fields(self).items() if (name, value) not in LATER_OF_MODEL.items()}
 
     @property
     def readout_parts(self) -> list[str]:

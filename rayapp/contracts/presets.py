@@ -81,9 +81,12 @@ def auto() -> Preset:
 
 PRESETS: Final = {"auto": auto, "nano": nano, "demo": demo, "study": study, "paper": paper}
 
+TARGET_ATTENTION: Final = "target-attention"
+DEFAULT_VARIANT: Final = TARGET_ATTENTION
 NO_SEQUENCE: Final = "no-sequence"
 COUNTS: Final = "counts"
 COUNTS_LEARNING_RATE: Final = 3e-2
+MATCH_DIM: Final = 8
 Variant = Callable[[Preset], Preset]
 
 
@@ -104,6 +107,10 @@ def _counts(preset: Preset) -> Preset:
     return dataclasses.replace(linear, train=train)
 
 
+def _target_attention(preset: Preset) -> Preset:
+    return preset.replace(encoder="cross", match_dim=MATCH_DIM, readout_dim=preset.model.item_dim)
+
+
 def _half_length(preset: Preset) -> Preset:
     return preset.replace(history_length=max(preset.model.history_length // 2, 1))
 
@@ -116,6 +123,7 @@ MODELS: Final[dict[str, Variant]] = {
     "v1.1": _model(),
     "v1.0": _model(num_layers=1, readout="all", num_cross_layers=0),
     "cross": _model(encoder="cross"),
+    TARGET_ATTENTION: _target_attention,
     NO_SEQUENCE: _model(encoder="none"),
     COUNTS: _counts,
     "average-pool": _model(encoder="average"),

@@ -27,6 +27,7 @@ from rayapp.model.calibration import Calibration
 from rayapp.model.graphs import Graphs
 from rayapp.model.inputs import FeatureTables, Rows
 from rayapp.model.item_table import ItemTable
+from rayapp.model.matching import NUM_AGES
 from rayapp.model.packing import OneCopy
 from rayapp.model.ranker import Batch, Ranker
 
@@ -158,6 +159,7 @@ def made_up_rows(inputs: FeatureTables, length: int) -> Rows:
     number_BM = np.concatenate([inputs.users.number_UM[user_B], of_user_BK], axis=1)
     return Rows(
         torch.from_numpy(rng.integers(FIRST_ACTION_ID, inputs.vocabulary_size, (shape[0], length))),
+        torch.from_numpy(np.sort(rng.integers(0, NUM_AGES, (shape[0], length)))),
         torch.from_numpy(rng.integers(0, inputs.table.num_rows, (shape[0], length))),
         torch.from_numpy(rng.integers(0, inputs.table.num_rows, shape)),
         torch.from_numpy(rng.normal(size=(*shape, num_item + known_numbers.NUM_ITEM)).astype(np.float32)),

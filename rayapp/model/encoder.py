@@ -149,13 +149,19 @@ class CrossEncoder(SequenceEncoder):
         self.query = nn.Linear(config.item_dim, self.row_dim)
         self.key = nn.Linear(self.row_dim, self.row_dim)
         self.value = nn.Linear(self.row_dim, self.row_dim)
+        self.project = None
         self.shared_dim = self.readout_dim
-        self.output_dim = self.readout_dim + self.row_dim
+        if config.readout_dim:  # without a bias: nothing stays nothing
+            self.project = nn.Linear(self.readout_dim, config.readout_dim, bias=False)
+            self.shared_dim = config.readout_dim
+        self.output_dim = self.shared_dim + self.row_dim
 
     def forward(self, action_BL: Tensor, history_BLE: Tensor, candidate_BCE: Tensor) -> Tensor:
         rows_BLD, pad_BL = self.actions(action_BL, history_BLE), action_BL == PAD
         encoded_BLD = self.encode(rows_BLD, pad_BL)
         user_BF = self.read_out(encoded_BLD, pad_BL)
+        if self.project is not None:
+            user_BF = self.project(user_BF)
         attended_BCD = self.attend(encoded_BLD, pad_BL, candidate_BCE)
         return torch.cat([user_BF[:, None].expand(-1, candidate_BCE.shape[1], -1), attended_BCD], dim=-1)
 

@@ -24,6 +24,7 @@ from rayapp.features.known_numbers import Acts, ItemFacts
 from rayapp.features.requests import Requests
 from rayapp.features.sequence import known_to
 from rayapp.model.item_table import ItemTable
+from rayapp.model.matching import age_buckets
 from rayapp.model.ranker import Batch
 
 
@@ -149,6 +150,7 @@ class FeatureTables:
         user_numbers = [self.users.number_UM[user_B], requests.user_statistic_RK, known_BK]
         return Rows(
             torch.from_numpy(action_BL.astype(np.int64)),
+            torch.from_numpy(age_buckets(sequences.timestamp_ms_RL, requests.timestamp_ms_R, self.domain.time_mask_ms)),
             torch.from_numpy(history_BL),
             torch.from_numpy(requests.pad(row_N, num_candidates)),
             torch.from_numpy(requests.pad(item_number_NK, num_candidates)),
@@ -163,7 +165,9 @@ class FeatureTables:
         rows = Rows(*(tensor.to(self.vector_NE.device) for tensor in rows.tensors()))
         return Batch(
             rows.action_BL,
+            rows.age_BL,
             self.vector_NE[rows.history_BL],
+            self.category_NW[rows.history_BL],
             self.vector_NE[rows.candidate_BC],
             self.category_NW[rows.candidate_BC],
             torch.cat([self.number_NM[rows.candidate_BC], rows.item_number_BCK], dim=-1),
@@ -179,6 +183,7 @@ class Rows:
     """A batch before the item table is read: row numbers and what belongs to the request, a few bytes a candidate."""
 
     action_BL: Tensor
+    age_BL: Tensor
     history_BL: Tensor
     candidate_BC: Tensor
     item_number_BCK: Tensor

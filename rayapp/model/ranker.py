@@ -16,6 +16,7 @@ from rayapp.features import known_numbers
 from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
 from rayapp.features.statistic_columns import Columns
 from rayapp.model.encoder import ENCODERS
+from rayapp.model.matching import Matches
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,7 +24,10 @@ class Batch:
     """What the ranker reads, request-centred: what belongs to the user is held once, not once per candidate."""
 
     action_BL: Tensor
+    age_BL: Tensor
+    """Buckets of how much older each action is than the newest (`model.matching`)."""
     history_BLE: Tensor
+    history_category_BLW: Tensor
     candidate_BCE: Tensor
     item_category_BCW: Tensor
     item_number_BCM: Tensor
@@ -94,6 +98,10 @@ class Ranker(nn.Module):
         self.item_width = encoders.item.num_numbers + columns.num_item + known_numbers.NUM_ITEM
         self.user_width = encoders.user.num_numbers + columns.num_user + known_numbers.NUM_USER
         self.user_width += encoders.context.num_numbers
+        self.matches = None
+        if config.match_dim:
+            self.matches = Matches(config.match_dim, vocabulary_size, config.history_length, encoders.item)
+            self.item_width += self.matches.output_dim
         if config.reads == "all":
             self.item_categories = Categories(encoders.item, config.category_dim)
             self.user_categories = Categories(encoders.user, config.category_dim)
@@ -121,7 +129,19 @@ class Ranker(nn.Module):
         if self.config.reads == "numbers":
             return batch.item_number_BCM
         categories_BCF = self.item_categories(batch.item_category_BCW)
-        return torch.cat([batch.candidate_BCE, categories_BCF, batch.item_number_BCM], dim=-1)
+        features = [batch.candidate_BCE, categories_BCF, batch.item_number_BCM]
+        if self.matches is not None:
+            features.append(
+                self.matches(
+                    batch.action_BL,
+                    batch.age_BL,
+                    batch.history_BLE,
+                    batch.history_category_BLW,
+                    batch.candidate_BCE,
+                    batch.item_category_BCW,
+                )
+            )
+        return torch.cat(features, dim=-1)
 
     def user_features(self, batch: Batch) -> Tensor:
         """`[B, F of users]`: user and context; in the crossing they follow the candidate's."""

@@ -19,8 +19,10 @@ from rayapp.root.logs import read_log
 from rayapp.root.places import REQUESTS
 from rayapp.training import TrainingError
 
-PARTS: Final[dict[Scope, str]] = {"full": "", "sequence": "encoder.", "heads": "mlp."}
-"""Scope -> prefix of the names of the parameters that it trains."""
+PARTS: Final[dict[Scope, tuple[str, ...]]] = {"full": ("",), "sequence": ("encoder.", "matches."), "heads": ("mlp.",)}
+"""Scope -> prefixes of the names of the parameters that it trains."""
+BY_ACTION: Final = ("encoder.action_embedding.weight", "matches.action_AK")
+"""Weights with a row for each action of the vocabulary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +65,7 @@ def start(root: Path, preset: Preset, item_table: str, domain: Domain, init_from
     theirs, drawn = parent.ranker.state_dict(), []
     for name, tensor in ranker.state_dict().items():
         given = theirs.get(name)
-        if given is not None and given.shape[1:] == tensor.shape[1:] and name == "encoder.action_embedding.weight":
+        if given is not None and given.shape[1:] == tensor.shape[1:] and name in BY_ACTION:
             tensor[: len(given)] = given  # the vocabulary is theirs, or theirs and more behind it
         elif given is not None and given.shape == tensor.shape:
             tensor.copy_(given)

@@ -6,8 +6,8 @@ popular items are not pushed away for being popular. A second, small loss asks t
 who engages with what tells topics apart poorly where people like many.
 
 The item tower is linear in hashed content tokens, and that is all it is, so a new item has a vector from its
-attributes alone. A step is a few milliseconds of look-ups and there are 3,000 at the most, so it is trained where it is
-called: workers would take longer to start.
+attributes alone. What only few engaged with is not learned by heart (FEWEST_ENGAGEMENTS). A step is a few milliseconds
+of look-ups and there are 3,000 at the most, so it is trained where it is called: workers would take longer to start.
 
 Shapes: P engagements, B examples, L context items, U distinct items of a batch, N items, T tokens, E width,
 G categories.
@@ -31,6 +31,11 @@ from rayapp.pipeline.engagements import Engagements
 MIN_TOKENS: Final = 4096
 MAX_CATEGORIES: Final = 1_000
 MAX_TOKENS: Final = 1 << 18
+FEWEST_ITEMS: Final = 5
+FEWEST_ENGAGEMENTS: Final = 30
+"""A token of fewer items, with fewer engagements in all, is not learned. The word that only one item's title has would
+keep who engaged with that item; a ranker that trains on the same engagements reads its labels from such vectors, and
+finds nothing of the kind when it serves (docs/log.md)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -92,13 +97,23 @@ class Content:
     category_offsets: NDArray[np.int64]
     num_tokens: int
     num_categories: int
+    kept_T: NDArray[np.bool_]
+    """Whether a slot's tokens are learned."""
 
     @staticmethod
-    def of(items: Sequence[Item], attributes: Sequence[Attribute]) -> "Content":
-        """The number of token slots grows with the content, so that few tokens share one."""
+    def of(items: Sequence[Item], attributes: Sequence[Attribute], engaged_N: NDArray[np.int64]) -> "Content":
+        """The number of token slots grows with the content, so that few tokens share one. `engaged_N`: engagements with
+        each item."""
         wide = [content_tokens(item, attributes, 1 << 62) for item in items]
         distinct = len({token for tokens in wide for token in tokens})
         num_tokens = min(max(1 << (2 * distinct).bit_length(), MIN_TOKENS), MAX_TOKENS)
+        engaged_T, items_T = np.zeros(num_tokens, np.int64), np.zeros(num_tokens, np.int64)
+        for tokens, engaged in zip(wide, engaged_N.tolist(), strict=True):
+            slots = list({token % num_tokens for token in tokens})
+            items_T[slots] += 1
+            engaged_T[slots] += engaged
+        kept_T = (items_T >= FEWEST_ITEMS) | (engaged_T >= FEWEST_ENGAGEMENTS)
+        wide = [[token for token in tokens if kept_T[token % num_tokens]] for tokens in wide]
         names = [a.name for a in attributes if a.kind is AttributeKind.CATEGORIES]
         said = [[(name, v) for name in names for v in item.get(name) or ()] for item in items]
         used: dict[tuple[str, str], int] = {}
@@ -116,6 +131,7 @@ class Content:
             np.r_[0, np.cumsum([len(categories) for categories in kept])].astype(np.int64),
             num_tokens,
             len(number),
+            kept_T,
         )
 
 
@@ -124,13 +140,15 @@ def train_two_tower(
 ) -> LinearTower:
     """Trains on all of `engagements`, in this process, and returns the item tower. Without a pair of engagements of one
     user only the categories teach."""
-    content = Content.of(items, attributes)
+    content = Content.of(items, attributes, np.bincount(engagements.item_P, minlength=len(items)))
     context_PL = engagements.contexts(config.context_length)
     taught = (context_PL >= 0).any(axis=1)
     torch.manual_seed(config.seed)
     model = TwoTower(content.num_tokens, content.num_categories, config)
     fit(model, content, engagements.item_P[taught], context_PL[taught], config)
-    return LinearTower(model.tokens.weight.detach().numpy(), tuple(attributes))
+    weight_TE = model.tokens.weight.detach().numpy()
+    weight_TE[~content.kept_T] = 0
+    return LinearTower(weight_TE, tuple(attributes))
 
 
 def fit(
