@@ -35,8 +35,8 @@ def print_summary(summary: Summary) -> None:
             click.echo(f"{name} of erased users, passed over: {counts.erased:,}")
         if counts.unknown_items:
             click.echo(f"{name} on items that the catalogue lacks: {counts.unknown_items:,} (kept)")
-    for note, count in summary.notes.most_common():
-        click.echo(f"{note}: {count:,}")
+    for note, count in summary.notes.counts.most_common():
+        click.echo(f"{note}: {count:,}{summary.example(note)}")
     _quarantine(summary.reasons, summary)
 
 
@@ -65,6 +65,6 @@ def _quarantine(reasons: Counter[str], summary: Summary) -> None:
         return
     click.echo(f"quarantined: {summary.quarantined:,}, see {summary.quarantine}")
     for reason, n in reasons.most_common(MOST_REASONS):
-        click.echo(f"{n:>12,}  {reason}")
+        click.echo(f"{n:>12,}  {reason}{summary.example(reason)}")
     if len(reasons) > MOST_REASONS:
         click.echo(f"{'':12}  and {len(reasons) - MOST_REASONS} more reasons")

@@ -22,10 +22,10 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import fingerprint
 from rayapp.importing.domains.layout import DomainFile, FileLayout
-from rayapp.importing.files import Piece, RejectedRow, expand, plan
+from rayapp.importing.files import NO_ROW, Piece, RejectedRow, expand, plan
 from rayapp.importing.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.importing.settle import items_seen, settle_events, settle_requests, unpack_bits
-from rayapp.importing.staging import QuarantineFile, Staging, group, read_checked, read_staged, stage_task
+from rayapp.importing.staging import Notes, QuarantineFile, Staging, group, read_checked, read_staged, stage_task
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.catalogue import read_catalogue
 from rayapp.root.catalogue_writer import merge
@@ -64,8 +64,9 @@ class Summary:
     requests: LogCounts = field(default_factory=LogCounts)
     entities: dict[str, dict[str, int]] = field(default_factory=dict)
     reasons: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    """What was read otherwise than it is written."""
+    examples: dict[str, RejectedRow] = field(default_factory=dict)
+    """Reason -> one row that was not taken for it."""
+    notes: Notes = field(default_factory=Notes)
     items_seen: int = 0
     actions: Counter[str] = field(default_factory=Counter)
     quarantine: Path | None = None
@@ -73,6 +74,22 @@ class Summary:
     @property
     def quarantined(self) -> int:
         return sum(self.reasons.values())
+
+    def add(self, result: dict[str, Any]) -> None:
+        """What a task refused and noted."""
+        self.reasons += Counter(result["reasons"])
+        self.examples = result["examples"] | self.examples
+        self.notes += result.get("notes", Notes())
+
+    @property
+    def most(self) -> str:
+        """The reasons for people, most frequent first, each with one value."""
+        told = (f"{n:,} × {reason}{self.example(reason)}" for reason, n in self.reasons.most_common(5))
+        return "; ".join(told) or "they are empty"
+
+    def example(self, reason: str) -> str:
+        """A row of a reason or of a note, as it stands behind it."""
+        return _example(self.examples.get(reason) or self.notes.examples.get(reason))
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,7 +163,7 @@ class _Import:
     def quarantine(self, name: str, rejected: Sequence[RejectedRow]) -> None:
         with QuarantineFile(self.staging.directory / f"rejected-{name}.ndjson") as file:
             file.write(rejected)
-        self.summary.reasons += file.reasons
+        self.summary.add(file.result)
 
     def entities(self, kind: str, paths: Sequence[Path], layout: Any) -> None:
         users, staging, clock = kind == USERS, self.staging, self.clock
@@ -154,7 +171,7 @@ class _Import:
         tasks = group(self.plan(paths, [layout], f"[{'users' if users else 'items'}] layout"))
 
         def task(number: int) -> dict[str, Any]:
-            notes: Counter[str] = Counter()
+            notes = Notes()
 
             def reader(raw: pa.Table, _layout: int) -> Any:
                 return entity_rows(raw, layout, attributes, clock, users=users)
@@ -168,13 +185,12 @@ class _Import:
             if tables:
                 table = pa.concat_tables(tables, promote_options="default")
                 pq.write_table(table, staging.directory / f"{kind}-{number:05d}.parquet")
-            return {"reasons": file.reasons, "notes": notes, "rows": sum(t.num_rows for t in tables)}
+            return {**file.result, "notes": notes, "rows": sum(t.num_rows for t in tables)}
 
         done = run_tasks(len(tasks), task, self.stage("users" if users else "items"))
         parts = [staging.directory / f"{kind}-{n:05d}.parquet" for n, r in enumerate(done) if r["rows"]]
         for result in done:
-            self.summary.reasons += Counter(result["reasons"])
-            self.summary.notes += Counter(result["notes"])
+            self.summary.add(result)
         if parts:
             rows = pa.concat_tables([pq.read_table(p, partitioning=None) for p in parts], promote_options="default")
             if users:
@@ -182,7 +198,7 @@ class _Import:
                 rows = rows.filter(pa.array(~erased_rows(moments, tombstones(self.root))))
             self.summary.entities[kind] = merge(self.root, kind, rows, self.domain)
         elif kind == ITEMS:
-            raise PublishError("no item of the --items files is usable: " + _most(self.summary.reasons))
+            raise PublishError("no item of the --items files is usable: " + self.summary.most)
 
     def logs(self, event_paths: Sequence[Path], request_paths: Sequence[Path]) -> None:
         catalogue = ray.put(np.sort(hash64_column(read_catalogue(self.root)["item_id"])))
@@ -214,7 +230,7 @@ class _Import:
         ):
             if paths and not counts.accepted + counts.duplicates:
                 self.publish_quarantine()
-                raise PublishError(f"the {said} files hold no usable row: {_most(self.summary.reasons)}")
+                raise PublishError(f"the {said} files hold no usable row: {self.summary.most}")
 
     def stage_kind(
         self, kind: str, pieces: list[Piece], files: list[str], layouts: Sequence[Any], counts: LogCounts
@@ -232,8 +248,7 @@ class _Import:
         done = run_tasks(len(tasks), task, self.stage(f"{kind}: read and check"))
         for result in done:
             counts.read += result["read"]
-            self.summary.reasons += Counter(result["reasons"])
-            self.summary.notes += Counter(result["notes"])
+            self.summary.add(result)
         return [name for result in done for name in result["staged"]]
 
     def settle(
@@ -274,7 +289,7 @@ class _Import:
                 items = pc.list_flatten(rows["item_ids"])
             with QuarantineFile(staging.directory / f"rejected-settle-{kind}-{bucket:05d}.ndjson") as file:
                 file.write(rejected)
-            return stats | items_seen(items, ray.get(catalogue)) | {"reasons": file.reasons}
+            return stats | items_seen(items, ray.get(catalogue)) | file.result
 
         results = [r for r in run_tasks(staging.num_buckets, task, self.stage(f"{kind}: sort into buckets")) if r]
         seen = np.zeros(num_items, bool)
@@ -283,7 +298,7 @@ class _Import:
                 setattr(counts, name, getattr(counts, name) + result[name])
             counts.unknown_item = counts.unknown_item or result["unknown_item"]
             counts.days += Counter(result["days"])
-            self.summary.reasons += Counter(result["reasons"])
+            self.summary.add(result)
             self.summary.actions += Counter(result.get("actions", {}))
             seen |= unpack_bits(result["seen"], num_items)
         entries = [r["entry"] for r in results if r["entry"]]
@@ -306,6 +321,8 @@ class _Import:
         self.summary.quarantine = path
 
 
-def _most(reasons: Counter[str]) -> str:
-    """The reasons for people, most frequent first."""
-    return "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5)) or "they are empty"
+def _example(row: RejectedRow | None) -> str:
+    if row is None or row.row == NO_ROW:
+        return f", as {Path(row.file).name}" if row else ""
+    value = f"{row.value!r} in " if row.value else ""
+    return f", as {value}row {row.row:,} of {Path(row.file).name}"
