@@ -97,7 +97,8 @@ def init_domain(
 @click.option("--users", type=PATH, multiple=True, help="User files, where the domain has user attributes.")
 @click.option("--buckets", type=click.IntRange(1, 4096), default=16, show_default=True, help="For a new root: parts "
               "that users are spread over. Take as many as keep one part's events near 300 MB.")  # fmt: skip
-@click.option("--strict", is_flag=True, help=f"Exit with {QUARANTINED_EXIT} when any row was quarantined.")
+@click.option("--strict", is_flag=True, help=f"Exit with {QUARANTINED_EXIT} when any row was "
+              "quarantined, or the summary begins with a warning.")  # fmt: skip
 def import_command(
     root: Path,
     domain: str,
@@ -131,7 +132,7 @@ def import_command(
         now_ms = int(time.time() * 1000)
         summary = import_files(root, domain_file, Inputs(*absolute), now_ms=now_ms, num_buckets=buckets, stage=progress)
     print_summary(summary)
-    if strict and summary.quarantined:
+    if strict and (summary.quarantined or summary.warnings):
         sys.exit(QUARANTINED_EXIT)
 
 

@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,9 +20,12 @@ import ray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import fingerprint
+from rayapp.contracts.schema import EVENT_SCHEMA, columns_of, fingerprint
 from rayapp.importing.domains.layout import DomainFile, FileLayout
-from rayapp.importing.files import NO_ROW, Piece, RejectedRow, expand, plan
+from rayapp.importing.files import Piece, RejectedRow, expand, plan
+from rayapp.importing.log_counts import LogCounts, Summary
+from rayapp.importing.log_shape import IdSketch, LogShape, count_labelled
+from rayapp.importing.log_warnings import warnings_of
 from rayapp.importing.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.importing.settle import items_seen, settle_events, settle_requests, unpack_bits
 from rayapp.importing.staging import Notes, QuarantineFile, Staging, group, read_checked, read_staged, stage_task
@@ -31,65 +34,12 @@ from rayapp.root.catalogue import read_catalogue
 from rayapp.root.catalogue_writer import merge
 from rayapp.root.erasure import erased_rows, tombstones
 from rayapp.root.facts import make_root, read_root
+from rayapp.root.logs import read_bucket
 from rayapp.root.places import EVENTS, IMPORT_STAGING, ITEMS, QUARANTINE, REQUESTS, USERS
 from rayapp.root.publish import PublishError, commit_log, log_manifest
 
 IMPRESSIONS: Final = "impressions"
-
-
-@dataclass(slots=True)
-class LogCounts:
-    """What an import did to one log."""
-
-    read: int = 0
-    accepted: int = 0
-    duplicates: int = 0
-    erased: int = 0
-    """Rows of users who were erased, passed over."""
-    users: int = 0
-    days: Counter[str] = field(default_factory=Counter)
-    items: int = 0
-    """Accepted rows; of requests, shown items."""
-    unknown_items: int = 0
-    """Those of `items` whose item the catalogue lacks."""
-    unknown_item: str = ""
-    """One of them."""
-
-
-@dataclass(slots=True)
-class Summary:
-    """What an import found; the command prints it."""
-
-    events: LogCounts = field(default_factory=LogCounts)
-    requests: LogCounts = field(default_factory=LogCounts)
-    entities: dict[str, dict[str, int]] = field(default_factory=dict)
-    reasons: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, RejectedRow] = field(default_factory=dict)
-    """Reason -> one row that was not taken for it."""
-    notes: Notes = field(default_factory=Notes)
-    items_seen: int = 0
-    actions: Counter[str] = field(default_factory=Counter)
-    quarantine: Path | None = None
-
-    @property
-    def quarantined(self) -> int:
-        return sum(self.reasons.values())
-
-    def add(self, result: dict[str, Any]) -> None:
-        """What a task refused and noted."""
-        self.reasons += Counter(result["reasons"])
-        self.examples = result["examples"] | self.examples
-        self.notes += result.get("notes", Notes())
-
-    @property
-    def most(self) -> str:
-        """The reasons for people, most frequent first, each with one value."""
-        told = (f"{n:,} × {reason}{self.example(reason)}" for reason, n in self.reasons.most_common(5))
-        return "; ".join(told) or "they are empty"
-
-    def example(self, reason: str) -> str:
-        """A row of a reason or of a note, as it stands behind it."""
-        return _example(self.examples.get(reason) or self.notes.examples.get(reason))
+ACTED: Final = ("user_id", "item_id", "action", "timestamp_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +85,7 @@ def import_files(
             run.entities(USERS, found["users"], domain_file.users)
         run.logs(found["events"], found["requests"])
         run.publish_quarantine()
+        run.summary.warnings = warnings_of(run.summary, domain_file)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return run.summary
@@ -201,8 +152,10 @@ class _Import:
             raise PublishError("no item of the --items files is usable: " + self.summary.most)
 
     def logs(self, event_paths: Sequence[Path], request_paths: Sequence[Path]) -> None:
-        catalogue = ray.put(np.sort(hash64_column(read_catalogue(self.root)["item_id"])))
-        seen = np.zeros(read_catalogue(self.root).num_rows, bool)
+        item_id = read_catalogue(self.root)["item_id"]
+        catalogue = ray.put(np.sort(hash64_column(item_id)))
+        seen = np.zeros(len(item_id), bool)
+        self.summary.catalogue_ids = IdSketch.of(item_id)
         if event_paths:
             pieces = self.plan(event_paths, self.domain_file.events, "[[events]]")
             files = [str(path) for path in event_paths]
@@ -263,7 +216,9 @@ class _Import:
         """Runs the second half for one log and commits it; which catalogue rows occurred."""
         log, root, staging, domain = self.root / kind, self.root, self.staging, self.domain
         number, manifest = log_manifest(log)
+        events = log_manifest(root / EVENTS)[1]
         erased = tombstones(root)
+        counts.is_first = number == 0
         place = (f"import-{number + 1:04d}", uuid.uuid4().hex[:12])
 
         def task(bucket: int) -> dict[str, Any]:
@@ -287,9 +242,13 @@ class _Import:
                     erased,
                 )
                 items = pc.list_flatten(rows["item_ids"])
+            shape = LogShape.of(rows["user_id"], items, rows["timestamp_ms"].to_numpy())
+            if kind == REQUESTS and rows.num_rows:
+                acted = read_bucket(root, EVENTS, bucket, events, columns_of(EVENT_SCHEMA, *ACTED))
+                shape.lists_looked_at, shape.lists_with_label = count_labelled(rows, acted, domain)
             with QuarantineFile(staging.directory / f"rejected-settle-{kind}-{bucket:05d}.ndjson") as file:
                 file.write(rejected)
-            return stats | items_seen(items, ray.get(catalogue)) | file.result
+            return stats | items_seen(items, ray.get(catalogue)) | {"shape": shape} | file.result
 
         results = [r for r in run_tasks(staging.num_buckets, task, self.stage(f"{kind}: sort into buckets")) if r]
         seen = np.zeros(num_items, bool)
@@ -298,6 +257,7 @@ class _Import:
                 setattr(counts, name, getattr(counts, name) + result[name])
             counts.unknown_item = counts.unknown_item or result["unknown_item"]
             counts.days += Counter(result["days"])
+            counts.shape += result["shape"]
             self.summary.add(result)
             self.summary.actions += Counter(result.get("actions", {}))
             seen |= unpack_bits(result["seen"], num_items)
@@ -319,10 +279,3 @@ class _Import:
         temporary.write_text(text)
         temporary.replace(path)
         self.summary.quarantine = path
-
-
-def _example(row: RejectedRow | None) -> str:
-    if row is None or row.row == NO_ROW:
-        return f", as {Path(row.file).name}" if row else ""
-    value = f"{row.value!r} in " if row.value else ""
-    return f", as {value}row {row.row:,} of {Path(row.file).name}"

@@ -91,7 +91,7 @@ def _check(piece: Piece, chunk: Chunk, reader: Reader, notes: Notes) -> tuple[pa
 def stage_task(
     staging: Staging, kind: str, number: int, pieces: Sequence[Piece], files: Sequence[str], reader: Reader
 ) -> dict[str, Any]:
-    """Reads and checks the pieces of one task and writes its staged files; returns counts, and one row of each reason."""
+    """Reads and checks the pieces of one task, writes its staged files; returns counts, and one row of each reason."""
     file_number = {path: n for n, path in enumerate(files)}
     pending: list[pa.Table] = []
     staged: list[str] = []
