@@ -20,6 +20,7 @@ import ray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import EVENT_SCHEMA, columns_of, fingerprint
 from rayapp.importing.domains.layout import DomainFile, FileLayout
 from rayapp.importing.files import Piece, RejectedRow, expand, plan
@@ -136,7 +137,7 @@ class _Import:
             if tables:
                 table = pa.concat_tables(tables, promote_options="default")
                 pq.write_table(table, staging.directory / f"{kind}-{number:05d}.parquet")
-            return {**file.result, "notes": notes, "rows": sum(t.num_rows for t in tables)}
+            return {**file.result, "notes": to_json(notes), "rows": sum(t.num_rows for t in tables)}
 
         done = run_tasks(len(tasks), task, self.stage("users" if users else "items"))
         parts = [staging.directory / f"{kind}-{n:05d}.parquet" for n, r in enumerate(done) if r["rows"]]
@@ -242,13 +243,13 @@ class _Import:
                     erased,
                 )
                 items = pc.list_flatten(rows["item_ids"])
-            shape = LogShape.of(rows["user_id"], items, rows["timestamp_ms"].to_numpy())
+            shape = LogShape.of(rows["user_id"], items, rows["timestamp_ms"].to_numpy(), staging.num_buckets)
             if kind == REQUESTS and rows.num_rows:
                 acted = read_bucket(root, EVENTS, bucket, events, columns_of(EVENT_SCHEMA, *ACTED))
                 shape.lists_looked_at, shape.lists_with_label = count_labelled(rows, acted, domain)
             with QuarantineFile(staging.directory / f"rejected-settle-{kind}-{bucket:05d}.ndjson") as file:
                 file.write(rejected)
-            return stats | items_seen(items, ray.get(catalogue)) | {"shape": shape} | file.result
+            return stats | items_seen(items, ray.get(catalogue)) | {"shape": to_json(shape)} | file.result
 
         results = [r for r in run_tasks(staging.num_buckets, task, self.stage(f"{kind}: sort into buckets")) if r]
         seen = np.zeros(num_items, bool)
@@ -257,7 +258,7 @@ class _Import:
                 setattr(counts, name, getattr(counts, name) + result[name])
             counts.unknown_item = counts.unknown_item or result["unknown_item"]
             counts.days += Counter(result["days"])
-            counts.shape += result["shape"]
+            counts.shape += from_json(LogShape, result["shape"])
             self.summary.add(result)
             self.summary.actions += Counter(result.get("actions", {}))
             seen |= unpack_bits(result["seen"], num_items)

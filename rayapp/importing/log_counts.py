@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rayapp.contracts.json_values import from_json
 from rayapp.importing.log_shape import IdSketch, LogShape
 from rayapp.importing.pieces import NO_ROW, RejectedRow
 from rayapp.importing.staging import Notes
@@ -57,8 +58,10 @@ class Summary:
     def add(self, result: dict[str, Any]) -> None:
         """What a task refused and noted."""
         self.reasons += Counter(result["reasons"])
-        self.examples = result["examples"] | self.examples
-        self.notes += result.get("notes", Notes())
+        for said, row in result["examples"].items():
+            self.examples.setdefault(said, from_json(RejectedRow, row))
+        if "notes" in result:
+            self.notes += from_json(Notes, result["notes"])
 
     @property
     def most(self) -> str:

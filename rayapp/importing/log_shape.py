@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 
-SKETCH_IDS: Final = 10_000
-"""Distinct ids of a part that are kept, those of the smallest hash: the same ones in every part."""
+SKETCH_IDS: Final = 200_000
+"""Distinct ids of a log that are kept at least, if there are so many: those of the smallest hash in every bucket."""
 MOST_FREQUENT: Final = 50
 SAMPLE_LISTS: Final = 2000
 """Lists of a bucket whose labels are looked for."""
@@ -38,12 +38,13 @@ class IdSketch:
     """Ids with a greater hash may be left out."""
 
     @classmethod
-    def of(cls, ids: pa.ChunkedArray | pa.Array) -> "IdSketch":
+    def of(cls, ids: pa.ChunkedArray | pa.Array, most: int = SKETCH_IDS) -> "IdSketch":
+        """At most so many of the ids."""
         unique = pc.drop_null(pc.unique(ids)).cast(pa.string())
         bare = pc.replace_substring_regex(pc.utf8_lower(unique), r"\s+", "")
         form_D = hash64_column(pc.replace_substring_regex(bare, "^0+([0-9]+)$", r"\1"))
         order = np.argsort(form_D, kind="stable")
-        limit = int(form_D[order[SKETCH_IDS]]) - 1 if len(order) > SKETCH_IDS else int(NO_LIMIT)
+        limit = int(form_D[order[most]]) - 1 if len(order) > most else int(NO_LIMIT)
         kept = np.flatnonzero(form_D <= limit)
         return cls(dict(zip(unique.take(pa.array(kept)).to_pylist(), form_D[kept].tolist(), strict=True)), limit)
 
@@ -78,14 +79,17 @@ class LogShape:
     lists_with_label: int = 0
 
     @classmethod
-    def of(cls, user_id: pa.ChunkedArray, item_id: pa.ChunkedArray, timestamp_ms: NDArray[np.int64]) -> "LogShape":
-        """`item_id` may be longer than the others: of lists it holds all their items."""
+    def of(
+        cls, user_id: pa.ChunkedArray, item_id: pa.ChunkedArray, timestamp_ms: NDArray[np.int64], num_buckets: int
+    ) -> "LogShape":
+        """Of one bucket. `item_id` may be longer than the others: of lists it holds all their items."""
+        most = max(SKETCH_IDS // num_buckets, 1)
         return cls(
             rows=len(item_id),
             first_ms=int(timestamp_ms.min()) if len(timestamp_ms) else None,
             last_ms=int(timestamp_ms.max()) if len(timestamp_ms) else None,
-            users=IdSketch.of(user_id),
-            items=IdSketch.of(item_id),
+            users=IdSketch.of(user_id, most),
+            items=IdSketch.of(item_id, most),
             rows_by_user=_most_frequent(user_id),
             rows_by_item=_most_frequent(item_id),
         )

@@ -49,8 +49,8 @@ def _unknown_items(said: str, counts: LogCounts) -> Iterator[str]:
 def _labels(requests: LogCounts) -> Iterator[str]:
     if requests.shape.lists_looked_at and not requests.shape.lists_with_label:
         yield (
-            f"no shown list has a label (of {requests.shape.lists_looked_at:,} looked at): nobody acted on a shown item "
-            "within `attribution`; are users, items and times of the events written as those of the lists?"
+            f"no shown list has a label (of {requests.shape.lists_looked_at:,} looked at): nobody acted on a shown "
+            "item within `attribution`; are users, items and times of the events written as those of the lists?"
         )
 
 

@@ -113,7 +113,7 @@ def stage_task(
                 pending = []
         if pending:
             staged.append(_write(staging, kind, number, len(staged), pa.concat_tables(pending)))
-    return {"read": read, "rejected": rejected_rows, **quarantine.result, "notes": notes, "staged": staged}
+    return {"read": read, "rejected": rejected_rows, **quarantine.result, "notes": to_json(notes), "staged": staged}
 
 
 def _write(staging: Staging, kind: str, task: int, n: int, rows: pa.Table) -> str:
@@ -171,7 +171,7 @@ class QuarantineFile:
     @property
     def result(self) -> dict[str, Any]:
         """What a task hands back of it."""
-        return {"reasons": self.reasons, "examples": self.examples}
+        return {"reasons": self.reasons, "examples": {said: to_json(row) for said, row in self.examples.items()}}
 
     def __exit__(self, *_: object) -> None:
         self._file.close()
