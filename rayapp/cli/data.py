@@ -1,5 +1,6 @@
 """`rayapp import` and what else brings data in and in shape: fetch, init-domain, windows, erase, compact."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -82,10 +83,16 @@ def init_domain(
     if out.exists():
         raise click.ClickException(f"{out} exists; remove it or choose another --out")
     named = {"user_id": user, "item_id": item, "timestamp": timestamp, "action": action}
-    out.write_text(guess_domain(event_path, item_path, {k: v for k, v in named.items() if v}, request_path))
-    click.echo(f"wrote {out}: check the kinds of the actions, the heads and the time unit, then\n")
-    lists = f" --requests {request_path}" if request_path else ""
-    click.echo(f"rayapp import --domain {out} --events {event_path}{lists} --items {item_path or 'ITEMS'}")
+    guess = guess_domain(event_path, item_path, {k: v for k, v in named.items() if v}, request_path)
+    out.write_text(guess.text, encoding="utf-8")
+    click.echo(f"wrote {out}: check the kinds of the actions, the heads and the times")
+    click.echo(f'the goal is {guess.goal!r}; another one is chosen by positive_head = "…", the name of a head')
+    for block, columns in guess.left_out.items():
+        click.echo(f"{block} leaves out: {', '.join(columns)}")
+    lists = ["--requests", str(guess.requests)] if guess.requests else []
+    items = ["--items", str(item_path or "ITEMS")]
+    line = ["rayapp", "import", "--domain", str(out), "--events", str(event_path), *lists, *items, "--root", "data"]
+    click.echo(f"\n{shlex.join(line)}")
 
 
 @click.command("import")

@@ -126,7 +126,7 @@ def _columns(path: Path, kind: str, named: Dialect, footer: pq.ParquetFile | Non
         if len(set(names)) != len(names):
             raise FileProblem(f"it names a column twice: {', '.join(names)}")
         return frozenset(names), named
-    with _open(path) as source:
+    with open_file(path) as source:
         if kind == "json":
             return json_keys(source, named.encoding), named
         header, written = csv_header(source, named, "\t" if kind == "tsv" else ",")
@@ -169,7 +169,7 @@ def _read(piece: Piece, path: Path) -> Iterator[Chunk | list[RejectedRow]]:
     if piece.kind == "parquet":
         yield from _read_parquet(piece, path)
         return
-    with _open(path) as source:
+    with open_file(path) as source:
         yield from (read_json if piece.kind == "json" else read_csv)(piece, source)
 
 
@@ -186,7 +186,7 @@ def _format(path: Path) -> str | None:
     return FORMATS.get(suffixes[-1].lower()) if suffixes else None
 
 
-def _open(path: Path) -> Any:
+def open_file(path: Path) -> Any:
     return pa.input_stream(str(path), compression=COMPRESSIONS.get(path.suffix))
 
 

@@ -21,8 +21,9 @@ from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.tables import UNIT_MS, duration_ms
 from rayapp.importing.columns import RowCheck, lists, texts
 from rayapp.importing.domains.layout import TimeColumn
-from rayapp.importing.files import expand, plan, read_piece
+from rayapp.importing.files import expand, folder_columns, plan, read_piece
 from rayapp.importing.times import moments
+from rayapp.root.publish import PublishError
 
 MAX_ROWS: Final = 2_000_000
 """Rows that are read of a log: seconds, and days of most logs."""
@@ -82,13 +83,20 @@ def read_log(path: Path, columns: LogColumns) -> pd.DataFrame:
         rows += len(parts[-1])
         if rows >= MAX_ROWS:
             break
+    if not parts:
+        raise PublishError(f"{path}: no row can be read with the columns {', '.join(columns.names)}")
     return pd.concat(parts, ignore_index=True)[:MAX_ROWS]
 
 
 def _tables(path: Path, names: tuple[str, ...]) -> Iterator[pa.Table]:
     for file in expand([path]):
+        folders = folder_columns(file)
         for piece in plan(file, None, "")[0]:
-            for got in read_piece(replace(piece, columns=names)):
+            own = tuple(name for name in names if name in piece.columns)
+            outside = tuple((name, folders[name]) for name in names if name not in own and name in folders)
+            if len(own) + len(outside) < len(names):  # of another shape
+                continue
+            for got in read_piece(replace(piece, columns=own, folders=outside)):
                 if not isinstance(got, list):
                     yield got[0]
 
