@@ -7,7 +7,6 @@ it record by record, so that a broken line costs itself.
 import io
 import re
 from collections.abc import Iterator, Sequence
-from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -26,9 +25,6 @@ from rayapp.importing.dialects import (
     records,
 )
 from rayapp.importing.pieces import TEXT_BLOCK_BYTES, Chunk, FileProblem, Piece, RejectedRow
-
-LONGEST_RECORD_BYTES: Final = 4 * TEXT_BLOCK_BYTES
-"""With more text after a quote that nothing closes, the quote is a mistake."""
 
 
 def csv_header(source: ByteSource, named: Dialect, usual_delimiter: str) -> tuple[list[str], Dialect]:
@@ -58,50 +54,33 @@ def _newline(text: str) -> str:
 def read_csv(piece: Piece, source: ByteSource) -> Iterator[Chunk | list[RejectedRow]]:
     """Chunks of the piece's columns, and the lines that are no records."""
     names: list[str] = []
-    at = 0
-    for read in _blocks(decoded(source, piece.dialect.encoding, TEXT_BLOCK_BYTES), piece.dialect):
-        names, rest = (names, read) if names else _without_header(read, piece.dialect)
-        block = _nulls_emptied(rest, piece.dialect)
+    at, rest = 0, b""
+    for part, is_end in _marked(decoded(source, piece.dialect.encoding, TEXT_BLOCK_BYTES)):
+        rest += part
+        cut = len(rest) if is_end else rest.rfind(_newline(rest[:SAMPLE_BYTES].decode("latin-1")).encode()) + 1
+        block, rest = rest[:cut], rest[cut:]
+        if not names:
+            names, block = _without_header(block, piece.dialect)
+        block = _nulls_emptied(block, piece.dialect)
         table = _by_arrow(block, names, piece)
         if table is not None:
             if table.num_rows:
                 yield table, np.arange(at + 1, at + 1 + table.num_rows)
             at += table.num_rows
             continue
-        rows, number, broken, num_records = _by_record(block, names, piece, at)
+        rows, number, broken, behind = _by_record(block, names, piece, at, is_end=is_end)
         if broken:
             yield broken
         if len(number):
             yield rows, number
-        at += num_records
+        at += len(number) + len(broken)
+        rest = behind + rest
 
 
-def _blocks(parts: Iterator[bytes], dialect: Dialect) -> Iterator[bytes]:
-    """Blocks that end with a record, as far as can be seen by counting quotes."""
-    quote, rest, newline = (dialect.quote or "").encode(), b"", b""
-    for part in parts:
-        rest += part
-        if not newline:
-            newline = _newline(rest[:TEXT_BLOCK_BYTES].decode("latin-1")).encode()
-        cut = _cut(rest, quote, newline)
-        if cut == 0 and len(rest) > LONGEST_RECORD_BYTES:
-            cut = rest.rfind(newline) + 1
-        if cut:
-            yield rest[:cut]
-            rest = rest[cut:]
-    if rest:
-        yield rest
-
-
-def _cut(text: bytes, quote: bytes, newline: bytes) -> int:
-    """The place after the last line break that stands outside of quotes."""
-    if not quote or quote not in text:
-        return text.rfind(newline) + 1
-    byte_N = np.frombuffer(text, np.uint8)
-    break_B = np.flatnonzero(byte_N == newline[0])
-    quote_Q = np.flatnonzero(byte_N == quote[0])
-    outside_B = np.searchsorted(quote_Q, break_B) % 2 == 0
-    return int(break_B[outside_B][-1]) + 1 if outside_B.any() else 0
+def _marked(parts: Iterator[bytes]) -> Iterator[tuple[bytes, bool]]:
+    """Each part, and an empty one at the end."""
+    yield from ((part, False) for part in parts)
+    yield b"", True
 
 
 def _lines(block: bytes) -> list[str]:
@@ -134,7 +113,7 @@ def _nulls_emptied(block: bytes, dialect: Dialect) -> bytes:
 def _by_arrow(block: bytes, names: Sequence[str], piece: Piece) -> pa.Table | None:
     """The block's rows; None where it is not one whole record a line, or the dialect is none of Arrow's."""
     dialect = piece.dialect
-    if dialect.blanks or (dialect.quote and not dialect.escape and b'\\"' in block):
+    if dialect.blanks or _has_odd_quote(block, dialect):
         return None
     if not block.strip(b"\r\n"):
         return pa.table({name: pa.nulls(0, pa.binary()) for name in piece.columns})
@@ -164,6 +143,16 @@ def _by_arrow(block: bytes, names: Sequence[str], piece: Piece) -> pa.Table | No
     return table if table.num_rows == _num_lines(block) else None
 
 
+def _has_odd_quote(block: bytes, dialect: Dialect) -> bool:
+    """Whether something follows a quoted value; Arrow would read on over it."""
+    quote, delimiter = (re.escape((text or "").encode()) for text in (dialect.quote, dialect.delimiter))
+    if not quote or dialect.escape or quote not in block:
+        return False
+    other = rb"[^" + quote + rb"]"
+    quoted = rb"(?:^|[\r\n]|" + delimiter + rb")" + quote + rb"(?:" + other + rb"++|" + quote + quote + rb")*+" + quote
+    return re.search(quoted + rb"(?!" + delimiter + rb"|[\r\n]|\Z)", block) is not None
+
+
 def _num_lines(block: bytes) -> int:
     """Lines that are not empty."""
     byte_N = np.frombuffer(block, np.uint8)
@@ -172,15 +161,20 @@ def _num_lines(block: bytes) -> int:
 
 
 def _by_record(
-    block: bytes, names: Sequence[str], piece: Piece, at: int
-) -> tuple[pa.Table, NDArray[np.int64], list[RejectedRow], int]:
-    """`(rows, their numbers, broken lines, number of both)`."""
+    block: bytes, names: Sequence[str], piece: Piece, at: int, *, is_end: bool
+) -> tuple[pa.Table, NDArray[np.int64], list[RejectedRow], bytes]:
+    """`(rows, their numbers, broken lines, what is behind the last record that ends)`."""
     place = [names.index(name) for name in piece.columns]
+    lines, behind = _lines(block), 0
     kept: list[list[str]] = []
     numbers: list[int] = []
     broken: list[RejectedRow] = []
-    number = at
-    for number, record in enumerate(records(_lines(block), piece.dialect, len(names)), at + 1):
+
+    def told(num_lines: int) -> None:
+        nonlocal behind
+        behind = num_lines
+
+    for number, record in enumerate(records(lines, piece.dialect, len(names), told, is_end=is_end), at + 1):
         if isinstance(record, Broken):
             text = record.text[:80].encode(UTF8, "surrogateescape").decode(errors="replace").strip("\r\n")
             broken.append(RejectedRow(piece.path, number, "", record.reason, text))
@@ -188,7 +182,8 @@ def _by_record(
             kept.append(record)
             numbers.append(number)
     columns = {name: _bytes([row[k] for row in kept]) for name, k in zip(piece.columns, place, strict=True)}
-    return pa.table(columns), np.array(numbers, np.int64), broken, number - at
+    rest = "".join(lines[behind:]).encode(UTF8, "surrogateescape")
+    return pa.table(columns), np.array(numbers, np.int64), broken, rest
 
 
 def _bytes(values: list[str]) -> pa.Array:

@@ -65,7 +65,7 @@ class ByteSource(Protocol):
 def is_encoding(name: str) -> bool:
     """Whether Python knows it as an encoding of text."""
     try:
-        b"".decode(name)
+        b"a".decode(name)  # of no bytes any name would do
     except (LookupError, ValueError):
         return False
     return True
@@ -126,7 +126,8 @@ def recognise(sample: str, named: Dialect, usual_delimiter: str) -> Dialect:
     )
     header, _, _ = sample.partition("\n")
     delimiters = [usual.delimiter, *(d for d in DELIMITERS if d in header and named.delimiter is None)]
-    escapes = ["", "\\"] if named.escape is None and usual.quote else [usual.escape]
+    may_escape = named.escape is None and usual.quote and f"\\{usual.quote}" in sample
+    escapes = ["", "\\"] if may_escape else [usual.escape]
     candidates = [replace(usual, delimiter=d, escape=e) for d in dict.fromkeys(delimiters) for e in escapes]
     candidates = [replace(c, blanks=_blank_after(header, c)) for c in candidates]
     lines = lines_of(sample)[:SAMPLE_LINES]
@@ -171,15 +172,23 @@ class Broken:
 
 
 MAX_RECORD_LINES: Final = 1000
+OPEN: Final = "unexpected end of data"
+"""What `csv` says where a quote is still open behind the last line."""
 
 
 def records(
-    lines: list[str], dialect: Dialect, width: int | None = None, told: Callable[[int], object] = lambda _lines: None
+    lines: list[str],
+    dialect: Dialect,
+    width: int | None = None,
+    told: Callable[[int], object] = lambda _lines: None,
+    *,
+    is_end: bool = True,
 ) -> Iterator[list[str] | Broken]:
     """The records of some lines; a record with another number of columns than `width` is broken.
 
-    Where a quote that is not closed has swallowed lines, only the first of them is broken and reading goes on behind
-    it. Empty lines are none. `told` hears how many lines are behind, before each record.
+    Where a quote that is not closed has swallowed lines, only the first of them is broken and reading goes on with the
+    next. Empty lines are none. `told` hears how many lines are done with, before each record. Without `is_end`, a
+    record that the last line does not end is left for when there is more.
     """
     at = 0
     while at < len(lines):
@@ -193,21 +202,22 @@ def records(
             except StopIteration:
                 return
             except csv.Error as error:
-                yield Broken(_reason(error, dialect), lines[begun])
+                if OPEN in str(error) and feed.at < feed.limit and not is_end:
+                    return
                 at = begun + 1
                 told(at)
+                yield Broken(_reason(error, dialect), lines[begun])
                 break
-            if record and width is not None and len(record) != width:
+            swallowed = feed.at > begun + 1
+            broken = bool(record) and width is not None and len(record) != width
+            told(begun + 1 if broken else feed.at)
+            if broken:
                 yield Broken(f"the line has {len(record)} columns, the header {width}", lines[begun])
-                if feed.at > begun + 1:
-                    at = begun + 1
-                    told(at)
-                    break
-                told(feed.at)
-                continue
-            told(feed.at)
-            if record:
+            elif record:
                 yield record
+            if broken and swallowed:
+                at = begun + 1
+                break
 
 
 def _reason(error: csv.Error, dialect: Dialect) -> str:

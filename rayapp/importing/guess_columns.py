@@ -43,7 +43,7 @@ NAMES: Final = {
         *("interaction", "interactiontype", "activity", "activitytype", "verb"),
     ),
     "event_id": ("eventid",),
-    "request_id": ("requestid", "impressionid", "listid", "slateid", "recommendationid", "searchid", "queryid"),
+    "request_id": ("requestid", "impressionid", "listid", "slateid", "recommendationid", "searchid", "queryid", "rid"),
     "received_at": ("receivedat", "receivedatms", "ingestedat", "loadedat"),
     "position": ("position", "rank", "slot"),
     "surface": ("surface", "placement"),

@@ -1,6 +1,7 @@
 """The [items] of a first domain file: which columns are text, categories or numbers, and which names the item."""
 
 import json
+import re
 from pathlib import Path
 from typing import Final
 
@@ -26,6 +27,8 @@ from rayapp.importing.guess_columns import (
 MAX_CATEGORIES: Final = 1000
 LONGEST_CATEGORY: Final = 40
 SEPARATORS: Final = ("|", ";", ",")
+AMOUNT: Final = re.compile(r"^\s*[$€£¥]?\s*-?[0-9][0-9,.]*\s*[$€£¥%]?\s*$")
+"""A number as people write it: of some, the import will leave the value empty and say so."""
 TITLES: Final = ("title", "name", "headline", "producttitle", "productname", "itemname", "subject")
 NO_FILE: Final = [
     "# Say here what your item files hold; the item's text is what people see.",
@@ -100,6 +103,8 @@ def _attribute(name: str, column: pa.ChunkedArray) -> tuple[str | None, str, str
     if name.lower().endswith("_id"):
         return "categories", "", None
     if pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").notna().mean() >= MOSTLY:
+        return "numbers", "", None
+    if sum(AMOUNT.match(value) is not None for value in values) > len(values) / 2:
         return "numbers", "", None
     for separator in SEPARATORS:
         parts = [part.strip() for value in values for part in value.split(separator)]

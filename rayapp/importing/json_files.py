@@ -18,7 +18,7 @@ from rayapp.importing.dialects import SAMPLE_BYTES, UTF8, ByteSource, decoded
 from rayapp.importing.pieces import CHUNK_ROWS, TEXT_BLOCK_BYTES, Chunk, Piece, RejectedRow
 
 SAMPLE_LINES: Final = 1000
-NEXT_OBJECT: Final = re.compile(r"\}\s*,\s*(?=\{)")
+NEXT_OBJECT: Final = re.compile(r"(?:\}\s*,|,\s*\n)\s*(?=\{)")
 BETWEEN: Final = re.compile(r"[\s,]*")
 NO_OBJECT: Final = "the line is not a JSON object"
 EXACT: Final = 2.0**53
