@@ -170,8 +170,9 @@ def test_a_log_that_meets_few_of_the_catalogue_s_items_is_the_first_thing_an_imp
     domain.write_text(DOMAIN_TOML.replace("#EVENTS", ""))
     pd.DataFrame({"item_id": [f"item-{n}" for n in range(9)], "title": ["t"] * 9}).to_csv(items, index=False)
     frame([f"{n}.0" for n in range(9)], [f"sku-{n}" for n in range(8)] + ["item-1"]).to_csv(events, index=False)
-    done = rayapp_here("import", "--root", root, "--domain", domain, "--events", events, "--items", items)
-    assert done.exit_code == 0, done.output
+    done = rayapp_here("import", "--root", root, "--domain", domain, "--events", events, "--items", items, "--strict")
+    assert done.exit_code == 3, "every row is good, and the whole is not"
+    assert "quarantined: nothing" in done.output
     lines = [line for line in done.output.splitlines() if line and "…" not in line]
     assert lines[0].startswith("warning: the catalogue knows the item of only 11% of the events (1 of 9)")
     assert "'sku-" in lines[0]

@@ -65,7 +65,7 @@ class ByteSource(Protocol):
 def is_encoding(name: str) -> bool:
     """Whether Python knows it as an encoding of text."""
     try:
-        b"a".decode(name)  # of no bytes any name would do
+        "a".encode(name)  # of no text any name would do
     except (LookupError, ValueError):
         return False
     return True

@@ -44,9 +44,8 @@ def guess_items(path: Path | None, item_column: str) -> tuple[list[str], list[st
         return NO_FILE, []
     given = sample(path)
     table = given.table
-    id_column = (
-        item_column if item_column in table.column_names else (find_name(NAMES["item_id"], table) or item_column)
-    )
+    same = item_column in table.column_names
+    id_column = item_column if same else find_name((*NAMES["item_id"], "id"), table) or item_column
     columns, left_out = {"item_id": quoted(id_column)}, []
     since = find_name(CREATED, table)
     if since is not None and (guess := time_guess(since, table[since])).share >= MOSTLY:
