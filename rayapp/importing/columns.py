@@ -246,20 +246,24 @@ def numbers(raw: pa.ChunkedArray, field: str, check: RowCheck) -> tuple[NDArray[
     return np.where(np.isfinite(value_N), value_N, 0.0), missing_N
 
 
-def flags(raw: pa.ChunkedArray | pa.Array, field: str, check: RowCheck) -> NDArray[np.bool_]:
-    """A column of 0/1, or of true and false in words; missing is 0."""
+def flags(raw: pa.ChunkedArray | pa.Array, field: str, check: RowCheck) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """`(set_N, missing_N)` of a column of 0/1, or of true and false in words; missing is not set."""
     column = plain(raw)
     if pa.types.is_string(column.type) or _is_binary(column.type):
-        text = _without_null_words(_utf8(column, field, raw, check), check)
+        text = _utf8(column, field, raw, check)
+        text = _without_null_words(text, check) if is_untyped(raw) else text
         word = pc.utf8_lower(pc.utf8_trim_whitespace(text))
         for number, words in FLAG_WORDS.items():
             text = pc.if_else(pc.fill_null(pc.is_in(word, value_set=pa.array(words)), False), number, text)
+        missing_N = masked(pc.is_null(text))
         number_N = pd.to_numeric(pd.Series(text.to_numpy(zero_copy_only=False), dtype=object), errors="coerce")
-        value_N = np.where(masked(pc.is_null(text)), 0.0, number_N.to_numpy(np.float64))
+        value_N = np.where(missing_N, 0.0, number_N.to_numpy(np.float64))
     else:
-        value_N, _ = numbers(column, field, check)
+        if pa.types.is_floating(column.type):  # NaN is how pandas writes a missing value
+            column = pc.if_else(pc.is_nan(column), None, column)
+        value_N, missing_N = numbers(column, field, check)
     check.fail((value_N != 0) & (value_N != 1), field, "is neither 0 nor 1", raw)
-    return np.asarray(value_N == 1)
+    return np.asarray(value_N == 1), missing_N
 
 
 def lists(

@@ -32,7 +32,7 @@ GOALS: Final = (
 )
 """Words of actions, the one that most feeds are made for first."""
 MAX_ACTIONS: Final = 50
-IMPRESSION_FIELDS: Final = ("request_id", "user_id", "item_id", "timestamp", "surface")
+IMPRESSION_FIELDS: Final[tuple[str, ...]] = ("request_id", "user_id", "item_id", "timestamp", "surface")
 FLAG_PREFIX: Final = re.compile(r"^(is|has|did|was)_")
 SEEN: Final = "view"
 """The action of a row without any flag."""
@@ -78,7 +78,7 @@ def guess_domain(
         *("", "[[events]]", *layout_lines(events, found), *_flag_lines(flags)),
     ]
     shown = [a for a in actions if a.lower() in OUTSIDE]
-    here = {
+    here: dict[str, str] = {
         field: found[field] for field in ("request_id", "user_id", "item_id", "timestamp", "surface") if field in found
     }
     if lists is not None:

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 from rayapp.importing.columns import FLAG_WORDS, RowCheck, texts
 from rayapp.importing.dialects import SAMPLE_BYTES, Dialect, recognised_encoding
 from rayapp.importing.domains.layout import MS_PER_UNIT, TimeColumn, TimeUnit
-from rayapp.importing.files import expand, folder_columns, open_file, plan, read_piece
+from rayapp.importing.files import RejectedRow, expand, folder_columns, open_file, plan, read_piece
 from rayapp.importing.plain_types import plain
 from rayapp.importing.times import moments
 from rayapp.root.publish import PublishError
@@ -82,7 +82,9 @@ def sample(path: Path) -> Sample:
     Raises:
         PublishError: nothing can be read.
     """
-    files, rejected, parts, written = expand([path]), [], [], []
+    files, written = expand([path]), list[str]()
+    rejected: list[RejectedRow] = []
+    parts: list[pa.Table] = []
     every = -(-len(files) // SAMPLE_FILES)
     for file in files[::every]:
         named = Dialect(encoding=_encoding(file))

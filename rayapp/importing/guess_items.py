@@ -9,6 +9,7 @@ import pandas as pd
 import pyarrow as pa
 
 from rayapp.contracts.config import RESERVED_NAMES
+from rayapp.importing.domains.layout import NULL_VALUES
 from rayapp.importing.guess_columns import (
     AVAILABLE,
     CREATED,
@@ -29,6 +30,7 @@ LONGEST_CATEGORY: Final = 40
 SEPARATORS: Final = ("|", ";", ",")
 AMOUNT: Final = re.compile(r"^\s*[$€£¥]?\s*-?[0-9][0-9,.]*\s*[$€£¥%]?\s*$")
 """A number as people write it: of some, the import will leave the value empty and say so."""
+DASHES: Final = ("-", "–", "—", "")
 TITLES: Final = ("title", "name", "headline", "producttitle", "productname", "itemname", "subject")
 NO_FILE: Final = [
     "# Say here what your item files hold; the item's text is what people see.",
@@ -101,10 +103,10 @@ def _attribute(name: str, column: pa.ChunkedArray) -> tuple[str | None, str, str
         return None, "empty in the sample", None
     if name.lower().endswith("_id"):
         return "categories", "", None
-    if pd.to_numeric(pd.Series(values, dtype=object), errors="coerce").notna().mean() >= MOSTLY:
-        return "numbers", "", None
-    if sum(AMOUNT.match(value) is not None for value in values) > len(values) / 2:
-        return "numbers", "", None
+    if given := [v for v in values if v.strip() not in (*NULL_VALUES, *DASHES)]:
+        number = pd.to_numeric(pd.Series(given, dtype=object), errors="coerce").notna().to_numpy()
+        if sum(n or AMOUNT.match(v) is not None for n, v in zip(number, given, strict=True)) >= MOSTLY * len(given):
+            return "numbers", "", None
     for separator in SEPARATORS:
         parts = [part.strip() for value in values for part in value.split(separator)]
         if sum(separator in v for v in values) > len(values) / 2 and _are_categories(parts):

@@ -179,7 +179,7 @@ def _actions(read: _Reader, rule: ActionRule, vocabulary: Vocabulary) -> pa.Arra
     if rule.otherwise:
         place_N[:] = names.index(rule.otherwise)
     for action_name, column in sorted(rule.flags.items(), key=lambda flag: priority[flag[0]]):
-        set_N = flags(read.of(column), action_name, read.check)
+        set_N, _ = flags(read.of(column), action_name, read.check)
         place_N = np.where(set_N, names.index(action_name), place_N)
     none_N = place_N < 0
     if rule.flags:
@@ -222,7 +222,9 @@ def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock:
     labels = pa.nulls(len(read), pa.list_(pa.float32(), len(domain.heads)))
     if layout.labels:
         of_head = layout.labels
-        label_NH = np.stack([flags(read.of(of_head[h]), f"labels.{h}", read.check) for h in domain.head_names], axis=1)
+        label_NH = np.stack(
+            [flags(read.of(of_head[h]), f"labels.{h}", read.check)[0] for h in domain.head_names], axis=1
+        )
         labels = pa.FixedSizeListArray.from_arrays(
             pa.array(label_NH.astype(np.float32).ravel()), len(domain.head_names)
         )
@@ -290,7 +292,7 @@ def _list_labels(
         wrong_N = np.diff(offsets) != size_N
         read.check.fail(wrong_N, f"labels.{head}", "has another length than item_ids", raw)
         inside = RowCheck(len(values))
-        set_V = flags(pa.chunked_array([values]), f"labels.{head}", inside)
+        set_V, _ = flags(values, f"labels.{head}", inside)
         row_V = np.repeat(np.arange(len(read)), np.diff(offsets))
         bad_N = np.bincount(row_V[~inside.good_N], minlength=len(read)) > 0
         read.check.fail(bad_N, f"labels.{head}", "holds something that is neither 0 nor 1", raw)
@@ -327,8 +329,8 @@ def _available(read: _Reader, column: Column | None) -> pa.Array:
     name = column.find(read.present) if column else None
     if name is None:
         return pa.nulls(len(read), pa.bool_())
-    set_N = flags(read.raw[name], "available", read.check)
-    return pa.array(set_N, mask=masked(pc.is_null(read.raw[name])))
+    set_N, missing_N = flags(read.raw[name], "available", read.check)
+    return pa.array(set_N, mask=missing_N)
 
 
 def _vectors(read: _Reader, raw: pa.ChunkedArray) -> pa.LargeListArray:
