@@ -474,3 +474,14 @@ def test_no_library_speaks_to_the_user(tmp_path: Path, name: str) -> None:
 def test_mistakes_in_how_files_are_written_name_the_place(text: str, said: str) -> None:
     with pytest.raises(DomainError, match=re.escape(said)):
         parse_domain(text)
+
+
+def test_the_examples_of_the_documents_are_layouts() -> None:
+    page = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    examples = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert len(examples) == 2
+    head = domain().partition("[[events]]")[0]
+    dialect, folders = (parse_domain(head + example).events[0] for example in examples)
+    assert dialect.dialect == Dialect(delimiter=";", quote="'", escape="\\", encoding="cp1252")
+    assert (dialect.timestamp.zone, dialect.null_values) == ("Europe/Berlin", ("NULL", "-1"))
+    assert folders.timestamp.column.names == ("dt",)
