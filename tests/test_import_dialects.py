@@ -23,7 +23,7 @@ from hypothesis import strategies as st
 
 from rayapp.importing.dialects import Dialect, lines_of, records
 from rayapp.importing.domains.parse import DomainError, parse_domain
-from rayapp.importing.files import RejectedRow, expand, plan
+from rayapp.importing.files import RejectedRow, expand, plan, read_piece
 from rayapp.importing.rows import Clock, entity_rows, event_rows, list_rows
 from rayapp.importing.staging import Notes, read_checked
 from tests.conftest import T0
@@ -447,6 +447,39 @@ def test_folders_fill_in_what_files_lack_and_a_file_s_own_column_counts(tmp_path
         ("buy", ms("2026-05-01T00Z")),
         ("view", ms("2026-05-02T00Z")),
     ]
+
+
+def test_columns_without_a_name_and_names_in_another_encoding_do_no_harm(tmp_path: Path) -> None:
+    header = "user;item;action;at;page;prénom;;"
+    (tmp_path / "log.csv").write_bytes(f"{header}\n{ROW.replace(',', ';')};é;;\n".encode("cp1252"))
+    rows, rejected, _ = read(tmp_path / "log.csv", SECONDS)
+    assert ([r["item_id"] for r in rows], rejected) == (["a"], [])
+    (piece,), _ = plan(tmp_path / "log.csv", None, "")
+    (chunk,) = read_piece(piece)
+    assert isinstance(chunk, tuple)
+    assert len(chunk[0].column_names) == 6
+
+
+def test_bytes_that_are_no_text_cost_an_id_its_row_and_an_attribute_its_value(tmp_path: Path) -> None:
+    lines = ["item_id,title,price,since", "1,Caf\xe9,1,", "2\xe9,x,1,", "3,Tea,1,"]
+    (tmp_path / "items.csv").write_bytes("\n".join(lines).encode("latin-1"))
+    rows, (refused,), notes = read(tmp_path / "items.csv", domain(), "items")
+    assert [(r["item_id"], r["title"]) for r in rows] == [("1", None), ("3", "Tea")]
+    assert (refused.row, refused.reason, refused.value) == (2, "is not valid UTF-8", "2\\xe9")
+    assert list(notes.counts.values()) == [1]
+    rows, rejected, _ = read(tmp_path / "items.csv", domain(items='encoding = "latin-1"'), "items")
+    assert ([r["title"] for r in rows], rejected) == (["Café", "x", "Tea"], [])
+
+
+def test_null_words_stand_for_missing_in_flags_and_behind_an_escape(tmp_path: Path) -> None:
+    text = domain(items='escape = "\\\\"').replace("columns = {", 'columns = { available = "in_stock",')
+    lines = ["item_id,title,price,since,in_stock", '1,"a\\"b",\\N,,\\N', "2,c,NULL,NULL,t", "3,d,2,,f"]
+    (tmp_path / "items.csv").write_text("\n".join(lines) + "\n")
+    rows, rejected, notes = read(tmp_path / "items.csv", text, "items")
+    found = [(r["title"], r["price"], r["available"]) for r in rows]
+    assert found == [('a"b', None, None), ("c", None, True), ("d", 2.0, False)]
+    assert not rejected
+    assert list(notes.counts.values()) == [1, 1], "NULL is no number and no time"
 
 
 @pytest.mark.parametrize("name", ["x.parquet", "x.csv.gz", "x.ndjson.zst", "x.json.gz", "x.tsv.gz"])

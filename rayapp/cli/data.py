@@ -116,9 +116,10 @@ def import_command(
     buckets: int,
     strict: bool,
 ) -> None:
-    """Bring your own log into a root: Parquet, CSV or NDJSON (also .gz, .zst), checked row by row.
+    """Bring your own log into a root: Parquet, CSV, NDJSON or JSON arrays (also .gz, .zst), checked row by row.
 
-    Rows that can't be used go to a quarantine file with file, row and reason; the others are taken. Rows that the log
+    Rows that can't be used go to a quarantine file with file, row and reason; the others are taken. The summary begins
+    with warnings about the whole, such as items that the catalogue does not know. Rows that the log
     holds already are counted and left alone, so an import can be repeated, and days can be added one after another.
     """
     from rayapp.cli.progress import progress

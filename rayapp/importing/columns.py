@@ -233,7 +233,6 @@ def numbers(raw: pa.ChunkedArray, field: str, check: RowCheck) -> tuple[NDArray[
         column = column.cast(pa.float64())
     elif not any(holds(kind) for holds in NUMERIC):
         text = texts(column, field, check)
-        text = _without_null_words(text, check) if is_untyped(raw) else text
         missing_N = masked(pc.is_null(text))
         parsed = pd.to_numeric(pd.Series(text.to_numpy(zero_copy_only=False), dtype=object), errors="coerce")
         value_N = np.where(missing_N, 0.0, parsed.to_numpy(np.float64))

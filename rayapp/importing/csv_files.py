@@ -28,7 +28,7 @@ from rayapp.importing.pieces import TEXT_BLOCK_BYTES, Chunk, FileProblem, Piece,
 
 
 def csv_header(source: ByteSource, named: Dialect, usual_delimiter: str) -> tuple[list[str], Dialect]:
-    """`(names of the columns, without blanks around them; the file's dialect)`.
+    """`(names of the columns that have one, without blanks around them; the file's dialect)`.
 
     Raises:
         FileProblem: a name stands there twice.
@@ -41,7 +41,7 @@ def csv_header(source: ByteSource, named: Dialect, usual_delimiter: str) -> tupl
     found = next(records(lines_of(sample), dialect), [])
     if isinstance(found, Broken):
         raise FileProblem(f"the header can't be read: {found.reason}")
-    names = [name.strip() for name in found]
+    names = [name.strip() for name in found if name.strip()]
     if len(set(names)) != len(names):
         raise FileProblem(f"the header names a column twice: {', '.join(names)}")
     return names, dialect
@@ -99,7 +99,7 @@ def _without_header(block: bytes, dialect: Dialect) -> tuple[list[str], bytes]:
     if found is None or isinstance(found, Broken):
         return [], b""
     size = len("".join(lines[:behind]).encode(UTF8, "surrogateescape"))
-    return [name.strip() for name in found], block[size:]
+    return [name.strip().encode(UTF8, "surrogateescape").decode(errors="replace") for name in found], block[size:]
 
 
 def _nulls_emptied(block: bytes, dialect: Dialect) -> bytes:

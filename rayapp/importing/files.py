@@ -147,7 +147,7 @@ def _pieces(path: Path, piece: Piece, footer: pq.ParquetFile | None) -> list[Pie
 def folder_columns(path: Path) -> dict[str, str]:
     """Columns that stand in the path, as Hive and Spark write them: `dt=2026-11-01/action=view/part-0.parquet`."""
     named = (part.partition("=") for part in path.parts[:-1] if "=" in part)
-    return {name: unquote(value) for name, _, value in named if name.isidentifier()}
+    return {name: unquote(value) for name, _, value in named if name}
 
 
 def read_piece(piece: Piece) -> Iterator[Chunk | list[RejectedRow]]:

@@ -26,6 +26,8 @@ NAMED_UTC: Final = r"^(.*[0-9])\s*(UTC|utc|GMT|[zZ])\s*$"
 NAMED_OFFSET: Final = r"[T ][0-9]{2}.*[+-][0-9]{2}(:?[0-9]{2})?\s*$"
 HAS_CLOCK: Final = r"[0-9][T ][0-9]"
 ASSUMED: Final = "names no zone and was read as UTC (a `zone` in the domain file says otherwise)"
+OF_CLOCKS_MS: Final = 8e12
+"""Some 250 years: no clock showed what is further from 1970."""
 MS_PER_ARROW: Final = {"s": 1000.0, "ms": 1.0, "us": 1e-3, "ns": 1e-6}
 
 
@@ -129,12 +131,13 @@ def _written(raw: pa.ChunkedArray, column: TimeColumn, field: str, check: RowChe
 def _by_clocks(ms_N: NDArray[np.float64], naive_N: NDArray[np.bool_], zone: str | None) -> NDArray[np.float64]:
     """What a zone's clocks showed -> UTC. An hour that the clocks showed twice is the first one, and one that they
     left out is the moment when they were put forward."""
-    if zone is None or zone == UTC or not naive_N.any():
+    local_N = naive_N & (np.abs(ms_N) < OF_CLOCKS_MS)
+    if zone is None or zone == UTC or not local_N.any():
         return ms_N
-    wall = pd.to_datetime(pd.Series(np.where(naive_N, ms_N, 0).round().astype(np.int64)), unit="ms")
-    told: Any = np.ones(len(wall), bool)
-    utc = wall.dt.tz_localize(zone, ambiguous=told, nonexistent="shift_forward").dt.tz_convert(UTC)
-    return np.where(naive_N, utc.dt.as_unit("ms").astype("int64").to_numpy(), ms_N)
+    wall = pd.Series(np.where(local_N, ms_N, 0).round().astype(np.int64).astype("datetime64[ms]"))
+    first: Any = np.ones(len(wall), bool)
+    utc = wall.dt.tz_localize(zone, ambiguous=first, nonexistent="shift_forward").dt.tz_convert(UTC)
+    return np.where(local_N, utc.dt.as_unit("ms").astype("int64").to_numpy(), ms_N)
 
 
 def _other_units(unit: TimeUnit | None) -> list[TimeUnit]:
