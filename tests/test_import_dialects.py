@@ -369,7 +369,7 @@ def test_an_attribute_that_cannot_be_read_costs_its_value(tmp_path: Path) -> Non
     counts = {said: (n, notes.examples[said].row, notes.examples[said].value) for said, n in notes.counts.items()}
     unread = "created_at is not an ISO 8601 time; `format` in the domain file names another way to write it; left empty"
     assert counts == {
-        "price is not a number; left empty": (2, 2, "$19.99"),
+        "price is not a number; left empty": (3, 2, "$19.99"),
         "price is not a finite number; left empty": (1, 6, "inf"),
         unread: (1, 7, "0000-00-00"),
     }

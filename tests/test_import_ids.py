@@ -167,8 +167,9 @@ def test_a_log_that_meets_few_of_the_catalogue_s_items_is_the_first_thing_an_imp
     rayapp_here: Command, tmp_path: Path
 ) -> None:
     root, domain, items, events = (tmp_path / name for name in ("root", "domain.toml", "items.csv", "events.csv"))
-    domain.write_text(DOMAIN_TOML.replace("#EVENTS", ""))
-    pd.DataFrame({"item_id": [f"item-{n}" for n in range(9)], "title": ["t"] * 9}).to_csv(items, index=False)
+    domain.write_text(DOMAIN_TOML.replace("#EVENTS", "").replace('["title"]', '["title"]\nnumbers = ["price"]'))
+    catalogue = {"item_id": [f"item-{n}" for n in range(9)], "title": ["t"] * 9, "price": ["$1"] * 9}
+    pd.DataFrame(catalogue).to_csv(items, index=False)
     frame([f"{n}.0" for n in range(9)], [f"sku-{n}" for n in range(8)] + ["item-1"]).to_csv(events, index=False)
     done = rayapp_here("import", "--root", root, "--domain", domain, "--events", events, "--items", items, "--strict")
     assert done.exit_code == 3, "every row is good, and the whole is not"
@@ -177,5 +178,6 @@ def test_a_log_that_meets_few_of_the_catalogue_s_items_is_the_first_thing_an_imp
     assert lines[0].startswith("warning: the catalogue knows the item of only 11% of the events (1 of 9)")
     assert "'sku-" in lines[0]
     assert "user_id written like 12.0, read as 12: 9" in lines
+    assert "price is not a number; left empty: 9, as '$1' in row 1 of items.csv" in lines
     stored = read_log(root, "events", ["user_id"])["user_id"].to_pylist()
     assert sorted(stored) == [str(n) for n in range(9)]
