@@ -375,6 +375,23 @@ def test_an_attribute_that_cannot_be_read_costs_its_value(tmp_path: Path) -> Non
     }
 
 
+@pytest.mark.parametrize("ending", ["csv", "ndjson"])
+def test_a_vector_that_cannot_be_read_costs_itself(tmp_path: Path, ending: str) -> None:
+    text = domain().replace("columns = {", 'columns = { vector = "embedding",')
+    vectors: list[object] = [[0.5, 1], None, ["x", 1], "soon"]
+    rows = [{"item_id": n, "title": "t", "price": 1, "since": None, "embedding": v} for n, v in enumerate(vectors)]
+    path = tmp_path / f"items.{ending}"
+    if ending == "csv":
+        cells = [list(rows[0]), *([row[name] for name in row] for row in rows)]
+        path.write_text(as_csv([["" if c is None else str(c) for c in row] for row in cells]), newline="")
+    else:
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    found, rejected, notes = read(path, text, "items")
+    assert [r["vector"] for r in found] == [[0.5, 1], [], None, None]
+    assert not rejected
+    assert notes.counts == {"vector holds something that is not a finite number; left empty": 2}
+
+
 @pytest.mark.parametrize(
     "words", [("True", "False"), ("t", "f"), ("yes", "NO"), ("1", "0"), ("1.0", "0.0"), (True, False)]
 )

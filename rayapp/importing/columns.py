@@ -225,7 +225,9 @@ def _utf8(column: pa.Array, field: str, raw: pa.ChunkedArray, check: RowCheck) -
         return pa.array(values, pa.string())
 
 
-def numbers(raw: pa.ChunkedArray, field: str, check: RowCheck) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+def numbers(
+    raw: pa.ChunkedArray | pa.Array, field: str, check: RowCheck
+) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
     """`(value_N, missing_N)`; text is read as a number. 0 where there is none; not finite is rejected."""
     column = plain(raw)
     kind = column.type

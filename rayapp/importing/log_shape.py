@@ -84,14 +84,16 @@ class LogShape:
     ) -> "LogShape":
         """Of one bucket. `item_id` may be longer than the others: of lists it holds all their items."""
         most = max(SKETCH_IDS // num_buckets, 1)
+        users, rows_by_user = _counted(user_id)
+        items, rows_by_item = _counted(item_id)
         return cls(
             rows=len(item_id),
             first_ms=int(timestamp_ms.min()) if len(timestamp_ms) else None,
             last_ms=int(timestamp_ms.max()) if len(timestamp_ms) else None,
-            users=IdSketch.of(user_id, most),
-            items=IdSketch.of(item_id, most),
-            rows_by_user=_most_frequent(user_id),
-            rows_by_item=_most_frequent(item_id),
+            users=IdSketch.of(users, most),
+            items=IdSketch.of(items, most),
+            rows_by_user=rows_by_user,
+            rows_by_item=rows_by_item,
         )
 
     def __iadd__(self, other: "LogShape") -> "LogShape":
@@ -107,11 +109,12 @@ class LogShape:
         return self
 
 
-def _most_frequent(ids: pa.ChunkedArray) -> Counter[str]:
+def _counted(ids: pa.ChunkedArray) -> tuple[pa.Array, Counter[str]]:
+    """`(distinct ids, how often the most frequent of them occur)`."""
     counted = pc.value_counts(ids)
-    counts = counted.field("counts").to_numpy(zero_copy_only=False)
-    top = np.argsort(-counts, kind="stable")[:MOST_FREQUENT]
-    return Counter({counted[int(n)]["values"].as_py(): int(counts[n]) for n in top})
+    counts_D = counted.field("counts").to_numpy(zero_copy_only=False)
+    top = np.argsort(-counts_D, kind="stable")[:MOST_FREQUENT]
+    return counted.field("values"), Counter({counted[int(n)]["values"].as_py(): int(counts_D[n]) for n in top})
 
 
 def count_labelled(requests: pa.Table, events: Sequence[pa.Table], domain: Domain) -> tuple[int, int]:

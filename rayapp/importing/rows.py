@@ -334,13 +334,17 @@ def _available(read: _Reader, column: Column | None) -> pa.Array:
 
 
 def _vectors(read: _Reader, raw: pa.ChunkedArray) -> pa.LargeListArray:
-    values, offsets = lists(raw, None, "vector", read.check)
-    inside = RowCheck(len(values))
-    value_V, missing_V = numbers(pa.chunked_array([values]), "vector", inside)
+    """Null where an item has none, or one that can't be read."""
+    outside = read.check.inside(len(read))
+    values, offsets = lists(raw, None, "vector", outside)
+    inside = read.check.inside(len(values))
+    value_V, missing_V = numbers(values, "vector", inside)
     row_V = np.repeat(np.arange(len(read)), np.diff(offsets))
     bad_N = np.bincount(row_V[~inside.good_N | missing_V], minlength=len(read)) > 0
-    read.check.fail(bad_N, "vector", "holds something that is not a finite number", raw)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(value_V.astype(np.float32)))
+    outside.fail(bad_N, "vector", "holds something that is not a finite number", raw)
+    read.check.lose(outside)
+    value = pa.array(value_V.astype(np.float32))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), value, mask=pa.array(~outside.good_N))
 
 
 def _attributes(read: _Reader, columns: Mapping[str, Column], attributes: Sequence[Attribute]) -> dict[str, pa.Array]:
