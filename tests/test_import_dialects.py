@@ -499,6 +499,31 @@ def test_null_words_stand_for_missing_in_flags_and_behind_an_escape(tmp_path: Pa
     assert list(notes.counts.values()) == [1, 1], "NULL is no number and no time"
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("x.json", '{\n "user": 1\n}', "write an object a line, or one array of objects"),
+        ("x.json", "", "the file is empty"),
+        ("x.json", "[]", "the file is empty"),
+        ("x.csv", "<html>\x01</html>", "the file has <html>·</html>"),
+        ("x.csv", 'a,"b', "the header can't be read: a quote is opened and not closed"),
+    ],
+)
+def test_what_is_no_log_at_all_is_told_in_words(tmp_path: Path, name: str, text: str, said: str) -> None:
+    (tmp_path / name).write_text(text)
+    _, (refused,), _ = read(tmp_path / name, domain())
+    assert said in refused.reason
+
+
+def test_times_that_no_calendar_has_are_refused_and_shown(tmp_path: Path) -> None:
+    for how in (ISO, '{ column = "at", unit = "iso", zone = "Europe/Berlin" }'):
+        _, rejected, _ = times(tmp_path, how, pa.array([2**62, 0], pa.timestamp("ms")))
+        assert {(r.reason, r.value) for r in rejected} == {
+            ("is in the future", str(2**62)),
+            ("is before 2000-01-01", "1970-01-01 00:00:00"),
+        }
+
+
 @pytest.mark.parametrize("name", ["x.parquet", "x.csv.gz", "x.ndjson.zst", "x.json.gz", "x.tsv.gz"])
 def test_no_library_speaks_to_the_user(tmp_path: Path, name: str) -> None:
     (tmp_path / name).write_bytes(b"\x00\x01 this is something else \xff" * 50)

@@ -25,7 +25,7 @@ WHOLE_FLOAT: Final = r"^-?[0-9]+\.0+$"
 ROUNDED: Final = r"^-?[0-9](\.[0-9]+)?[eE]\+[0-9]+$"
 
 
-SEVERAL: Final = r"""^(\[.*[,'"].*\]|\{\s*["'].*:.*\})$"""
+SEVERAL: Final = r"""^(\[.*[,'"].*\]|\[[-0-9.]*\]|\{\s*["'].*:.*\})$"""
 """A list or an object as a program writes it."""
 LIST_TEXT: Final = r"^\s*\["
 FLAG_WORDS: Final = {"1": ("true", "t", "yes", "y"), "0": ("false", "f", "no", "n")}
@@ -77,8 +77,10 @@ def shown(value: pa.Scalar) -> str:
     """A value for people: at most 80 characters, nothing unprintable."""
     try:
         found = value.as_py()
-    except (UnicodeDecodeError, ValueError, OverflowError):  # text that is no UTF-8, a date beyond Python's
-        found = value.cast(pa.binary()).as_py() if pa.types.is_string(value.type) else str(value)
+    except UnicodeDecodeError:
+        found = value.cast(pa.binary()).as_py()
+    except (ValueError, OverflowError):  # a time beyond Python's
+        found = value.cast(pa.int64()).as_py() if pa.types.is_temporal(value.type) else "a value that can't be shown"
     text = found.decode(errors="backslashreplace") if isinstance(found, bytes) else "" if found is None else str(found)
     return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text[:80])
 

@@ -42,6 +42,7 @@ FORMATS: Final = {
     ".json": "json",
 }
 COMPRESSIONS: Final = {".gz": "gzip", ".zst": "zstd"}
+LONGEST_NAMES: Final = 1000
 EMPTY: Final = "the file is empty"
 NO_VALUE: Final = "__HIVE_DEFAULT_PARTITION__"
 """How a folder is called where the value is missing."""
@@ -117,7 +118,8 @@ def _choose(
         own = tuple(name for name in names if name in present)
         outside = tuple((name, folders[name]) for name in names if name not in present)
         return Piece(str(path), kind, 0, own, number, dialect=written, folders=outside)
-    return f"no layout fits: {'; '.join(lacks)}; the file has {', '.join(sorted(everywhere))}"
+    has = "".join(c if c.isprintable() else "·" for c in ", ".join(sorted(everywhere))[:LONGEST_NAMES])
+    return f"no layout fits: {'; '.join(lacks)}; the file has {has}"
 
 
 def _columns(path: Path, kind: str, named: Dialect, footer: pq.ParquetFile | None) -> tuple[frozenset[str], Dialect]:

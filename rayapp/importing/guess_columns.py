@@ -36,7 +36,7 @@ NAMES: Final = {
     "timestamp": (
         *("timestamp", "timestampms", "time", "timems", "ts", "eventtime", "eventtimestamp", "datetime", "occurredat"),
         *("happenedat", "createdat", "loggedat", "playedat", "viewedat", "clickedat", "shownat", "servedat"),
-        *("servertime", "clienttime", "unixtime", "eventdate", "orderdate", "purchasedate", "date", "day", "dt"),
+        *("servertime", "clienttime", "unixtime", "eventdate", "orderdate", "purchasedate", "date", "day", "dt", "at"),
     ),
     "action": (
         *("action", "event", "eventtype", "eventname", "actiontype", "type", "behavior", "behaviour", "behaviortype"),

@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.json
 
 from rayapp.importing.dialects import SAMPLE_BYTES, UTF8, ByteSource, decoded
-from rayapp.importing.pieces import CHUNK_ROWS, TEXT_BLOCK_BYTES, Chunk, Piece, RejectedRow
+from rayapp.importing.pieces import CHUNK_ROWS, TEXT_BLOCK_BYTES, Chunk, FileProblem, Piece, RejectedRow
 
 SAMPLE_LINES: Final = 1000
 NEXT_OBJECT: Final = re.compile(r"(?:\}\s*,|,\s*\n)\s*(?=\{)")
@@ -28,8 +28,16 @@ KINDS: Final = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa
 
 
 def json_keys(source: ByteSource, encoding: str | None) -> frozenset[str]:
-    """The keys of the first objects."""
-    return frozenset(key for row in _first_rows(next(decoded(source, encoding, SAMPLE_BYTES), b"")) for key in row)
+    """The keys of the first objects.
+
+    Raises:
+        FileProblem: there is something, and no object among it.
+    """
+    head = next(decoded(source, encoding, SAMPLE_BYTES), b"")
+    keys = frozenset(key for row in _first_rows(head) for key in row)
+    if not keys and head.strip(b" \t\r\n[]"):
+        raise FileProblem("no line at its beginning is a JSON object; write an object a line, or one array of objects")
+    return keys
 
 
 def _first_rows(head: bytes) -> list[dict[str, Any]]:

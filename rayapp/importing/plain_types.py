@@ -16,6 +16,8 @@ NAMES: Final = (
     (pa.types.is_list, "a list"),
     (pa.types.is_large_list, "a list"),
     (pa.types.is_fixed_size_list, "a list"),
+    (pa.types.is_time, "a time of day"),
+    (pa.types.is_duration, "a duration"),
     (pa.types.is_temporal, "a time"),
     (pa.types.is_boolean, "true or false"),
     (pa.types.is_decimal, "a decimal number"),

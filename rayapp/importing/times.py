@@ -22,6 +22,8 @@ from rayapp.importing.plain_types import plain
 
 FUTURE_MS: Final = 5 * 60 * 1000
 """Clocks differ by minutes; an event further in the future is a mistake."""
+FARTHEST_ZONE_MS: Final = 15 * 60 * 60 * 1000
+"""No clock is further ahead of UTC."""
 NAMED_UTC: Final = r"^(.*[0-9])\s*(UTC|utc|GMT|[zZ])\s*$"
 NAMED_OFFSET: Final = r"[T ][0-9]{2}.*[+-][0-9]{2}(:?[0-9]{2})?\s*$"
 HAS_CLOCK: Final = r"[0-9][T ][0-9]"
@@ -83,7 +85,8 @@ def moments(
             as_hinted_N = ms_N / MS_PER_UNIT[read.unit or column.unit] * MS_PER_UNIT[hinted]
             plausible_N = bad_N & (as_hinted_N >= earliest_ms) & (as_hinted_N <= now_ms + FUTURE_MS)
             check.fail(plausible_N, field, f'{said}; unit = "{hinted}" would fit', raw)
-        check.fail(bad_N & assumed_N, field, f"{said}; it {ASSUMED}", raw)
+        by_zone_N = (ms_N > now_ms) & (ms_N < now_ms + FARTHEST_ZONE_MS)
+        check.fail(bad_N & assumed_N & by_zone_N, field, f"{said}; it {ASSUMED}", raw)
         check.fail(bad_N, field, said, raw)
     return np.where(check.good_N, np.round(ms_N), 0).astype(np.int64)
 
