@@ -277,6 +277,16 @@ def test_a_broken_line_costs_itself(tmp_path: Path, line: str, reason: str, plac
     assert rejected[0].value == line
 
 
+def test_where_nothing_is_enclosed_a_quote_is_a_letter(tmp_path: Path) -> None:
+    lines = ["user\titem\taction\tat\tpage", f'1\t"a\tbuy\t{T0 // 1000}\t12" pipe', f'2\tb"\tbuy\t{T0 // 1000}\t"x"']
+    (tmp_path / "log.tsv").write_text("\n".join(lines) + "\n")
+    rows, rejected, _ = read(tmp_path / "log.tsv", domain('{ column = "at", unit = "s" }', 'quote = ""'))
+    assert [(r["item_id"], r["surface"]) for r in rows] == [('"a', '12" pipe'), ('b"', '"x"')]
+    assert not rejected
+    _, (refused,), _ = read(tmp_path / "log.tsv", SECONDS)
+    assert (refused.row, 'quote = ""' in refused.reason) == (1, True)
+
+
 def test_blocks_end_where_records_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Line breaks in quotes at any place of a block, and a quote that nothing closes."""
     monkeypatch.setattr("rayapp.importing.csv_files.TEXT_BLOCK_BYTES", 64)
@@ -505,7 +515,7 @@ def test_null_words_stand_for_missing_in_flags_and_behind_an_escape(tmp_path: Pa
         ("x.json", '{\n "user": 1\n}', "write an object a line, or one array of objects"),
         ("x.json", "", "the file is empty"),
         ("x.json", "[]", "the file is empty"),
-        ("x.csv", "<html>\x01</html>", "the file has <html>·</html>"),
+        ("x.csv", "<html>\x02</html>", "the file has <html>·</html>"),
         ("x.csv", 'a,"b', "the header can't be read: a quote is opened and not closed"),
     ],
 )

@@ -142,7 +142,7 @@ def recognise(sample: str, named: Dialect, usual_delimiter: str) -> Dialect:
 
 def _fit(lines: list[str], dialect: Dialect) -> tuple[bool, float, int]:
     """Whether there is more than one column, the share of whole rows, and the number of columns."""
-    found = list(records(lines, dialect))
+    found = list(records(lines, dialect, is_end=len(lines) < SAMPLE_LINES))
     width = len(found[0]) if found and not isinstance(found[0], Broken) else 0
     whole = sum(not isinstance(record, Broken) and len(record) == width for record in found[1:])
     return width > 1, whole / len(found[1:]) if found[1:] else float(width > 0), width
@@ -227,7 +227,7 @@ def _reason(error: csv.Error, dialect: Dialect) -> str:
         return f"a quote stands inside a quoted value: double it{hint}"
     if "field larger" in said:
         return f"a value is longer than {csv.field_size_limit():,} characters"
-    return "a quote is opened and not closed"
+    return 'a quote is opened and not closed; say quote = "" where the file encloses nothing'
 
 
 class _Feed:

@@ -62,6 +62,8 @@ def why_unreadable(error: BaseException, kind: str) -> str:
     """A library's error in a person's words; the libraries' own say nothing about the file."""
     if isinstance(error, FileProblem):
         return str(error)
+    if isinstance(error, MemoryError):
+        return "it does not fit into memory; split it, or write a JSON array as NDJSON"
     if isinstance(error, OSError) and error.errno:
         return (error.strerror or "the system can't read it").lower()
     if isinstance(error, EOFError | gzip.BadGzipFile | zlib.error | lzma.LZMAError):
