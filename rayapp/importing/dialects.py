@@ -222,12 +222,13 @@ def records(
 
 def _reason(error: csv.Error, dialect: Dialect) -> str:
     said = str(error)
+    nothing = 'say quote = "" where the file encloses nothing'
     if "expected after" in said:
-        hint = "" if dialect.escape else ', or say escape = "\\\\" where the file writes \\"'
-        return f"a quote stands inside a quoted value: double it{hint}"
+        hint = "" if dialect.escape else ', say escape = "\\\\" where the file writes \\"'
+        return f"a quote stands inside a quoted value: double it{hint}, or {nothing}"
     if "field larger" in said:
         return f"a value is longer than {csv.field_size_limit():,} characters"
-    return 'a quote is opened and not closed; say quote = "" where the file encloses nothing'
+    return f"a quote is opened and not closed; {nothing}"
 
 
 class _Feed:
