@@ -4,6 +4,7 @@ import csv
 import datetime
 import io
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -132,14 +133,16 @@ def test_actions_as_flags_and_as_folders(tmp_path: Path) -> None:
     guess = guess_domain(path, None, {})
     assert (guess.goal, guess.left_out) == ("bought", {})
     assert {r["action"] for r in read(path, guess)} == {"bought", "liked", "view"}
-    for action in ("view", "add_to_cart"):
+    for action in ("view", "add_to_cart", "purchase"):
         (tmp_path / "log" / f"action={action}").mkdir(parents=True)
-        rows = [row for row in ROWS if (row[2] == "view") == (action == "view")]
-        frame = pd.DataFrame(rows, columns=HEADER).drop(columns="action")
-        frame.to_parquet(tmp_path / "log" / f"action={action}" / "part-0.parquet")
+        frame = pd.DataFrame(ROWS, columns=HEADER).drop(columns="action")
+        for part in range(40):
+            frame[part::40].to_parquet(tmp_path / "log" / f"action={action}" / f"part-{part}.parquet")
     guess = guess_domain(tmp_path / "log", None, {})
-    assert len(read(tmp_path / "log", guess)) == len(ROWS)
-    assert guess.goal == "add_to_cart"
+    assert Counter(r["action"] for r in read(tmp_path / "log", guess)) == dict.fromkeys(
+        ("view", "add_to_cart", "purchase"), len(ROWS)
+    )
+    assert guess.goal == "purchase"
 
 
 def test_the_goal_is_what_a_feed_is_most_likely_for(tmp_path: Path) -> None:

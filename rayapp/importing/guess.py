@@ -12,12 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-import pyarrow as pa
+import pandas as pd
 
+from rayapp.importing.files import expand, folder_columns
 from rayapp.importing.guess_columns import NAMES, Sample, find, is_flag, quoted, sample, words
 from rayapp.importing.guess_items import guess_items
 from rayapp.importing.guess_lists import Layout, guess_lists, layout_lines, log_columns
-from rayapp.importing.guess_times import LogColumns, read_log, time_lines
+from rayapp.importing.guess_times import read_log, time_lines
 from rayapp.root.publish import PublishError
 
 NEGATIVE: Final = ("hide", "dislike", "hate", "block", "report", "skip", "unfollow", "remove", "dismiss", "downvote")
@@ -60,16 +61,17 @@ def guess_domain(
     """
     events = sample(event_path)
     found, flags = _found(events, named)
-    actions = [*flags, SEEN] if flags else _actions(events.table[found["action"]], event_path, found["action"])
-    lists = None if request_path is None else guess_lists(request_path, named, found["item_id"])
     columns = log_columns(events.table, found)
+    rows = read_log(event_path, columns)
+    actions = [*flags, SEEN] if flags else _actions(rows["action"], event_path, found["action"])
+    lists = None if request_path is None else guess_lists(request_path, named, found["item_id"])
     goal = _goal(actions)
     items, items_left_out = guess_items(item_path, found["item_id"])
     lines = [
         f"# A first guess from {event_path.name}. Check every line; docs/data.md explains them.",
         f"name = {quoted(event_path.stem.split('.')[0] or 'mine')}",
         f"positive_head = {quoted(goal)} # the goal: the head that comparisons report first",
-        *_times(event_path, columns, request_path, lists),
+        *_times(rows, request_path, lists),
         'time_mask = "0s"',
         'time_zone = "UTC" # whose hour and day of the week models read: the name of a zone, like "Europe/Berlin"',
         "",
@@ -162,16 +164,17 @@ def _kind(action: str) -> str:
     return "neutral" if word.replace(" ", "_") in NEUTRAL or any(n in word for n in OUTSIDE) else "positive"
 
 
-def _times(events: Path, columns: LogColumns, requests: Path | None, lists: Layout | None) -> list[str]:
-    rows = read_log(events, columns)
+def _times(rows: pd.DataFrame, requests: Path | None, lists: Layout | None) -> list[str]:
     is_shown = rows["action"].map(lambda word: isinstance(word, str) and word.lower() in OUTSIDE).astype(bool)
     shown = rows[is_shown] if requests is None or lists is None else read_log(requests, lists.columns)
     return time_lines(rows[~is_shown], shown)
 
 
-def _actions(column: pa.ChunkedArray, path: Path, name: str) -> list[str]:
-    """The words of the column, most frequent first."""
-    counted = Counter(w for w in words(column) if w)
+def _actions(read: pd.Series, path: Path, name: str) -> list[str]:
+    """The words of the column, most frequent first; those of folders too, of which not every one has been read."""
+    counted = Counter(word for word in read if word)
+    folders = (folder_columns(file).get(name) for file in expand([path]))
+    counted.update({word: 0 for word in folders if word})
     if not 0 < len(counted) <= MAX_ACTIONS:
         raise PublishError(
             f"{path}: column {name!r} holds {len(counted)} different values; actions are few. Name another"

@@ -85,17 +85,16 @@ def sample(path: Path) -> Sample:
     files, written = expand([path]), list[str]()
     rejected: list[RejectedRow] = []
     parts: list[pa.Table] = []
-    every = -(-len(files) // SAMPLE_FILES)
-    for file in files[::every]:
-        named = Dialect(encoding=_encoding(file))
-        pieces, broken = plan(file, None, "", dialect=named)
+    some = np.random.default_rng(0).permutation(len(files))[:SAMPLE_FILES]
+    for file in (files[n] for n in sorted(some)):
+        pieces, broken = plan(file, None, "", dialect=named_dialect(file))
         rejected += broken
         for piece in pieces[:1]:
             for got in read_piece(piece):
                 if isinstance(got, list):
                     rejected += got
                     continue
-                table = got[0].slice(0, SAMPLE_ROWS * every // len(files) + 1)
+                table = got[0].slice(0, SAMPLE_ROWS // len(some) + 1)
                 for name, value in folder_columns(file).items():
                     if name not in table.column_names:
                         table = table.append_column(name, pa.array([value.encode()] * len(table), pa.binary()))
@@ -110,14 +109,15 @@ def sample(path: Path) -> Sample:
         return Sample(path, parts[0], written)
 
 
-def _encoding(file: Path) -> str | None:
+def named_dialect(file: Path) -> Dialect:
+    """What the import will not recognise by itself and a layout has to name: the encoding."""
     if file.suffix == ".parquet":
-        return None
+        return Dialect()
     try:
         with open_file(file) as source:
-            return recognised_encoding(source.read(SAMPLE_BYTES))
+            return Dialect(encoding=recognised_encoding(source.read(SAMPLE_BYTES)))
     except OSError:
-        return None
+        return Dialect()
 
 
 def _written(dialect: Dialect, kind: str, file: Path) -> list[str]:

@@ -22,6 +22,7 @@ from rayapp.contracts.tables import UNIT_MS, duration_ms
 from rayapp.importing.columns import RowCheck, lists, texts
 from rayapp.importing.domains.layout import TimeColumn
 from rayapp.importing.files import expand, folder_columns, plan, read_piece
+from rayapp.importing.guess_columns import named_dialect
 from rayapp.importing.times import moments
 from rayapp.root.publish import PublishError
 
@@ -91,7 +92,7 @@ def read_log(path: Path, columns: LogColumns) -> pd.DataFrame:
 def _tables(path: Path, names: tuple[str, ...]) -> Iterator[pa.Table]:
     for file in expand([path]):
         folders = folder_columns(file)
-        for piece in plan(file, None, "")[0]:
+        for piece in plan(file, None, "", dialect=named_dialect(file))[0]:
             own = tuple(name for name in names if name in piece.columns)
             outside = tuple((name, folders[name]) for name in names if name not in own and name in folders)
             if len(own) + len(outside) < len(names):  # of another shape

@@ -75,7 +75,12 @@ class Summary:
 
 
 def _example(row: RejectedRow | None) -> str:
-    if row is None or row.row == NO_ROW:
-        return f", as {Path(row.file).name}" if row else ""
+    if row is None:
+        return ""
+    path = Path(row.file)
+    # Files in folders like `action=view` are often called alike.
+    name = "/".join((*(part for part in path.parts[:-1] if "=" in part), path.name))
+    if row.row == NO_ROW:
+        return f", as {name}"
     value = f"{row.value!r} in " if row.value else ""
-    return f", as {value}row {row.row:,} of {Path(row.file).name}"
+    return f", as {value}row {row.row:,} of {name}"
