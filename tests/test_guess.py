@@ -13,7 +13,7 @@ from click.testing import CliRunner
 from rayapp.cli.main import cli
 from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, HOUR_MS, MINUTE_MS
 from rayapp.importing.domains import load_domain
-from rayapp.importing.domains.layout import DomainFile, TimeUnit
+from rayapp.importing.domains.layout import DomainFile, TimeColumn, TimeUnit
 from rayapp.importing.domains.parse import parse_domain
 from rayapp.importing.files import plan, read_piece
 from rayapp.importing.guess import guess_domain
@@ -36,7 +36,7 @@ def test_a_first_domain_file_reads_the_sample_it_was_guessed_from(tmp_path: Path
     items.write_text(
         "product_id,title,colour,price\n1,Red shoe,red,9.5\n2,Blue shoe,blue,8\n3,Grey shoe,red,8\n4,Hat,blue,1\n"
     )
-    domain = parse_domain(guess_domain(path, items, {}))
+    domain = parse_domain(guess_domain(path, items, {}).text)
     assert {a.name: a.kind.value for a in domain.domain.vocabulary.actions} == {
         "impression": "neutral",
         "save": "positive",
@@ -63,7 +63,7 @@ def ndjson(path: Path, rows: Iterable[dict[str, Any]]) -> Path:
 
 def guessed(events: Path, **more: Any) -> tuple[DomainFile, dict[str, str]]:
     """The file as it parses, and its lines by key."""
-    text = guess_domain(events, None, {}, **more)
+    text = guess_domain(events, None, {}, **more).text
     lines = dict(line.split(" = ", 1) for line in text.splitlines() if " = " in line and not line.startswith("#"))
     return parse_domain(text), lines
 
@@ -173,7 +173,7 @@ def test_files_of_shown_lists_get_a_layout_that_reads_them(tmp_path: Path, as_te
         pd.DataFrame(rows).assign(article_ids="a|b").to_csv(path, index=False)
     else:
         ndjson(path, rows)
-    domain = parse_domain(guess_domain(events, None, {"item_id": "article_id"}, path))
+    domain = parse_domain(guess_domain(events, None, {"item_id": "article_id"}, path).text)
     (piece,), _ = plan(path, domain.requests, "")
     (chunk,) = read_piece(piece)
     assert not isinstance(chunk, list)
@@ -195,7 +195,7 @@ def test_shown_items_a_row_each_get_a_layout_too_and_a_needed_column_is_asked_fo
 def test_directories_are_read_and_rows_without_a_time_left_out(tmp_path: Path) -> None:
     for n, times in enumerate(([T0, None], [T0 + 1])):
         ndjson(tmp_path / f"{n}.ndjson", [{"user": 1, "item": 2, "ts": t, "action": "click"} for t in times])
-    rows = read_log(tmp_path, LogColumns("user", "item", "ts", TimeUnit.MILLISECONDS, action="action"))
+    rows = read_log(tmp_path, LogColumns("user", "item", TimeColumn.model_validate("ts"), action="action"))
     assert rows["ms"].tolist() == [T0, T0 + 1]
     assert rows["request"].tolist() == [0, 0]
 
@@ -205,7 +205,7 @@ def test_columns_of_ours_become_no_attributes_of_items(tmp_path: Path) -> None:
         tmp_path / "items.ndjson",
         [{"item_id": f"i{n}", "title": f"Shoe {n}", "created_at_ms": T0, "available": 1} for n in range(9)],
     )
-    domain = parse_domain(guess_domain(ndjson(tmp_path / "log.ndjson", clicks(0)), items, {}))
+    domain = parse_domain(guess_domain(ndjson(tmp_path / "log.ndjson", clicks(0)), items, {}).text)
     assert [a.name for a in domain.domain.attributes] == ["title"]
     assert domain.items.at is not None
     assert domain.items.at.unit is TimeUnit.MILLISECONDS

@@ -19,7 +19,8 @@ from rayapp.contracts.config import HOUR_MS
 from rayapp.contracts.hashing import hash64
 from rayapp.importing.domains import load_domain
 from rayapp.importing.domains.layout import DomainFile
-from rayapp.importing.importer import Inputs, Summary, import_files
+from rayapp.importing.importer import Inputs, import_files
+from rayapp.importing.log_counts import Summary
 from rayapp.pipeline.compact import compact
 from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.tasks import run_tasks

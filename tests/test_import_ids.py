@@ -1,6 +1,5 @@
 """One person is one id, however the file writes it; what can't be told apart any more is refused in words."""
 
-from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,11 +12,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rayapp.importing.columns import RowCheck, ids
-from rayapp.importing.domains.layout import NULL_VALUES, DomainFile
+from rayapp.importing.domains.layout import DomainFile
 from rayapp.importing.domains.parse import parse_domain
 from rayapp.importing.files import NO_ROW, RejectedRow, plan
 from rayapp.importing.rows import Clock, event_rows, list_rows
-from rayapp.importing.staging import read_checked
+from rayapp.importing.staging import Notes, read_checked
 from rayapp.root.logs import read_log
 from tests.conftest import T0, Command
 
@@ -65,7 +64,7 @@ def read(
     pieces, rejected = plan(path, layouts, "[[events]]")
     rows: list[dict[str, object]] = []
     for _, table, some in read_checked(
-        pieces, lambda raw, _: make(raw, layouts[0], domain_file.domain, CLOCK), Counter()
+        pieces, lambda raw, _: make(raw, layouts[0], domain_file.domain, CLOCK), Notes()
     ):  # type: ignore[operator]
         rejected += some
         rows += table.to_pylist() if table is not None else []
@@ -150,7 +149,7 @@ def test_a_float_holds_ids_only_as_far_as_it_tells_them_apart(tmp_path: Path, ki
 def test_however_whole_numbers_are_written_they_are_the_same_ids(numbers: list[int | None]) -> None:
     def ids_of(column: pa.Array) -> list[str | None]:
         check = RowCheck(len(column))
-        found: list[str | None] = ids(pa.chunked_array([column]), "user_id", check, NULL_VALUES).to_pylist()
+        found: list[str | None] = ids(pa.chunked_array([column]), "user_id", check).to_pylist()
         assert all(reason == "is missing" for _, _, reason, _ in check.rejected)
         return found
 
@@ -168,14 +167,17 @@ def test_a_log_that_meets_few_of_the_catalogue_s_items_is_the_first_thing_an_imp
     rayapp_here: Command, tmp_path: Path
 ) -> None:
     root, domain, items, events = (tmp_path / name for name in ("root", "domain.toml", "items.csv", "events.csv"))
-    domain.write_text(DOMAIN_TOML.replace("#EVENTS", ""))
-    pd.DataFrame({"item_id": [f"item-{n}" for n in range(9)], "title": ["t"] * 9}).to_csv(items, index=False)
+    domain.write_text(DOMAIN_TOML.replace("#EVENTS", "").replace('["title"]', '["title"]\nnumbers = ["price"]'))
+    catalogue = {"item_id": [f"item-{n}" for n in range(9)], "title": ["t"] * 9, "price": ["$1"] * 9}
+    pd.DataFrame(catalogue).to_csv(items, index=False)
     frame([f"{n}.0" for n in range(9)], [f"sku-{n}" for n in range(8)] + ["item-1"]).to_csv(events, index=False)
-    done = rayapp_here("import", "--root", root, "--domain", domain, "--events", events, "--items", items)
-    assert done.exit_code == 0, done.output
+    done = rayapp_here("import", "--root", root, "--domain", domain, "--events", events, "--items", items, "--strict")
+    assert done.exit_code == 3, "every row is good, and the whole is not"
+    assert "quarantined: nothing" in done.output
     lines = [line for line in done.output.splitlines() if line and "…" not in line]
     assert lines[0].startswith("warning: the catalogue knows the item of only 11% of the events (1 of 9)")
     assert "'sku-" in lines[0]
     assert "user_id written like 12.0, read as 12: 9" in lines
+    assert "price is not a number; left empty: 9, as '$1' in row 1 of items.csv" in lines
     stored = read_log(root, "events", ["user_id"])["user_id"].to_pylist()
     assert sorted(stored) == [str(n) for n in range(9)]

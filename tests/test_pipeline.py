@@ -10,7 +10,7 @@ from rayapp.cli.summary import print_summary
 from rayapp.contracts.config import Domain
 from rayapp.contracts.schema import EVENT_SCHEMA
 from rayapp.importing.domains import load_domain
-from rayapp.importing.importer import LogCounts, Summary
+from rayapp.importing.log_counts import LogCounts, Summary
 from rayapp.pipeline.window_loader import RequestBatch, WindowReader
 from rayapp.pipeline.windows import Window, build_bucket, check_closed
 from rayapp.root.facts import make_root, read_root

@@ -18,10 +18,11 @@ import pyarrow.parquet as pq
 from rayapp.batch.job import InputKind
 from rayapp.contracts.config import DAY_MS, Domain
 from rayapp.contracts.schema import AttributeKind, attribute_fields
-from rayapp.importing.columns import RowCheck, ids, lists, moments, numbers, texts
-from rayapp.importing.domains.layout import TimeUnit
+from rayapp.importing.columns import RowCheck, ids, lists, numbers, texts
+from rayapp.importing.domains.layout import TimeColumn
 from rayapp.importing.files import NO_ROW, Piece, RejectedRow, plan
 from rayapp.importing.staging import QuarantineFile, Staging, group, read_staged, stage_task
+from rayapp.importing.times import moments
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.publish import PublishError
 
@@ -30,6 +31,7 @@ LATEST_MS: Final = 366 * DAY_MS
 TEXT_ROW_BYTES: Final = 32
 """For an estimate of a text file's rows."""
 MAX_PARTITIONS: Final = 65_000
+MILLISECONDS: Final = TimeColumn.model_validate("timestamp_ms")
 KNOWN: Final = {
     "user_id": pa.string(),
     "item_id": pa.string(),
@@ -161,7 +163,7 @@ def _times(raw: pa.ChunkedArray, check: RowCheck, earliest_ms: int, as_of_ms: in
         check.fail(missing_N, "timestamp_ms", NO_TIME, raw)
     time_N = moments(
         raw,
-        TimeUnit.MILLISECONDS,
+        MILLISECONDS,
         "timestamp_ms",
         check,
         earliest_ms=earliest_ms,

@@ -1,5 +1,6 @@
 """`rayapp import` and what else brings data in and in shape: fetch, init-domain, windows, erase, compact."""
 
+import shlex
 import sys
 import time
 from collections.abc import Callable
@@ -82,10 +83,16 @@ def init_domain(
     if out.exists():
         raise click.ClickException(f"{out} exists; remove it or choose another --out")
     named = {"user_id": user, "item_id": item, "timestamp": timestamp, "action": action}
-    out.write_text(guess_domain(event_path, item_path, {k: v for k, v in named.items() if v}, request_path))
-    click.echo(f"wrote {out}: check the kinds of the actions, the heads and the time unit, then\n")
-    lists = f" --requests {request_path}" if request_path else ""
-    click.echo(f"rayapp import --domain {out} --events {event_path}{lists} --items {item_path or 'ITEMS'}")
+    guess = guess_domain(event_path, item_path, {k: v for k, v in named.items() if v}, request_path)
+    out.write_text(guess.text, encoding="utf-8")
+    click.echo(f"wrote {out}: check the kinds of the actions, the heads and the times")
+    click.echo(f'the goal is {guess.goal!r}; another one is chosen by positive_head = "…", the name of a head')
+    for block, columns in guess.left_out.items():
+        click.echo(f"{block} leaves out: {', '.join(columns)}")
+    lists = ["--requests", str(guess.requests)] if guess.requests else []
+    items = ["--items", str(item_path or "ITEMS")]
+    line = ["rayapp", "import", "--domain", str(out), "--events", str(event_path), *lists, *items, "--root", "data"]
+    click.echo(f"\n{shlex.join(line)}")
 
 
 @click.command("import")
@@ -97,7 +104,8 @@ def init_domain(
 @click.option("--users", type=PATH, multiple=True, help="User files, where the domain has user attributes.")
 @click.option("--buckets", type=click.IntRange(1, 4096), default=16, show_default=True, help="For a new root: parts "
               "that users are spread over. Take as many as keep one part's events near 300 MB.")  # fmt: skip
-@click.option("--strict", is_flag=True, help=f"Exit with {QUARANTINED_EXIT} when any row was quarantined.")
+@click.option("--strict", is_flag=True, help=f"Exit with {QUARANTINED_EXIT} when any row was "
+              "quarantined, or the summary begins with a warning.")  # fmt: skip
 def import_command(
     root: Path,
     domain: str,
@@ -108,9 +116,10 @@ def import_command(
     buckets: int,
     strict: bool,
 ) -> None:
-    """Bring your own log into a root: Parquet, CSV or NDJSON (also .gz, .zst), checked row by row.
+    """Bring your own log into a root: Parquet, CSV, NDJSON or JSON arrays (also .gz, .zst), checked row by row.
 
-    Rows that can't be used go to a quarantine file with file, row and reason; the others are taken. Rows that the log
+    Rows that can't be used go to a quarantine file with file, row and reason; the others are taken. The summary begins
+    with warnings about the whole, such as items that the catalogue does not know. Rows that the log
     holds already are counted and left alone, so an import can be repeated, and days can be added one after another.
     """
     from rayapp.cli.progress import progress
@@ -131,7 +140,7 @@ def import_command(
         now_ms = int(time.time() * 1000)
         summary = import_files(root, domain_file, Inputs(*absolute), now_ms=now_ms, num_buckets=buckets, stage=progress)
     print_summary(summary)
-    if strict and summary.quarantined:
+    if strict and (summary.quarantined or summary.warnings):
         sys.exit(QUARANTINED_EXIT)
 
 

@@ -5,16 +5,14 @@ from collections import Counter
 
 import click
 
-from rayapp.importing.importer import LogCounts, Summary
+from rayapp.importing.log_counts import LogCounts, Summary
 
 MOST_REASONS = 20
-MOST_UNKNOWN = 0.5
-"""Share of items that the catalogue lacks; with more, something is wrong with the ids."""
 
 
 def print_summary(summary: Summary) -> None:
     """Counts of everything, and where the quarantine lies. What is odd about the whole comes first."""
-    for warning in warnings_of(summary):
+    for warning in summary.warnings:
         click.echo(f"\nwarning: {warning}")
     click.echo(f"\n{'':16}{'read':>14}{'accepted':>14}{'duplicates':>14}{'users':>12}")
     for name, counts in (("events", summary.events), ("requests", summary.requests)):
@@ -30,25 +28,20 @@ def print_summary(summary: Summary) -> None:
         click.echo("actions: " + ", ".join(f"{name} {n:,}" for name, n in summary.actions.most_common()))
     if summary.events.accepted or summary.requests.accepted:
         click.echo(f"items: {summary.items_seen:,} of the catalogue occur")
+    if looked_at := summary.requests.shape.lists_looked_at:
+        share = summary.requests.shape.lists_with_label / looked_at
+        click.echo(f"lists with a label: {share:.0%} of {looked_at:,} looked at")
     for name, counts in (("events", summary.events), ("shown items", summary.requests)):
+        if counts.items:
+            known = counts.items - counts.unknown_items
+            click.echo(f"{name} whose item the catalogue knows: {known / counts.items:.1%}")
         if counts.erased:
             click.echo(f"{name} of erased users, passed over: {counts.erased:,}")
         if counts.unknown_items:
             click.echo(f"{name} on items that the catalogue lacks: {counts.unknown_items:,} (kept)")
-    for note, count in summary.notes.most_common():
-        click.echo(f"{note}: {count:,}")
+    for note, count in summary.notes.counts.most_common():
+        click.echo(f"{note}: {count:,}{summary.example(note)}")
     _quarantine(summary.reasons, summary)
-
-
-def warnings_of(summary: Summary) -> list[str]:
-    """What makes the whole import doubtful, though every row is good."""
-    return [
-        f"the catalogue knows the item of only {1 - counts.unknown_items / counts.items:.0%} of the {said} "
-        f"({counts.items - counts.unknown_items:,} of {counts.items:,}), and lacks {counts.unknown_item!r}; are ids "
-        "written the same way in both files?"
-        for said, counts in (("events", summary.events), ("shown items", summary.requests))
-        if counts.unknown_items > MOST_UNKNOWN * counts.items
-    ]
 
 
 def _days(counts: LogCounts) -> str:
@@ -65,6 +58,6 @@ def _quarantine(reasons: Counter[str], summary: Summary) -> None:
         return
     click.echo(f"quarantined: {summary.quarantined:,}, see {summary.quarantine}")
     for reason, n in reasons.most_common(MOST_REASONS):
-        click.echo(f"{n:>12,}  {reason}")
+        click.echo(f"{n:>12,}  {reason}{summary.example(reason)}")
     if len(reasons) > MOST_REASONS:
         click.echo(f"{'':12}  and {len(reasons) - MOST_REASONS} more reasons")

@@ -20,7 +20,8 @@ class Table(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _knows_every_key(cls, values: Any) -> Any:
-        known = [field.alias or name for name, field in cls.model_fields.items()]
+        own_first = sorted(cls.model_fields.items(), key=lambda field: field[0] not in cls.__annotations__)
+        known = [field.alias or name for name, field in own_first]
         if isinstance(values, dict) and (unknown := [key for key in values if key not in known]):
             words = {"key": repr(unknown[0]), "known": ", ".join(known)}
             raise PydanticCustomError("unknown_key", "has no key {key}; known: {known}", words)

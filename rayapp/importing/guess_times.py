@@ -19,9 +19,12 @@ from numpy.typing import NDArray
 from rayapp.contracts.config import DAY_MS, HOUR_MS, MINUTE_MS
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.tables import UNIT_MS, duration_ms
-from rayapp.importing.columns import RowCheck, lists, moments, texts
-from rayapp.importing.domains.layout import TimeUnit
-from rayapp.importing.files import expand, plan, read_piece
+from rayapp.importing.columns import RowCheck, lists, texts
+from rayapp.importing.domains.layout import TimeColumn
+from rayapp.importing.files import expand, folder_columns, plan, read_piece
+from rayapp.importing.guess_columns import named_dialect
+from rayapp.importing.times import moments
+from rayapp.root.publish import PublishError
 
 MAX_ROWS: Final = 2_000_000
 """Rows that are read of a log: seconds, and days of most logs."""
@@ -57,8 +60,7 @@ class LogColumns:
     user: str
     item: str
     """Of one item, or of a list of them."""
-    timestamp: str
-    unit: TimeUnit
+    timestamp: TimeColumn
     request: str | None = None
     action: str | None = None
     separator: str | None = None
@@ -66,7 +68,8 @@ class LogColumns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        return tuple(n for n in (self.user, self.item, self.timestamp, self.request, self.action) if n)
+        time = self.timestamp.column.names[0]
+        return tuple(n for n in (self.user, self.item, time, self.request, self.action) if n)
 
 
 def read_log(path: Path, columns: LogColumns) -> pd.DataFrame:
@@ -81,20 +84,27 @@ def read_log(path: Path, columns: LogColumns) -> pd.DataFrame:
         rows += len(parts[-1])
         if rows >= MAX_ROWS:
             break
+    if not parts:
+        raise PublishError(f"{path}: no row can be read with the columns {', '.join(columns.names)}")
     return pd.concat(parts, ignore_index=True)[:MAX_ROWS]
 
 
 def _tables(path: Path, names: tuple[str, ...]) -> Iterator[pa.Table]:
     for file in expand([path]):
-        for piece in plan(file, None, "")[0]:
-            for got in read_piece(replace(piece, columns=names)):
+        folders = folder_columns(file)
+        for piece in plan(file, None, "", dialect=named_dialect(file))[0]:
+            own = tuple(name for name in names if name in piece.columns)
+            outside = tuple((name, folders[name]) for name in names if name not in own and name in folders)
+            if len(own) + len(outside) < len(names):  # of another shape
+                continue
+            for got in read_piece(replace(piece, columns=own, folders=outside)):
                 if not isinstance(got, list):
                     yield got[0]
 
 
 def _frame(table: pa.Table, columns: LogColumns) -> pd.DataFrame:
     check = RowCheck(table.num_rows)
-    ms_N = moments(table[columns.timestamp], columns.unit, "", check, earliest_ms=1, now_ms=2**53)
+    ms_N = moments(table[columns.timestamp.column.names[0]], columns.timestamp, "", check, earliest_ms=1, now_ms=2**53)
     item_M, offsets = lists(table[columns.item], columns.separator, "", check)
     row_M = np.repeat(np.arange(table.num_rows), np.diff(offsets))
     request_N = np.full(table.num_rows, NO_REQUEST)

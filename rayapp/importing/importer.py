@@ -8,7 +8,7 @@ import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -20,59 +20,27 @@ import ray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import fingerprint
+from rayapp.contracts.json_values import from_json, to_json
+from rayapp.contracts.schema import EVENT_SCHEMA, columns_of, fingerprint
 from rayapp.importing.domains.layout import DomainFile, FileLayout
 from rayapp.importing.files import Piece, RejectedRow, expand, plan
+from rayapp.importing.log_counts import LogCounts, Summary
+from rayapp.importing.log_shape import IdSketch, LogShape, count_labelled
+from rayapp.importing.log_warnings import warnings_of
 from rayapp.importing.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.importing.settle import items_seen, settle_events, settle_requests, unpack_bits
-from rayapp.importing.staging import QuarantineFile, Staging, group, read_checked, read_staged, stage_task
+from rayapp.importing.staging import Notes, QuarantineFile, Staging, group, read_checked, read_staged, stage_task
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.catalogue import read_catalogue
 from rayapp.root.catalogue_writer import merge
 from rayapp.root.erasure import erased_rows, tombstones
 from rayapp.root.facts import make_root, read_root
+from rayapp.root.logs import read_bucket
 from rayapp.root.places import EVENTS, IMPORT_STAGING, ITEMS, QUARANTINE, REQUESTS, USERS
 from rayapp.root.publish import PublishError, commit_log, log_manifest
 
 IMPRESSIONS: Final = "impressions"
-
-
-@dataclass(slots=True)
-class LogCounts:
-    """What an import did to one log."""
-
-    read: int = 0
-    accepted: int = 0
-    duplicates: int = 0
-    erased: int = 0
-    """Rows of users who were erased, passed over."""
-    users: int = 0
-    days: Counter[str] = field(default_factory=Counter)
-    items: int = 0
-    """Accepted rows; of requests, shown items."""
-    unknown_items: int = 0
-    """Those of `items` whose item the catalogue lacks."""
-    unknown_item: str = ""
-    """One of them."""
-
-
-@dataclass(slots=True)
-class Summary:
-    """What an import found; the command prints it."""
-
-    events: LogCounts = field(default_factory=LogCounts)
-    requests: LogCounts = field(default_factory=LogCounts)
-    entities: dict[str, dict[str, int]] = field(default_factory=dict)
-    reasons: Counter[str] = field(default_factory=Counter)
-    notes: Counter[str] = field(default_factory=Counter)
-    """What was read otherwise than it is written."""
-    items_seen: int = 0
-    actions: Counter[str] = field(default_factory=Counter)
-    quarantine: Path | None = None
-
-    @property
-    def quarantined(self) -> int:
-        return sum(self.reasons.values())
+ACTED: Final = ("user_id", "item_id", "action", "timestamp_ms")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,6 +86,7 @@ def import_files(
             run.entities(USERS, found["users"], domain_file.users)
         run.logs(found["events"], found["requests"])
         run.publish_quarantine()
+        run.summary.warnings = warnings_of(run.summary, domain_file)
     finally:
         shutil.rmtree(directory, ignore_errors=True)
     return run.summary
@@ -146,7 +115,7 @@ class _Import:
     def quarantine(self, name: str, rejected: Sequence[RejectedRow]) -> None:
         with QuarantineFile(self.staging.directory / f"rejected-{name}.ndjson") as file:
             file.write(rejected)
-        self.summary.reasons += file.reasons
+        self.summary.add(file.result)
 
     def entities(self, kind: str, paths: Sequence[Path], layout: Any) -> None:
         users, staging, clock = kind == USERS, self.staging, self.clock
@@ -154,7 +123,7 @@ class _Import:
         tasks = group(self.plan(paths, [layout], f"[{'users' if users else 'items'}] layout"))
 
         def task(number: int) -> dict[str, Any]:
-            notes: Counter[str] = Counter()
+            notes = Notes()
 
             def reader(raw: pa.Table, _layout: int) -> Any:
                 return entity_rows(raw, layout, attributes, clock, users=users)
@@ -168,13 +137,12 @@ class _Import:
             if tables:
                 table = pa.concat_tables(tables, promote_options="default")
                 pq.write_table(table, staging.directory / f"{kind}-{number:05d}.parquet")
-            return {"reasons": file.reasons, "notes": notes, "rows": sum(t.num_rows for t in tables)}
+            return {**file.result, "notes": to_json(notes), "rows": sum(t.num_rows for t in tables)}
 
         done = run_tasks(len(tasks), task, self.stage("users" if users else "items"))
         parts = [staging.directory / f"{kind}-{n:05d}.parquet" for n, r in enumerate(done) if r["rows"]]
         for result in done:
-            self.summary.reasons += Counter(result["reasons"])
-            self.summary.notes += Counter(result["notes"])
+            self.summary.add(result)
         if parts:
             rows = pa.concat_tables([pq.read_table(p, partitioning=None) for p in parts], promote_options="default")
             if users:
@@ -182,11 +150,13 @@ class _Import:
                 rows = rows.filter(pa.array(~erased_rows(moments, tombstones(self.root))))
             self.summary.entities[kind] = merge(self.root, kind, rows, self.domain)
         elif kind == ITEMS:
-            raise PublishError("no item of the --items files is usable: " + _most(self.summary.reasons))
+            raise PublishError("no item of the --items files is usable: " + self.summary.most)
 
     def logs(self, event_paths: Sequence[Path], request_paths: Sequence[Path]) -> None:
-        catalogue = ray.put(np.sort(hash64_column(read_catalogue(self.root)["item_id"])))
-        seen = np.zeros(read_catalogue(self.root).num_rows, bool)
+        item_id = read_catalogue(self.root)["item_id"]
+        catalogue = ray.put(np.sort(hash64_column(item_id)))
+        seen = np.zeros(len(item_id), bool)
+        self.summary.catalogue_ids = IdSketch.of(item_id)
         if event_paths:
             pieces = self.plan(event_paths, self.domain_file.events, "[[events]]")
             files = [str(path) for path in event_paths]
@@ -214,7 +184,7 @@ class _Import:
         ):
             if paths and not counts.accepted + counts.duplicates:
                 self.publish_quarantine()
-                raise PublishError(f"the {said} files hold no usable row: {_most(self.summary.reasons)}")
+                raise PublishError(f"the {said} files hold no usable row: {self.summary.most}")
 
     def stage_kind(
         self, kind: str, pieces: list[Piece], files: list[str], layouts: Sequence[Any], counts: LogCounts
@@ -232,8 +202,7 @@ class _Import:
         done = run_tasks(len(tasks), task, self.stage(f"{kind}: read and check"))
         for result in done:
             counts.read += result["read"]
-            self.summary.reasons += Counter(result["reasons"])
-            self.summary.notes += Counter(result["notes"])
+            self.summary.add(result)
         return [name for result in done for name in result["staged"]]
 
     def settle(
@@ -248,7 +217,9 @@ class _Import:
         """Runs the second half for one log and commits it; which catalogue rows occurred."""
         log, root, staging, domain = self.root / kind, self.root, self.staging, self.domain
         number, manifest = log_manifest(log)
+        events = log_manifest(root / EVENTS)[1]
         erased = tombstones(root)
+        counts.is_first = number == 0
         place = (f"import-{number + 1:04d}", uuid.uuid4().hex[:12])
 
         def task(bucket: int) -> dict[str, Any]:
@@ -272,9 +243,13 @@ class _Import:
                     erased,
                 )
                 items = pc.list_flatten(rows["item_ids"])
+            shape = LogShape.of(rows["user_id"], items, rows["timestamp_ms"].to_numpy(), staging.num_buckets)
+            if kind == REQUESTS and rows.num_rows:
+                acted = read_bucket(root, EVENTS, bucket, events, columns_of(EVENT_SCHEMA, *ACTED))
+                shape.lists_looked_at, shape.lists_with_label = count_labelled(rows, acted, domain)
             with QuarantineFile(staging.directory / f"rejected-settle-{kind}-{bucket:05d}.ndjson") as file:
                 file.write(rejected)
-            return stats | items_seen(items, ray.get(catalogue)) | {"reasons": file.reasons}
+            return stats | items_seen(items, ray.get(catalogue)) | {"shape": to_json(shape)} | file.result
 
         results = [r for r in run_tasks(staging.num_buckets, task, self.stage(f"{kind}: sort into buckets")) if r]
         seen = np.zeros(num_items, bool)
@@ -283,7 +258,8 @@ class _Import:
                 setattr(counts, name, getattr(counts, name) + result[name])
             counts.unknown_item = counts.unknown_item or result["unknown_item"]
             counts.days += Counter(result["days"])
-            self.summary.reasons += Counter(result["reasons"])
+            counts.shape += from_json(LogShape, result["shape"])
+            self.summary.add(result)
             self.summary.actions += Counter(result.get("actions", {}))
             seen |= unpack_bits(result["seen"], num_items)
         entries = [r["entry"] for r in results if r["entry"]]
@@ -304,8 +280,3 @@ class _Import:
         temporary.write_text(text)
         temporary.replace(path)
         self.summary.quarantine = path
-
-
-def _most(reasons: Counter[str]) -> str:
-    """The reasons for people, most frequent first."""
-    return "; ".join(f"{n} × {reason}" for reason, n in reasons.most_common(5)) or "they are empty"

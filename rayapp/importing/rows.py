@@ -26,8 +26,10 @@ from rayapp.contracts.schema import (
     request_schema,
     user_schema,
 )
-from rayapp.importing.columns import RowCheck, flags, ids, is_untyped, lists, moments, numbers, texts, unique_ids
+from rayapp.importing.columns import RowCheck, flags, ids, is_untyped, lists, masked, numbers, texts, unique_ids
 from rayapp.importing.domains.layout import ActionRule, Column, EntityLayout, EventLayout, RequestLayout, TimeColumn
+from rayapp.importing.plain_types import plain
+from rayapp.importing.times import moments
 
 MAX_LIST_ITEMS: Final = 2000
 """Items of one shown list; more is a grouping mistake of the source."""
@@ -48,9 +50,9 @@ class _Reader:
     """A chunk of a file, read by the columns of a layout; collects what is wrong with its rows."""
 
     def __init__(self, raw: pa.Table, clock: Clock, null_values: Sequence[str]) -> None:
-        self.raw, self.clock, self._null_values = raw, clock, null_values
+        self.raw, self.clock = raw, clock
         self.present = frozenset(raw.column_names)
-        self.check = RowCheck(raw.num_rows)
+        self.check = RowCheck(raw.num_rows, null_values)
 
     def __len__(self) -> int:
         return int(self.raw.num_rows)
@@ -61,35 +63,53 @@ class _Reader:
         return self.raw[name]
 
     def ids(self, column: Column, field: str) -> pa.DictionaryArray:
-        return ids(self.of(column), field, self.check, self._null_values)
-
-    def ids_in_lists(self, values: pa.Array, inside: RowCheck, *, untyped: bool) -> pa.DictionaryArray:
-        return ids(values, "item_ids", inside, self._null_values, untyped=untyped)
+        return ids(self.of(column), field, self.check)
 
     def unique_ids(self, column: Column, field: str, *, may_miss: bool = False) -> pa.Array:
-        return unique_ids(self.of(column), field, self.check, self._null_values, may_miss=may_miss)
+        return unique_ids(self.of(column), field, self.check, may_miss=may_miss)
 
     def moments(self, column: TimeColumn, field: str) -> NDArray[np.int64]:
-        raw, bounds = self.of(column.column), dataclasses.asdict(self.clock)
-        return moments(raw, column.unit, field, self.check, **bounds)
+        return moments(self.of(column.column), column, field, self.check, **dataclasses.asdict(self.clock))
 
-    def beginnings(self, column: TimeColumn, field: str) -> NDArray[np.int64]:
-        """Moments of entities: an item may be older than any event, and one without a date was always there."""
+    def beginnings(self, column: TimeColumn, field: str, *, lenient: bool) -> NDArray[np.int64]:
+        """Moments of entities: an item may be older than any event, and one without a date was always there; where
+        `lenient`, one with a date that can't be read, too."""
         raw, since_ever = self.of(column.column), np.iinfo(np.int64).min // 2
-        return moments(
-            raw, column.unit, field, self.check, earliest_ms=since_ever, now_ms=self.clock.now_ms, may_miss=True
-        )
+        unreadable = self.check.inside(len(self)) if lenient else self.check
+        bounds = {"earliest_ms": since_ever, "now_ms": self.clock.now_ms}
+        at_N = moments(raw, column, field, self.check, **bounds, may_miss=True, unreadable=unreadable)
+        if lenient:
+            self.check.lose(unreadable)
+        return at_N
 
     def optional_text(self, column: Column | None, field: str) -> pa.Array:
-        return texts(self.of(column), field, self.check) if column else pa.nulls(len(self), pa.string())
+        if column is None:
+            return pa.nulls(len(self), pa.string())
+        inside = self.check.inside(len(self))
+        text = texts(self.of(column), field, inside)
+        self.check.lose(inside)
+        return text
+
+    def optional_numbers(self, column: Column | None, field: str) -> pa.Array:
+        """Null where there is none, or none that can be read. NaN is how pandas writes a missing value."""
+        if column is None:
+            return pa.nulls(len(self), pa.float64())
+        raw, inside = plain(self.of(column)), self.check.inside(len(self))
+        if pa.types.is_floating(raw.type):
+            raw = pc.if_else(pc.is_nan(raw), None, raw)
+        value_N, missing_N = numbers(raw, field, inside)
+        self.check.lose(inside)
+        return pa.array(value_N, mask=missing_N | ~inside.good_N)
 
     def optional_position(self, column: Column | None) -> pa.Array:
-        if column is None:
-            return pa.nulls(len(self), pa.int32())
-        value_N, missing_N = numbers(self.of(column), "position", self.check)
+        value = self.optional_numbers(column, "position")
+        value_N = pc.fill_null(value, 0).to_numpy(zero_copy_only=False)
         odd_N = (value_N != np.floor(value_N)) | (np.abs(value_N) > np.iinfo(np.int32).max)
-        self.check.fail(odd_N, "position", "is not a whole number", self.of(column))
-        return pa.array(np.where(odd_N, 0, value_N).astype(np.int32), mask=missing_N)
+        if odd_N.any() and column:
+            inside = self.check.inside(len(self))
+            inside.fail(odd_N, "position", "is not a whole number", self.of(column))
+            self.check.lose(inside)
+        return pa.array(np.where(odd_N, 0, value_N).astype(np.int32), mask=odd_N | masked(pc.is_null(value)))
 
     def finish(self, columns: dict[str, Any], schema: pa.Schema) -> pa.Table:
         """The good rows; `schema` may name fewer columns than `columns` holds."""
@@ -118,9 +138,6 @@ def event_rows(raw: pa.Table, layout: EventLayout, domain: Domain, clock: Clock)
         received_N = read.moments(layout.received_at, "received_at")
         timestamp_N = np.minimum(timestamp_N, received_N)
     action = _actions(read, layout.action, domain.vocabulary)
-    value_N, no_value_N = np.zeros(len(read)), np.ones(len(read), bool)
-    if layout.value:
-        value_N, no_value_N = numbers(read.of(layout.value), "value", read.check)
     request = pa.nulls(len(read), pa.string())
     if layout.request_id:
         request = read.unique_ids(layout.request_id, "request_id", may_miss=True)
@@ -139,7 +156,7 @@ def event_rows(raw: pa.Table, layout: EventLayout, domain: Domain, clock: Clock)
         "commit_seq": np.zeros(len(read), np.int64),
         "request_id": request,
         "position": read.optional_position(layout.position),
-        "value": pa.array(value_N, mask=no_value_N),
+        "value": read.optional_numbers(layout.value, "value"),
         "surface": read.optional_text(layout.surface, "surface"),
     }
     return read.finish(columns, EVENT_SCHEMA), read.check
@@ -162,7 +179,7 @@ def _actions(read: _Reader, rule: ActionRule, vocabulary: Vocabulary) -> pa.Arra
     if rule.otherwise:
         place_N[:] = names.index(rule.otherwise)
     for action_name, column in sorted(rule.flags.items(), key=lambda flag: priority[flag[0]]):
-        set_N = flags(read.of(column), action_name, read.check)
+        set_N, _ = flags(read.of(column), action_name, read.check)
         place_N = np.where(set_N, names.index(action_name), place_N)
     none_N = place_N < 0
     if rule.flags:
@@ -205,7 +222,9 @@ def impression_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock:
     labels = pa.nulls(len(read), pa.list_(pa.float32(), len(domain.heads)))
     if layout.labels:
         of_head = layout.labels
-        label_NH = np.stack([flags(read.of(of_head[h]), f"labels.{h}", read.check) for h in domain.head_names], axis=1)
+        label_NH = np.stack(
+            [flags(read.of(of_head[h]), f"labels.{h}", read.check)[0] for h in domain.head_names], axis=1
+        )
         labels = pa.FixedSizeListArray.from_arrays(
             pa.array(label_NH.astype(np.float32).ravel()), len(domain.head_names)
         )
@@ -228,12 +247,12 @@ def list_rows(raw: pa.Table, layout: RequestLayout, domain: Domain, clock: Clock
     user = read.ids(layout.user_id, "user_id")
     timestamp_N = read.moments(layout.timestamp, "timestamp")
     raw_items = read.of(layout.items)
-    values, offsets = lists(raw_items, layout.items.separator, "item_ids", read.check)
+    values, offsets = lists(raw_items, layout.items.separator, "item_ids", read.check, strict=True)
     size_N = np.diff(offsets)
     read.check.fail(size_N == 0, "item_ids", "is an empty list", raw_items)
     read.check.fail(size_N > MAX_LIST_ITEMS, "item_ids", f"holds more than {MAX_LIST_ITEMS} items", raw_items)
-    inside = RowCheck(len(values))
-    items = read.ids_in_lists(values, inside, untyped=is_untyped(raw_items))
+    inside = read.check.inside(len(values))
+    items = ids(values, "item_ids", inside, untyped=is_untyped(raw_items))
     row_M = np.repeat(np.arange(len(read)), size_N)
     read.check.notes += inside.notes
     rows_of: dict[str, list[int]] = {}
@@ -273,7 +292,7 @@ def _list_labels(
         wrong_N = np.diff(offsets) != size_N
         read.check.fail(wrong_N, f"labels.{head}", "has another length than item_ids", raw)
         inside = RowCheck(len(values))
-        set_V = flags(pa.chunked_array([values]), f"labels.{head}", inside)
+        set_V, _ = flags(values, f"labels.{head}", inside)
         row_V = np.repeat(np.arange(len(read)), np.diff(offsets))
         bad_N = np.bincount(row_V[~inside.good_N], minlength=len(read)) > 0
         read.check.fail(bad_N, f"labels.{head}", "holds something that is neither 0 nor 1", raw)
@@ -291,7 +310,7 @@ def entity_rows(
     id_name, at_name = schema.names[:2]
     at_N = np.zeros(len(read), np.int64)
     if layout.at:
-        at_N = read.beginnings(layout.at, at_name.removesuffix("_ms"))
+        at_N = read.beginnings(layout.at, at_name.removesuffix("_ms"), lenient=not users)
     columns = {
         id_name: read.ids(layout.id, id_name),
         at_name: at_N,
@@ -310,33 +329,39 @@ def _available(read: _Reader, column: Column | None) -> pa.Array:
     name = column.find(read.present) if column else None
     if name is None:
         return pa.nulls(len(read), pa.bool_())
-    set_N = flags(read.raw[name], "available", read.check)
-    return pa.array(set_N, mask=pc.is_null(read.raw[name]).to_numpy())
+    set_N, missing_N = flags(read.raw[name], "available", read.check)
+    return pa.array(set_N, mask=missing_N)
 
 
 def _vectors(read: _Reader, raw: pa.ChunkedArray) -> pa.LargeListArray:
-    values, offsets = lists(raw, None, "vector", read.check)
-    inside = RowCheck(len(values))
-    value_V, missing_V = numbers(pa.chunked_array([values]), "vector", inside)
+    """Null where an item has none, or one that can't be read."""
+    outside = read.check.inside(len(read))
+    values, offsets = lists(raw, None, "vector", outside)
+    inside = read.check.inside(len(values))
+    value_V, missing_V = numbers(values, "vector", inside)
     row_V = np.repeat(np.arange(len(read)), np.diff(offsets))
     bad_N = np.bincount(row_V[~inside.good_N | missing_V], minlength=len(read)) > 0
-    read.check.fail(bad_N, "vector", "holds something that is not a finite number", raw)
-    return pa.LargeListArray.from_arrays(pa.array(offsets), pa.array(value_V.astype(np.float32)))
+    outside.fail(bad_N, "vector", "holds something that is not a finite number", raw)
+    read.check.lose(outside)
+    value = pa.array(value_V.astype(np.float32))
+    return pa.LargeListArray.from_arrays(pa.array(offsets), value, mask=pa.array(~outside.good_N))
 
 
 def _attributes(read: _Reader, columns: Mapping[str, Column], attributes: Sequence[Attribute]) -> dict[str, pa.Array]:
     kind_of = {a.name: a.kind for a in attributes}
     made: dict[str, pa.Array] = {}
     for name, column in columns.items():
-        raw = read.of(column)
         if kind_of[name] is AttributeKind.TEXT:
-            made[name] = texts(raw, name, read.check)
+            made[name] = read.optional_text(column, name)
         elif kind_of[name] is AttributeKind.NUMBER:
-            value_N, missing_N = _lenient_numbers(raw, name, read.check)
-            made[name] = pa.array(value_N, mask=missing_N)
+            made[name] = read.optional_numbers(column, name)
         else:
-            values, offsets = lists(raw, column.separator, name, read.check)
-            words = texts(values, name, RowCheck(len(values)))
+            outside = read.check.inside(len(read))
+            values, offsets = lists(read.of(column), column.separator, name, outside)
+            inside = read.check.inside(len(values))
+            words = texts(values, name, inside)
+            read.check.lose(outside)
+            read.check.lose(inside, np.repeat(np.arange(len(read)), np.diff(offsets)))
             made[name] = pa.LargeListArray.from_arrays(pa.array(offsets), pc.fill_null(words, ""))
     return made
 
@@ -345,10 +370,3 @@ def _context(read: _Reader, columns: Mapping[str, Column], attributes: Sequence[
     """Every attribute; null where the layout has no column for it."""
     absent = {field.name: pa.nulls(len(read), field.type) for field in attribute_fields(attributes)}
     return absent | _attributes(read, columns, attributes)
-
-
-def _lenient_numbers(raw: pa.ChunkedArray, name: str, check: RowCheck) -> tuple[NDArray[np.float64], Any]:
-    """As `numbers`, but NaN is a missing value: that is how pandas writes one."""
-    if pa.types.is_floating(raw.type):
-        raw = pc.if_else(pc.is_nan(raw), None, raw)
-    return numbers(raw, name, check)

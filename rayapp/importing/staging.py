@@ -7,7 +7,7 @@ one seek each, and no shuffle has to hold the log in memory.
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +39,19 @@ class Staging:
     num_buckets: int
 
 
+@dataclass(slots=True)
+class Notes:
+    """What was read otherwise than it is written, or left empty: how many values, and one of them."""
+
+    counts: Counter[str] = field(default_factory=Counter)
+    examples: dict[str, RejectedRow] = field(default_factory=dict)
+
+    def __iadd__(self, other: "Notes") -> "Notes":
+        self.counts += other.counts
+        self.examples = other.examples | self.examples
+        return self
+
+
 def group(pieces: Sequence[Piece]) -> list[list[Piece]]:
     """Pieces in their order, in groups of about TASK_BYTES."""
     tasks: list[list[Piece]] = []
@@ -53,7 +66,7 @@ def group(pieces: Sequence[Piece]) -> list[list[Piece]]:
 
 
 def read_checked(
-    pieces: Sequence[Piece], reader: Reader, notes: Counter[str]
+    pieces: Sequence[Piece], reader: Reader, notes: Notes
 ) -> Iterator[tuple[Piece, pa.Table | None, list[RejectedRow]]]:
     """Good rows with `source_row`, and the rejections, chunk by chunk; `notes` counts what was read otherwise than it
     is written."""
@@ -65,10 +78,12 @@ def read_checked(
                 yield piece, *_check(piece, got, reader, notes)
 
 
-def _check(piece: Piece, chunk: Chunk, reader: Reader, notes: Counter[str]) -> tuple[pa.Table, list[RejectedRow]]:
+def _check(piece: Piece, chunk: Chunk, reader: Reader, notes: Notes) -> tuple[pa.Table, list[RejectedRow]]:
     raw, number_N = chunk
     rows, check = reader(raw, piece.layout)
-    notes += check.notes
+    for said, (n, value) in check.examples.items():
+        notes.examples.setdefault(said, RejectedRow(piece.path, int(number_N[n]), "", said, value))
+    notes.counts += check.notes
     rejected = [RejectedRow(piece.path, int(number_N[n]), *rest) for n, *rest in check.rejected]
     return rows.append_column(SOURCE_FIELDS[1], pa.array(number_N[check.good_N])), rejected
 
@@ -76,12 +91,12 @@ def _check(piece: Piece, chunk: Chunk, reader: Reader, notes: Counter[str]) -> t
 def stage_task(
     staging: Staging, kind: str, number: int, pieces: Sequence[Piece], files: Sequence[str], reader: Reader
 ) -> dict[str, Any]:
-    """Reads and checks the pieces of one task and writes its staged files; returns counts."""
+    """Reads and checks the pieces of one task, writes its staged files; returns counts, and one row of each reason."""
     file_number = {path: n for n, path in enumerate(files)}
     pending: list[pa.Table] = []
     staged: list[str] = []
     read = rejected_rows = 0
-    notes: Counter[str] = Counter()
+    notes = Notes()
     with QuarantineFile(staging.directory / f"rejected-{kind}-{number:05d}.ndjson") as quarantine:
         for piece, rows, rejected in read_checked(pieces, reader, notes):
             quarantine.write(rejected)
@@ -98,7 +113,7 @@ def stage_task(
                 pending = []
         if pending:
             staged.append(_write(staging, kind, number, len(staged), pa.concat_tables(pending)))
-    return {"read": read, "rejected": rejected_rows, "reasons": quarantine.reasons, "notes": notes, "staged": staged}
+    return {"read": read, "rejected": rejected_rows, **quarantine.result, "notes": to_json(notes), "staged": staged}
 
 
 def _write(staging: Staging, kind: str, task: int, n: int, rows: pa.Table) -> str:
@@ -138,6 +153,7 @@ class QuarantineFile:
     def __init__(self, path: Path) -> None:
         self._path, self._temporary = path, path.with_name(f".{path.name}")
         self.reasons: Counter[str] = Counter()
+        self.examples: dict[str, RejectedRow] = {}
 
     def __enter__(self) -> "QuarantineFile":
         self._file = self._temporary.open("w", encoding="utf-8")
@@ -146,9 +162,16 @@ class QuarantineFile:
     def write(self, rejected: Sequence[RejectedRow]) -> None:
         for rejection in rejected:
             whole = rejection.row == NO_ROW
-            self.reasons[rejection.reason if whole else f"{rejection.field} {rejection.reason}".strip()] += 1
+            reason = rejection.reason if whole else f"{rejection.field} {rejection.reason}".strip()
+            self.reasons[reason] += 1
+            self.examples.setdefault(reason, rejection)
             line = {k: v for k, v in to_json(rejection).items() if not (whole and k in {"row", "field", "value"})}
             self._file.write(json.dumps(line) + "\n")
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """What a task hands back of it."""
+        return {"reasons": self.reasons, "examples": {said: to_json(row) for said, row in self.examples.items()}}
 
     def __exit__(self, *_: object) -> None:
         self._file.close()

@@ -4,13 +4,16 @@ A file takes the first layout of its kind whose columns it has, so exports of di
 """
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Annotated, Any, Final, Self
 
-from pydantic import BeforeValidator, Field, model_validator
+from pydantic import BeforeValidator, Field, field_validator, model_validator
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.tables import Duration, ListOf, Table
+from rayapp.contracts.zones import is_zone
+from rayapp.importing.dialects import Dialect, is_encoding
 
 
 class TimeUnit(enum.StrEnum):
@@ -21,7 +24,7 @@ class TimeUnit(enum.StrEnum):
     MICROSECONDS = "us"
     NANOSECONDS = "ns"
     ISO = "iso"
-    """ISO 8601 text, a day alone too; UTC where it names no zone."""
+    """ISO 8601 text, a day alone too, or with ` UTC` behind it."""
 
 
 MS_PER_UNIT: Final = {
@@ -37,6 +40,27 @@ NULL_VALUES: Final = (
     *("undefined", "NaT", "(null)"),
 )
 """What CSV files, where every value is text, write for an id that is missing; nobody is called so."""
+
+
+class TextFiles(Table):
+    """What a layout may name of how its text files are written; the rest is recognised from each file."""
+
+    delimiter: str | None = Field(default=None, min_length=1, max_length=1)
+    quote: str | None = Field(default=None, max_length=1)
+    escape: str | None = Field(default=None, max_length=1)
+    encoding: str | None = None
+    null_values: ListOf[str] = NULL_VALUES
+
+    @field_validator("encoding")
+    @classmethod
+    def _exists(cls, name: str | None) -> str | None:
+        if name is not None and not is_encoding(name):
+            raise ValueError('must be an encoding like "utf-8", "utf-16" or "cp1252"')
+        return name
+
+    @property
+    def dialect(self) -> Dialect:
+        return Dialect(delimiter=self.delimiter, quote=self.quote, escape=self.escape, encoding=self.encoding)
 
 
 class Column(Table):
@@ -67,11 +91,35 @@ class TimeColumn(Table):
 
     column: Column
     unit: Annotated[TimeUnit, Field(strict=False)] = TimeUnit.MILLISECONDS
+    format: str | None = None
+    """Instead of a unit: how text writes a moment, as `strptime` has it."""
+    zone: str | None = None
+    """The zone of the clocks that wrote it, where the values name none; None: UTC, which is said."""
 
     @model_validator(mode="before")
     @classmethod
     def _of_column(cls, value: Any) -> Any:
         return value if isinstance(value, dict) else {"column": value}
+
+    @model_validator(mode="after")
+    def _one_way(self) -> Self:
+        if self.format is not None:
+            if "unit" in self.model_fields_set:
+                raise ValueError("needs `unit` or `format`, not both")
+            if not names_a_day(self.format):
+                raise ValueError('format must be like "%d/%m/%Y %H:%M:%S" and name at least year, month and day')
+        if self.zone is not None and not is_zone(self.zone):
+            raise ValueError(f'zone must name a zone like "Europe/Berlin" or "UTC", not "{self.zone}"')
+        return self
+
+
+def names_a_day(form: str) -> bool:
+    """Whether a moment that is written so can be read again, to the day."""
+    day = datetime(2026, 11, 23, 14, 5, 6, tzinfo=UTC)
+    try:
+        return datetime.strptime(day.strftime(form), form).date() == day.date()
+    except ValueError:
+        return False
 
 
 class ActionRule(Table):
@@ -102,7 +150,7 @@ class ActionRule(Table):
         return {*self.names.values(), *self.flags, *([self.otherwise] if self.otherwise else [])}
 
 
-class EventLayout(Table):
+class EventLayout(TextFiles):
     """One shape of event files."""
 
     user_id: Column
@@ -118,7 +166,6 @@ class EventLayout(Table):
     position: Column | None = None
     value: Column | None = None
     surface: Column | None = None
-    null_values: ListOf[str] = NULL_VALUES
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""
@@ -139,7 +186,7 @@ class Only(Table):
     words: ListOf[str] = Field(alias="is")
 
 
-class RequestLayout(Table):
+class RequestLayout(TextFiles):
     """One shape of files of shown lists: a list a row, or an impression a row."""
 
     user_id: Column
@@ -158,7 +205,6 @@ class RequestLayout(Table):
     labels: dict[str, Column] = Field(default={})
     """Head -> its 0/1 column, of lists where the rows are lists; empty: labels are joined from the events."""
     context: dict[str, Column] = Field(default={})
-    null_values: ListOf[str] = NULL_VALUES
 
     @model_validator(mode="after")
     def _lists_or_impressions(self) -> Self:
@@ -204,6 +250,7 @@ class EntityLayout:
     available: Column | None = None
     """Items only: 0/1, whether feeds may show the item; read where a file has it, and 1 where it says nothing."""
     null_values: tuple[str, ...] = NULL_VALUES
+    dialect: Dialect = field(default_factory=Dialect)
 
     def required(self) -> list[Column]:
         """Columns without which a file is of another shape."""

@@ -11,12 +11,12 @@ from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind
 from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, duration_ms, read_table, read_toml
 from rayapp.contracts.zones import UTC
 from rayapp.importing.domains.layout import (
-    NULL_VALUES,
     Column,
     DomainFile,
     EntityLayout,
     EventLayout,
     RequestLayout,
+    TextFiles,
     TimeColumn,
 )
 
@@ -110,10 +110,9 @@ class _Attributes(Table):
         return tuple(Attribute(name, kind) for kind, names in groups for name in names)
 
 
-class _Users(_Attributes):
+class _Users(_Attributes, TextFiles):
     columns: dict[str, Any] = Field(default={})
     """Column, or moment, of the id and of each attribute; one that is left out has a column of its own name."""
-    null_values: ListOf[str] = NULL_VALUES
 
 
 class _Items(_Users):
@@ -233,6 +232,7 @@ def _entity_layout(where: str, table: _Users, own: tuple[str, str], optional: tu
         attributes={name: own_name(name) for name in names},
         **{name: take(Column, name) for name in optional},
         null_values=table.null_values,
+        dialect=table.dialect,
     )
     if left:
         known = ", ".join((*own, *names, *optional))
