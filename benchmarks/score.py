@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benchmarks.score_gpu import measure_gpu, told_of
 from benchmarks.scored import STEPS, Scored, trained_scorer
-from rayapp.contracts.presets import PRESETS, variant
+from rayapp.contracts.presets import DEFAULT_VARIANT, PRESETS, variant
 from rayapp.importing.domains import load_domain
 from rayapp.model.encoder import SequenceEncoder, TransActEncoder
 from rayapp.model.fast import FastRanker, candidate_encoder
@@ -37,6 +37,8 @@ LIMITS: Final = {
     "speedup_c500": ("encoder, 500 candidates", "≥ 2.3"),
     "ranker_speedup_c500": ("whole ranker, 500 candidates", "≥ 1.7"),
     "speedup_cross_c500": ("encoder of `cross`, 500 candidates, against the same module", "≥ 30"),
+    "default_ranker_speedup_c100": (f"whole ranker of `{DEFAULT_VARIANT}`, 100 candidates, against V1.1's", "≥ 12"),
+    "default_ranker_speedup_c500": (f"whole ranker of `{DEFAULT_VARIANT}`, 500 candidates, against V1.1's", "≥ 30"),
     "max_abs_error": ("largest difference of any number that the encoder puts out", "≤ 1e-5"),
 }
 
@@ -79,6 +81,7 @@ def run_score(preset_name: str, repeats: int, as_json: bool, write: Path | None)
     say(f"train {STEPS} steps at the sizes of {preset_name}")
     scorer, loss = trained_scorer(scored, config)
     cross, _ = trained_scorer(scored, variant(preset, "cross").model)
+    default, _ = trained_scorer(scored, variant(preset, DEFAULT_VARIANT).model)
     rng = np.random.default_rng(2)
     batches = {
         count: scored.inputs.batch(scored.requests(rng, 1, count, config.history_length)[0]) for count in LATENCY_CALLS
@@ -86,11 +89,12 @@ def run_score(preset_name: str, repeats: int, as_json: bool, write: Path | None)
     with torch.inference_mode():
         say("exactness")
         detail: dict[str, Any] = {"loss": loss, "width": scorer.ranker.mlp[0].in_features}
+        detail["default_width"] = default.ranker.mlp[0].in_features
         detail |= _errors(scorer.ranker, batches[COUNTS[-1]])
         result: dict[str, float] = {}
         for count in COUNTS:
             say(f"{count} candidates")
-            seconds = _interleaved(_contenders(scorer.ranker, cross.ranker), batches[count], repeats)
+            seconds = _interleaved(_contenders(scorer.ranker, cross.ranker, default.ranker), batches[count], repeats)
             result |= {name: value for name, value in _speedups(seconds, count).items() if name in LIMITS}
             detail |= _speedups(seconds, count)
             detail |= {f"{name}_c{count}_ms": 1e3 * statistics.median(s) for name, s in seconds.items()}
@@ -120,7 +124,7 @@ def run_score(preset_name: str, repeats: int, as_json: bool, write: Path | None)
     tell(line, text, "Scoring", bars, as_json=as_json, write=write)
 
 
-def _contenders(ranker: Ranker, cross: Ranker) -> dict[str, Callable[[Batch], Tensor]]:
+def _contenders(ranker: Ranker, cross: Ranker, default: Ranker) -> dict[str, Callable[[Batch], Tensor]]:
     assert ranker.encoder is not None
     whole, blocks = Plain(ranker, 1 << 30), Plain(ranker, BLOCK)
     return {
@@ -131,6 +135,7 @@ def _contenders(ranker: Ranker, cross: Ranker) -> dict[str, Callable[[Batch], Te
         "ranker_plain": whole,
         "ranker_plain_blocks": blocks,
         "ranker_fast": FastRanker(ranker),
+        "ranker_default": FastRanker(default),
     }
 
 
@@ -160,6 +165,7 @@ def _speedups(seconds: dict[str, list[float]], count: int) -> dict[str, float]:
         ("speedup", "fast", "plain"),
         ("speedup_cross", "cross", "plain"),
         ("ranker_speedup", "ranker_fast", "ranker_plain"),
+        ("default_ranker_speedup", "ranker_default", "ranker_plain"),
     ):
         quicker = min((theirs, f"{theirs}_blocks"), key=lambda form: statistics.median(seconds[form]))
         ratio = [their / our for their, our in zip(seconds[quicker], seconds[ours], strict=True)]
@@ -208,7 +214,8 @@ def _table(result: dict[str, float], detail: dict[str, Any], preset: str) -> str
         for count, calls in LATENCY_CALLS.items()
     ]
     return "\n".join(lines) + (
-        f"\n\nPreset `{preset}`, crossing of width {detail['width']}, full histories, one CPU thread, float32. "
+        f"\n\nPreset `{preset}`, crossing of width {detail['width']} (of `{DEFAULT_VARIANT}` "
+        f"{detail['default_width']}), full histories, one CPU thread, float32. "
         "Speedups: CPU time of the plain module (`nn.TransformerEncoder`, the candidate in every row; all candidates "
         "at once or 64 at a time, whichever is quicker) ÷ that of the fast form of the same weights, alternating in "
         "one run; the median of the ratios and their range. p50 and p99: a whole `Scorer.score`, look-ups included, "
