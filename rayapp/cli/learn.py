@@ -110,7 +110,7 @@ def compare(
     as_json: bool,
     write: Path | None,
 ) -> None:
-    """Train variants of the model over seeds on an imported log, and compare them with no-sequence.
+    """Train variants of the model over seeds on an imported log, and compare them with no-sequence and counts.
 
     What is trained already is not trained again, so it can be stopped and continued.
     """

@@ -1,8 +1,9 @@
 """Does the ranking follow the user? Five saves, and five dislikes, of a genre; 200 fixed candidates; ten genres.
 
 Only `/v1/rank` is asked, with the same 200 items each time, so what moves is the model's doing and not the
-candidates'. The ranker without the sequence answers the same questions through its alias. For each genre several new
-users act on different films, and shares are means over them: one top 10 alone moves in steps of a tenth.
+candidates'. The ranker without the sequence answers the same questions through its alias. For each genre 20 people act
+on different films, new ones and ones who did 20 things before, and shares are means over them: one top 10 alone moves
+in steps of a tenth.
 """
 
 import statistics
@@ -29,8 +30,10 @@ from rayapp.root.publish import PublishError, exclusive, read_manifest
 NUM_GENRES: Final = 10
 NUM_CANDIDATES: Final = 200
 """The most liked items; the probed genres are the ones that most of them have."""
-NUM_USERS: Final = 5
-"""New users a genre, each with films of their own."""
+NUM_USERS: Final = 20
+"""People a genre, each with films of their own; as many again who have a past."""
+PAST_ACTIONS: Final = 20
+"""Saves of any items but the candidates, of people with a past."""
 NUM_ACTIONS: Final = 5
 TOP: Final = 10
 
@@ -44,6 +47,10 @@ class Probe:
     after_saves: float
     after_dislikes: float
     after_saves_then_dislikes: float
+    past_before: float
+    """Of people who did PAST_ACTIONS before, as the next two."""
+    past_after_saves: float
+    past_after_dislikes: float
     no_sequence_before: float
     no_sequence_after_saves: float
     seconds: float
@@ -82,8 +89,14 @@ def run_react(root: Path, as_json: bool, write: Path | None) -> None:
             p.after_saves - p.before > p.no_sequence_after_saves - p.no_sequence_before for p in probes
         ),
         "falls_after_dislikes": sum(p.after_dislikes < p.before for p in probes),
+        "past_rises": sum(p.past_after_saves > p.past_before for p in probes),
+        "past_falls_after_dislikes": sum(p.past_after_dislikes < p.past_before for p in probes),
         "falls_after_saves_then_dislikes": sum(p.after_saves_then_dislikes < p.after_saves for p in probes),
-        "mean_rise": statistics.mean(p.after_saves - p.before for p in probes),
+        "mean_before": statistics.mean(p.before for p in probes),
+        "mean_after_saves": statistics.mean(p.after_saves for p in probes),
+        "mean_after_dislikes": statistics.mean(p.after_dislikes for p in probes),
+        "past_mean_before": statistics.mean(p.past_before for p in probes),
+        "past_mean_after_dislikes": statistics.mean(p.past_after_dislikes for p in probes),
         "seconds_median": statistics.median(p.seconds for p in probes),
         "seconds_max": max(p.seconds for p in probes),
         "probes": [to_json(p) for p in probes],
@@ -97,18 +110,8 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
     if len(films) < 2 * NUM_ACTIONS:
         raise PublishError(f"only {len(films)} items outside the candidates have the genre {genre!r}; too few to probe")
     users = [_one_user(client, genres, genre, candidates, save, dislike, films, n) for n in range(NUM_USERS)]
-    before, saves, dislikes, both, plain_before, plain_saves, seconds = zip(*users, strict=True)
-    mean = statistics.mean
-    return Probe(
-        genre,
-        mean(before),
-        mean(saves),
-        mean(dislikes),
-        mean(both),
-        mean(plain_before),
-        mean(plain_saves),
-        max(seconds),
-    )
+    *shares, seconds = zip(*users, strict=True)
+    return Probe(genre, *map(statistics.mean, shares), max(seconds))
 
 
 def _one_user(
@@ -129,10 +132,20 @@ def _one_user(
         answer = session.rank(candidates, model)
         return genres.share(genre, [row["item_id"] for row in answer["items"][:TOP]])
 
-    saver, disliker = Session(client), Session(client)
+    def person(with_past: bool) -> Session:
+        session = Session(client)
+        for item_id in genres.mixed(PAST_ACTIONS, seed=number, exclude=[*candidates, *mine]) if with_past else ():
+            session.act(item_id, save)
+        return session
+
+    def acted(session: Session, items: list[str], action: str) -> float:
+        for item_id in items:
+            session.act(item_id, action)
+        return share(session)
+
+    saver, disliker = person(with_past=False), person(with_past=False)
     before, plain_before = share(saver), share(saver, BASELINE)
-    for item_id in first:
-        disliker.act(item_id, dislike)
+    disliked = acted(disliker, first, dislike)
     for item_id in first:
         saver.act(item_id, save)
     posted = time.monotonic()
@@ -140,10 +153,11 @@ def _one_user(
     seconds = time.monotonic() - posted
     if answer["sequence"]["length"] != NUM_ACTIONS:
         raise SessionError(f"the ranking saw {answer['sequence']['length']} of {NUM_ACTIONS} acknowledged actions")
-    after, plain_after, disliked = share(saver), share(saver, BASELINE), share(disliker)
-    for item_id in second:
-        saver.act(item_id, dislike)
-    return before, after, disliked, share(saver), plain_before, plain_after, seconds
+    after, plain_after = share(saver), share(saver, BASELINE)
+    both = acted(saver, second, dislike)
+    past_saver, past_disliker = person(with_past=True), person(with_past=True)
+    past = share(past_saver), acted(past_saver, first, save), acted(past_disliker, first, dislike)
+    return before, after, disliked, both, *past, plain_before, plain_after, seconds
 
 
 def _bars(probes: list[Probe]) -> Bars:
@@ -157,23 +171,31 @@ def _bars(probes: list[Probe]) -> Bars:
 
 def _table(probes: list[Probe], result: dict[str, object]) -> str:
     lines = [
-        "| genre | before | 5 saves | 5 dislikes (new user) | 5 saves, 5 dislikes | no sequence, before → saves |",
-        "|---|---:|---:|---:|---:|---:|",
+        "| genre | before | 5 saves | 5 dislikes (new user) | 5 saves, 5 dislikes | with a past: before | 5 saves "
+        "| 5 dislikes | no sequence, before → saves |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|---:|",
     ]
     lines += [
         f"| {p.genre} | {p.before:.0%} | {p.after_saves:.0%} | {p.after_dislikes:.0%} | "
-        f"{p.after_saves_then_dislikes:.0%} | {p.no_sequence_before:.0%} → {p.no_sequence_after_saves:.0%} |"
+        f"{p.after_saves_then_dislikes:.0%} | {p.past_before:.0%} | {p.past_after_saves:.0%} | "
+        f"{p.past_after_dislikes:.0%} | {p.no_sequence_before:.0%} → {p.no_sequence_after_saves:.0%} |"
         for p in probes
     ]
     n = len(probes)
     lines += [
         "",
         f"Share of the top {TOP} of {result['candidates']} fixed candidates (the most liked), mean of {NUM_USERS} "
-        f"new users a genre, each acting on other films; model `{result['model']}`.",
+        f"new users a genre, each acting on other films, and of as many who saved {PAST_ACTIONS} items of any genre "
+        f"before; model `{result['model']}`.",
         "",
         f"- rises after saves: {result['rises']} of {n}",
         f"- rises more than with the ranker without the sequence: {result['rises_more_than_no_sequence']} of {n}",
         f"- falls after a new user's dislikes: {result['falls_after_dislikes']} of {n}",
+        f"- mean share of new users: {result['mean_before']:.1%}, after saves {result['mean_after_saves']:.1%}, after "
+        f"dislikes {result['mean_after_dislikes']:.1%}",
+        f"- of people with a past: rises after saves {result['past_rises']} of {n}, falls after dislikes "
+        f"{result['past_falls_after_dislikes']} of {n}; mean share {result['past_mean_before']:.1%}, after dislikes "
+        f"{result['past_mean_after_dislikes']:.1%}",
         f"- falls when dislikes follow the saves: {result['falls_after_saves_then_dislikes']} of {n}",
         f"- last POST to the changed answer: median {result['seconds_median']:.2f} s, "
         f"longest {result['seconds_max']:.2f} s",

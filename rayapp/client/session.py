@@ -10,6 +10,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import httpx
+import numpy as np
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.errors import RayappError
@@ -96,6 +97,12 @@ class Genres:
         """The genre's most liked items outside `exclude`."""
         left_out = set(exclude)
         return [i for i in self._by_likes if genre in self.of(self.items[i]) and i not in left_out][:count]
+
+    def mixed(self, count: int, *, seed: int, exclude: Iterable[str] = ()) -> list[str]:
+        """Items of any genre, drawn from all outside `exclude`."""
+        left_out = set(exclude)
+        others = [i for i in self._by_likes if i not in left_out]
+        return [others[n] for n in np.random.default_rng(seed).permutation(len(others))[:count]]
 
     def pure(self, genre: str, count: int, *, exclude: Iterable[str] = ()) -> list[str]:
         """Items that say "this genre" most plainly: the fewest other genres, then the most liked."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.json_values import to_json
-from rayapp.contracts.presets import ABLATIONS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
+from rayapp.contracts.presets import ABLATIONS, COUNTS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.artifacts import build_windows, fitted, item_table, train_model, training_run
@@ -32,6 +32,7 @@ from rayapp.training.evaluate import METRICS, EvaluationSet, read_window, score_
 
 ORACLE = "oracle"
 REFERENCES = {"ablations": ("v1.1", NO_SEQUENCE)}
+USUAL_REFERENCES = (NO_SEQUENCE, COUNTS, "average-pool")
 GROUPS = {"models": tuple(MODELS), "ablations": ("v1.1", NO_SEQUENCE, *ABLATIONS)}
 
 
@@ -109,7 +110,7 @@ def run_compare(
         window,
         logits,
         domain,
-        references=[name for name in REFERENCES.get(variants, (NO_SEQUENCE, "average-pool")) if name in logits],
+        references=[name for name in REFERENCES.get(variants, USUAL_REFERENCES) if name in logits],
     )
     trainings = [version for of_variant in versions.values() for version in of_variant]
     hours = sum(read_json(root / places.MODELS / v / "metrics.json")["train"]["cpu_seconds"] for v in trainings) / 3600
