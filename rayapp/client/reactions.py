@@ -111,7 +111,7 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
         raise PublishError(f"only {len(films)} items outside the candidates have the genre {genre!r}; too few to probe")
     users = [_one_user(client, genres, genre, candidates, save, dislike, films, n) for n in range(NUM_USERS)]
     *shares, seconds = zip(*users, strict=True)
-    return Probe(genre, *map(statistics.mean, shares), max(seconds))
+    return Probe(genre, *map(statistics.mean, shares), seconds=max(seconds))
 
 
 def _one_user(
