@@ -8,7 +8,7 @@ in steps of a tenth.
 
 import statistics
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -110,8 +110,8 @@ def _probe(client: httpx.Client, genres: Genres, genre: str, candidates: list[st
     if len(films) < 2 * NUM_ACTIONS:
         raise PublishError(f"only {len(films)} items outside the candidates have the genre {genre!r}; too few to probe")
     users = [_one_user(client, genres, genre, candidates, save, dislike, films, n) for n in range(NUM_USERS)]
-    *shares, seconds = zip(*users, strict=True)
-    return Probe(genre, *map(statistics.mean, shares), seconds=max(seconds))
+    means = [statistics.mean(values) for values in zip(*users, strict=True)]
+    return replace(Probe(genre, *means), seconds=max(user[-1] for user in users))
 
 
 def _one_user(
