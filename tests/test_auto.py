@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rayapp.contracts.auto import ANCHORS, FEWEST_EVALUATIONS, MOST_EVALUATIONS, LogSize, fit, refit
 from rayapp.contracts.config import DAY_MS, Domain, ModelConfig, TrainConfig
 from rayapp.contracts.json_values import from_json, to_json
-from rayapp.contracts.presets import Preset, auto, demo, paper, variant
+from rayapp.contracts.presets import COUNTS, DEFAULT_VARIANT, MODELS, Preset, auto, demo, nano, paper, variant
 from rayapp.loop.artifacts import Prepared, fitted, log_size
 from rayapp.loop.choose import judge
 from rayapp.root.places import WINDOWS
@@ -138,3 +138,11 @@ def test_the_sequence_is_taken_out_only_where_it_certainly_does_harm(
     assert choice.why.startswith("the sequence stays in" if kept else "the sequence is taken out")
     assert "with it (v1.1) less without it" in choice.why
     assert "on the validation window" in choice.why
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_variant_of_a_preset_is_the_same_whatever_variant_it_was_before(name: str) -> None:
+    """`train` makes the baselines out of the preset of the ranker that was asked for."""
+    assert variant(variant(nano(), DEFAULT_VARIANT), name) == variant(nano(), name)
+    if name != COUNTS:
+        assert variant(variant(nano(), name), COUNTS).model.match_dim == 0

@@ -7,7 +7,7 @@ from pathlib import Path
 import click
 import httpx
 
-from rayapp.cli.serve import check_champion, wait
+from rayapp.cli.serve import wait
 from rayapp.cli.train import Steps, train_and_tell
 from rayapp.client.session import Genres, Session, SessionError, strongest
 from rayapp.contracts.config import Domain
@@ -31,6 +31,7 @@ from rayapp.sources.data_sets import data_set
 
 NUM_SAVES = 5
 FEED_SIZE = 10
+SWAP_TIMEOUT_S = 60
 
 
 def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: bool) -> None:
@@ -50,18 +51,44 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
             domain = domain_file.domain
             with steps.step("import: catalogue, event log, request log") as done:
                 done(import_once(root, domain_file, lambda: chosen.fetch(root / DOWNLOADS / source, Size(), run_tasks)))
-            train_and_tell(root, domain, preset, split_of(root), steps)
-            with steps.step("seed the sequence store from the log") as done:
-                done(seed_store(root)[1])
-            check_champion(root)
             with contextlib.ExitStack() as graph:
-                with steps.step("start the Serve graph"):
-                    url = graph.enter_context(running_graph(root, port))
+                url = ""
+
+                def serve() -> None:
+                    nonlocal url
+                    with steps.step("seed the sequence store from the log") as done:
+                        done(seed_store(root)[1])
+                    with steps.step("start the Serve graph"):
+                        url = graph.enter_context(running_graph(root, port))
+                    say_first_feed(url)
+
+                train_and_tell(root, domain, preset, split_of(root), steps, baselines_ready=serve)
+                wait_for(url, read_aliases(root)[CHAMPION])
                 show_session(url, root, domain)
                 if exit_after:
                     click.echo(f"the graph answered at {url}; stopping (--exit)")
                 else:
                     wait(url)
+
+
+def say_first_feed(url: str) -> None:
+    """A feed answers by what serves now, while the rankers train."""
+    with httpx.Client(base_url=url, timeout=30) as client:
+        feed = Session(client).feed(FEED_SIZE)
+    click.echo(f"      {url} answers already: {len(feed['items'])} items by {feed['model_version']}")
+
+
+def wait_for(url: str, version: str) -> None:
+    """Returns when the graph serves that version, which it does within seconds after a promotion.
+
+    Raises:
+        SessionError: it does not.
+    """
+    deadline = time.monotonic() + SWAP_TIMEOUT_S
+    while (live := httpx.get(f"{url}/v1/models", timeout=30).json()["serving"]) != version:
+        if time.monotonic() > deadline:
+            raise SessionError(f"the graph still serves {live}, not the champion {version}")
+        time.sleep(0.1)
 
 
 def show_session(url: str, root: Path, domain: Domain) -> None:

@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import click
@@ -14,7 +14,7 @@ import click
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, PRESETS, Preset, variant
 from rayapp.launch.runtime import local_ray
-from rayapp.loop.first_training import Done, split_of, train_first
+from rayapp.loop.first_training import Done, nothing, split_of, train_first
 from rayapp.loop.plan import Split
 from rayapp.pipeline.restore import seed_store
 from rayapp.root.facts import read_root
@@ -97,10 +97,16 @@ def run_train(
 
 
 def train_and_tell(
-    root: Path, domain: Domain, preset: Preset, split: Split, steps: Steps, num_workers: int = 1
+    root: Path,
+    domain: Domain,
+    preset: Preset,
+    split: Split,
+    steps: Steps,
+    num_workers: int = 1,
+    baselines_ready: Callable[[], None] = nothing,
 ) -> None:
     """The first training, and the table of its metrics."""
-    trained = train_first(root, domain, preset, split, steps, num_workers)
+    trained = train_first(root, domain, preset, split, steps, num_workers, baselines_ready)
     click.echo()
     click.echo(metric_table(trained.reports, domain, trained.test_window))
     for name, told in trained.trainings.items():

@@ -88,10 +88,12 @@ COUNTS: Final = "counts"
 COUNTS_LEARNING_RATE: Final = 3e-2
 MATCH_DIM: Final = 8
 Variant = Callable[[Preset], Preset]
+PUBLISHED: Final = {"encoder": "transact", "match_dim": 0, "readout_dim": 0}
+"""What a variant has unless it changes it: a preset may be of another variant already."""
 
 
 def _model(**changed: Any) -> Variant:
-    return lambda preset: preset.replace(**changed)
+    return lambda preset: preset.replace(**PUBLISHED | changed)
 
 
 def _masked(time_mask_ms: int) -> Variant:
@@ -102,7 +104,7 @@ def _masked(time_mask_ms: int) -> Variant:
 
 def _counts(preset: Preset) -> Preset:
     """A logistic regression: so few weights, all of one size, bear a high learning rate, and have no parts."""
-    linear = preset.replace(encoder="none", reads="numbers", num_cross_layers=0, mlp_dim=0)
+    linear = _model(encoder="none", reads="numbers", num_cross_layers=0, mlp_dim=0)(preset)
     train = dataclasses.replace(linear.train, learning_rate=COUNTS_LEARNING_RATE, scope="full")
     return dataclasses.replace(linear, train=train)
 

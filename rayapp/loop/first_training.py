@@ -1,6 +1,7 @@
 """The first training of a root: from its logs to a champion, and to the baseline without the sequence beside it."""
 
 import dataclasses
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,10 +73,24 @@ def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None
     return make_split(since_ms, until_ms, test_ms)
 
 
+def nothing() -> None:
+    """Nobody waits for the baselines."""
+
+
 def train_first(
-    root: Path, domain: Domain, preset: Preset, split: Split, progress: Progress, num_workers: int = 1
+    root: Path,
+    domain: Domain,
+    preset: Preset,
+    split: Split,
+    progress: Progress,
+    num_workers: int = 1,
+    baselines_ready: Callable[[], None] = nothing,
 ) -> FirstTraining:
-    """All steps; those whose result is published already take no time. Ray must be initialised."""
+    """All steps; those whose result is published already take no time. Ray must be initialised.
+
+    The baselines come first, and a root without a champion serves `counts` until the rankers are judged:
+    `baselines_ready` is called then.
+    """
     with progress.step("windows with Ray Data: statistics, histories, requests") as done:
         prepared, worked = build_windows(root, domain, split)
         done(worked)
@@ -89,14 +104,20 @@ def train_first(
         )
         for name in dict.fromkeys((COUNTS, NO_SEQUENCE, preset.variant))
     }
-    for name, run in reversed(runs.items()):
-        title, small = TITLES.get(name, f"TransAct ({name})"), name == COUNTS
-        with progress.step(f"train {title}{'' if small else ' with Ray Train'}") as done, progress.training(run):
-            done(train_model(run, domain, train_here if small else train_and_publish))
+    with progress.step(f"train {TITLES[COUNTS]}") as done, progress.training(runs[COUNTS]):
+        done(train_model(runs[COUNTS], domain, train_here))
     linear = dataclasses.replace(variant(preset, COUNTS), variant=POPULARITY)
     simple = training_run(root, prepared, linear, table, title=POPULARITY)
     with progress.step("count popularity") as done:
         done(train_model(simple, domain, publish_popularity))
+    if CHAMPION not in read_aliases(root):
+        promote(root, CHAMPION, runs[COUNTS].version)
+    baselines_ready()
+    for name, run in runs.items():
+        if name != COUNTS:
+            title = TITLES.get(name, f"TransAct ({name})")
+            with progress.step(f"train {title} with Ray Train") as done, progress.training(run):
+                done(train_model(run, domain, train_and_publish))
     runs = {POPULARITY: simple, **runs}
     versions = {name: run.version for name, run in runs.items()}
     with progress.step("evaluate and promote the champion") as done:
