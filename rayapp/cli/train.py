@@ -119,10 +119,11 @@ def train_and_tell(
 def metric_table(rows: dict[str, Report], domain: Domain, window: str) -> str:
     """The comparison on the test window: AUC and HIT@3 per head (HIT@3 of a negative head: lower is better)."""
     head = "".join(f"{name + ' AUC':>15}{'HIT@3':>8}" for name in domain.head_names)
-    lines = [f"test window {window}", f"{'':14}{head}"]
+    width = max(map(len, rows), default=0) + 1
+    lines = [f"test window {window}", f"{'':{width}}{head}"]
     for name, metrics in rows.items():
         cells = "".join(f"{_text(metrics[h]['auc']):>15}{_text(metrics[h]['hit3']):>8}" for h in domain.head_names)
-        lines.append(f"{name:14}{cells}")
+        lines.append(f"{name:{width}}{cells}")
     return "\n".join(lines)
 
 
