@@ -1,6 +1,5 @@
 """Routes of items: put, changed, deleted, shown, searched, and what is like them."""
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import asdict
 from typing import Annotated, Any, Final, TypeVar
@@ -10,6 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from deployments.answers import ItemAnswer, ItemsAnswer, SimilarAnswer
 from deployments.bodies import PathId
+from deployments.feeds import now_ms
 from deployments.http import Problem, invalid
 from deployments.openapi import ERRORS, answer, body, item_changes, many, stored_item, whole_item
 from deployments.reading import named_fields, one_value, refuse_all_bad, stored, values_of
@@ -46,7 +46,7 @@ def _change_routes(router: APIRouter, service: Service) -> None:
         """
         values, unreadable = await values_of(request, "items")
         skip = frozenset(rejection.index for rejection in unreadable)
-        good, bad = check_items(values, domain.attributes, _now_ms(), skip=skip)
+        good, bad = check_items(values, domain.attributes, now_ms(), skip=skip)
         rejected = sorted([*unreadable, *bad], key=lambda rejection: rejection.index)
         refuse_all_bad(good, rejected, "item")
         if good:
@@ -60,7 +60,7 @@ def _change_routes(router: APIRouter, service: Service) -> None:
         The body is the whole item: every attribute of the domain, null where the item has none.
         """
         with named_fields():
-            item = check_item(item_id, await one_value(request), domain.attributes, _now_ms())
+            item = check_item(item_id, await one_value(request), domain.attributes, now_ms())
         await stored(sequences.put_items([item]))
         return JSONResponse({"item_id": item_id})
 
@@ -110,7 +110,7 @@ def _read_routes(router: APIRouter, service: Service) -> None:
         """
         _check_id(item_id)
         version, near = await _of_live(
-            service, lambda version: stages.candidates.similar(version, item_id, limit, _now_ms())
+            service, lambda version: stages.candidates.similar(version, item_id, limit, now_ms())
         )
         if near.items is None:
             raise Problem(404, f"the served model knows no item {item_id!r}; one that was just put takes a second")
@@ -149,7 +149,3 @@ def _fields(service: Service, item: dict[str, Any]) -> dict[str, Any]:
 def _check_id(item_id: str) -> None:
     if problem := id_problem(item_id):
         raise invalid("item_id", f"item_id {problem}", "bad_id")
-
-
-def _now_ms() -> int:
-    return time.time_ns() // 1_000_000

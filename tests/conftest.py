@@ -1,12 +1,14 @@
 """Shared fixtures. Ray starts once, and only for tests marked `cluster`."""
 
+import asyncio
 import contextlib
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import hypothesis
 import numpy as np
@@ -95,6 +97,24 @@ def models(root: Path, domain: Domain) -> Iterator[tuple[Path, LmdbStore]]:
     store = LmdbStore(root / "store", domain.vocabulary, 4, map_bytes=1 << 24)
     yield root, store
     store.close()
+
+
+@pytest.fixture
+def api(models: tuple[Path, LmdbStore], domain: Domain) -> Callable[..., None]:
+    """Runs a test, an async function of a `Running`, against the API of a root with two models."""
+    from tests.api_in_process import running  # the whole HTTP side, which most tests do not need
+
+    root, store = models
+    store.close()
+
+    def run(test: Callable[[Any], Coroutine[Any, Any, None]], **options: Any) -> None:
+        async def inside() -> None:
+            async with running(root, domain, **options) as graph:
+                await test(graph)
+
+        asyncio.run(inside())
+
+    return run
 
 
 @pytest.fixture

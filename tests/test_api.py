@@ -5,7 +5,6 @@ import dataclasses
 import signal
 import time
 import uuid
-from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -25,24 +24,6 @@ from rayapp.serving.keys import Role, add_key
 from rayapp.store.opening import open_store
 from tests.api_in_process import RANKER_CALLS, Running, running
 from tests.redis_server import free_port, start, stop
-
-Test = Callable[[Running], Coroutine[Any, Any, None]]
-
-
-@pytest.fixture
-def api(models: tuple[Path, Any], domain: Domain) -> Callable[..., None]:
-    """Runs a test against the API of a root with two models."""
-    root, store = models
-    store.close()
-
-    def run(test: Test, **options: Any) -> None:
-        async def inside() -> None:
-            async with running(root, domain, **options) as graph:
-                await test(graph)
-
-        asyncio.run(inside())
-
-    return run
 
 
 def test_a_feed_sees_what_was_just_done_and_is_logged_as_it_was_shown(api: Any, domain: Domain) -> None:

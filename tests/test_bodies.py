@@ -1,13 +1,10 @@
 """How a body comes in, and how bodies and answers are described: gzip, media types, limits, the OpenAPI document."""
 
-import asyncio
 import gzip
 import json
 import time
 import zlib
-from collections.abc import Callable, Coroutine
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -18,29 +15,11 @@ from jsonschema import Draft202012Validator
 from deployments.http import Problem
 from deployments.ingress import build_api
 from deployments.middleware import MAX_BODY_BYTES, Unpacked
-from rayapp.contracts.config import Domain
 from rayapp.serving.keys import Role, add_key
-from tests.api_in_process import Running, running
+from tests.api_in_process import Running
 
-Test = Callable[[Running], Coroutine[Any, Any, None]]
 FEED = {"user_id": "ann", "num_results": 3}
 NEW = {"title": "Brand new", "genres": ["g1"], "year": 2026.0}
-
-
-@pytest.fixture
-def api(models: tuple[Path, Any], domain: Domain) -> Callable[..., None]:
-    """Runs a test against the API of a root with two models."""
-    root, store = models
-    store.close()
-
-    def run(test: Test, **options: Any) -> None:
-        async def inside() -> None:
-            async with running(root, domain, **options) as graph:
-                await test(graph)
-
-        asyncio.run(inside())
-
-    return run
 
 
 def event(user_id: str = "ann") -> dict[str, Any]:

@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from rayapp.importing.columns import RowCheck, ids
 from rayapp.importing.domains.layout import DomainFile
 from rayapp.importing.domains.parse import parse_domain
-from rayapp.importing.files import NO_ROW, RejectedRow, plan
-from rayapp.importing.rows import Clock, event_rows, list_rows
-from rayapp.importing.staging import Notes, read_checked
+from rayapp.importing.files import NO_ROW, RejectedRow
+from rayapp.importing.rows import Clock
 from rayapp.root.logs import read_log
 from tests.conftest import T0, Command
+from tests.import_rows import read_rows
 
 DOMAIN_TOML = """
 name = "shop"
@@ -59,15 +59,7 @@ def read(
     path: Path, domain_file: DomainFile = DOMAIN, *, lists: bool = False
 ) -> tuple[list[dict[str, object]], list[RejectedRow]]:
     """What an import makes of a file."""
-    layouts = domain_file.requests if lists else domain_file.events
-    make = list_rows if lists else event_rows
-    pieces, rejected = plan(path, layouts, "[[events]]")
-    rows: list[dict[str, object]] = []
-    for _, table, some in read_checked(
-        pieces, lambda raw, _: make(raw, layouts[0], domain_file.domain, CLOCK), Notes()
-    ):  # type: ignore[operator]
-        rejected += some
-        rows += table.to_pylist() if table is not None else []
+    rows, rejected, _ = read_rows(path, domain_file, "requests" if lists else "events", CLOCK)
     return rows, rejected
 
 

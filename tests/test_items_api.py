@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pytest
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.schema import item_schema
@@ -25,25 +24,8 @@ from tests.films import item, table_of
 from tests.redis_server import free_port, start, stop
 from tests.tiny_models import item_table
 
-Test = Callable[[Running], Coroutine[Any, Any, None]]
 DEADLINE_S = 20.0
 NEW = {"title": "Brand new", "genres": ["g1"], "year": 2026.0}
-
-
-@pytest.fixture
-def api(models: tuple[Path, Any], domain: Domain) -> Callable[..., None]:
-    """Runs a test against the API of a root with two models."""
-    root, store = models
-    store.close()
-
-    def run(test: Test, **options: Any) -> None:
-        async def inside() -> None:
-            async with running(root, domain, **options) as graph:
-                await test(graph)
-
-        asyncio.run(inside())
-
-    return run
 
 
 async def until(condition: Callable[[], Coroutine[Any, Any, bool]]) -> None:

@@ -80,9 +80,7 @@ def guess_domain(
         *("", "[[events]]", *layout_lines(events, found), *_flag_lines(flags)),
     ]
     shown = [a for a in actions if a.lower() in OUTSIDE]
-    here: dict[str, str] = {
-        field: found[field] for field in ("request_id", "user_id", "item_id", "timestamp", "surface") if field in found
-    }
+    here = {field: found[field] for field in IMPRESSION_FIELDS if field in found}
     if lists is not None:
         lines += ["", "[[requests]] # the lists that were shown", *lists.lines]
     elif shown:

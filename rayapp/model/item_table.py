@@ -156,12 +156,13 @@ class ItemTable:
     def blank(self, rows: NDArray[np.int64]) -> NDArray[np.bool_]:
         """Of rows in any shape, whether nothing is known of their item: it was put since the table was made, and has no
         attributes."""
-        blank = (rows >= self._num_made) & ~self.vectors_NE[rows].any(axis=-1)
+        blank: NDArray[np.bool_] = rows >= self._num_made
+        blank[blank] = ~self.vectors_NE[rows[blank]].any(axis=-1)  # of these alone: every candidate comes by here
         if blank.any():
             names = [attribute.name for attribute in self.tower.attributes]
             items = [self.item(row) for row in rows[blank].tolist()]
             blank[blank] = [all(item.get(name) in (None, "", []) for name in names) for item in items]
-        return np.asarray(blank)
+        return blank
 
     def _same_content(self, row: int, item: Item) -> bool:
         """Whether the tower reads of `item` what it read of the row's item."""

@@ -28,7 +28,7 @@ YOUNGEST_MS: Final = 30_000
 NUM_AGES: Final = 20
 """Buckets of ages, each twice as long as the one before; the last one begins at half a year."""
 NUM_PLACES: Final = 8
-"""Buckets of places in the history, likewise: the newest, the second, the third and fourth, …"""
+"""Buckets of places in the history, likewise: the newest, the two before it, the four before these, …"""
 KERNEL_WIDTHS: Final = (2.0, 8.0)
 """Of the kernels `exp(width (cos - 1))` of vectors, before training."""
 STEEPEST: Final = 1.0
@@ -40,7 +40,7 @@ def age_buckets(
 ) -> NDArray[np.int64]:
     """`[R, L]`: how long ago each action was. What is newer than the domain's training mask reads as the mask: training
     hides it."""
-    age_ms_RL = np.maximum(now_ms_R[:, None] - timestamp_ms_RL, max(time_mask_ms, 0))
+    age_ms_RL = np.maximum(now_ms_R[:, None] - timestamp_ms_RL, time_mask_ms)
     bucket_RL: NDArray[np.int64] = np.log2(1 + age_ms_RL / YOUNGEST_MS).astype(np.int64)
     return bucket_RL.clip(max=NUM_AGES - 1)
 

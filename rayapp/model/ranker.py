@@ -25,7 +25,7 @@ class Batch:
 
     action_BL: Tensor
     age_BL: Tensor
-    """Buckets of how much older each action is than the newest (`model.matching`)."""
+    """Buckets of how long ago each action was (`model.matching`)."""
     history_BLE: Tensor
     history_category_BLW: Tensor
     candidate_BCE: Tensor

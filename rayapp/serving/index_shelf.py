@@ -2,9 +2,11 @@
 
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
+from rayapp.model.item_table import ItemTable
 from rayapp.registry.aliases import read_aliases, read_champion
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import item_table_of
@@ -50,8 +52,7 @@ class IndexShelf:
         """Orders the items of all indexes anew, and those of indexes that are loaded later."""
         with self._lock:
             self._positives = positives
-            ordered = {index: index.ordered(positives) for index in set(self._indexes.values())}
-            self._indexes = {version: ordered[index] for version, index in self._indexes.items()}
+            self._change(lambda index: index.ordered(positives))
 
     def refresh(self) -> None:
         """Picks up moved aliases and new items. A table that can't be read leaves everything as it was."""
@@ -61,22 +62,19 @@ class IndexShelf:
             self._refresh_imported()
 
     def _refresh_items(self) -> None:
-        items = self._items.news()
-        if items:
-            # Models over one item table go on sharing its index.
-            extended = {index: index.extended(index.table.with_items(items)) for index in set(self._indexes.values())}
-            self._indexes = {version: extended[index] for version, index in self._indexes.items()}
+        if items := self._items.news():
+            self._change(lambda index: _over(index, index.table.with_items(items)))
 
     def _refresh_imported(self) -> None:
         number, _ = log_manifest(self._root / ITEMS)
-        if number == self._imported_number:
-            return
-        extended: dict[CandidateIndex, CandidateIndex] = {}
-        for index in set(self._indexes.values()):
-            table = with_imported(index.table, self._root, self._items.items)
-            extended[index] = index if table is index.table else index.extended(table)
-        self._indexes = {version: extended[index] for version, index in self._indexes.items()}
-        self._imported_number = number
+        if number != self._imported_number:
+            self._change(lambda index: _over(index, with_imported(index.table, self._root, self._items.items)))
+            self._imported_number = number
+
+    def _change(self, changed: Callable[[CandidateIndex], CandidateIndex]) -> None:
+        """Models over one item table go on sharing its index."""
+        indexes = {index: changed(index) for index in set(self._indexes.values())}
+        self._indexes = {version: indexes[index] for version, index in self._indexes.items()}
 
     def _refresh_versions(self) -> None:
         asked_at, now = self._asked_at.copy(), time.monotonic()
@@ -101,3 +99,8 @@ class IndexShelf:
                 return index
         table = with_imported(load_table(self._root, name), self._root, self._items.items)
         return CandidateIndex(table.with_items(self._items.items) if self._items.items else table, self._positives)
+
+
+def _over(index: CandidateIndex, table: ItemTable) -> CandidateIndex:
+    """The index over another form of its item table."""
+    return index if table is index.table else index.extended(table)

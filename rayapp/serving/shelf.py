@@ -2,6 +2,7 @@
 
 import dataclasses
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -86,19 +87,18 @@ class ModelShelf:
 
     def _refresh_items(self) -> None:
         if items := self._items.news():
-            # Models over one item table go on sharing it.
-            tables = {table.name: table.with_items(items) for table in self._tables(self._models).values()}
-            self._models = {version: _over(model, tables[model.table.name]) for version, model in self._models.items()}
+            self._extend(lambda table: table.with_items(items))
 
     def _refresh_imported(self) -> None:
         number, _ = log_manifest(self._root / ITEMS)
         if number != self._imported_number:
-            tables = {
-                table.name: with_imported(table, self._root, self._items.items)
-                for table in self._tables(self._models).values()
-            }
-            self._models = {version: _over(model, tables[model.table.name]) for version, model in self._models.items()}
+            self._extend(lambda table: with_imported(table, self._root, self._items.items))
             self._imported_number = number
+
+    def _extend(self, extended: Callable[[ItemTable], ItemTable]) -> None:
+        """Models over one item table go on sharing it."""
+        tables = {name: extended(table) for name, table in self._tables(self._models).items()}
+        self._models = {version: _over(model, tables[model.table.name]) for version, model in self._models.items()}
 
     def _refresh_users(self) -> None:
         """Users' attributes as the last export or import left them."""

@@ -37,37 +37,34 @@ def parse_domain(text: str) -> DomainFile:
         raise DomainError(str(error)) from None
 
 
-def _half_life_ms(value: Any) -> int:
-    if value == "never":
-        return FOREVER
-    try:
-        half_life_ms = duration_ms(value)
-    except ValueError as error:
-        raise ValueError(f'{error}, or "never"') from None
-    if half_life_ms == FOREVER:
-        raise ValueError('must be longer; counts that do not fade are "never"')
-    return half_life_ms
-
-
-def _seen_for_ms(value: Any) -> int:
-    if value == "forever":
-        return FOREVER
-    try:
-        lasts_ms = duration_ms(value)
-    except ValueError as error:
-        raise ValueError(f'{error}, or "forever"') from None
-    if lasts_ms == FOREVER:
-        raise ValueError('must be longer; leave out an action that does not count, and "forever" is for good')
-    return lasts_ms
-
-
-def _again_after_ms(value: Any) -> int | None:
-    if value == "forever":
+def _duration_ms(value: Any, endless: str) -> int | None:
+    """A duration, or None for the word that says it never ends."""
+    if value == endless:
         return None
     try:
         return duration_ms(value)
     except ValueError as error:
-        raise ValueError(f'{error}, or "forever"') from None
+        raise ValueError(f'{error}, or "{endless}"') from None
+
+
+def _longer_ms(value: Any, endless: str, instead: str) -> int:
+    """A duration of more than nothing; FOREVER, which is 0, for the word. `instead` says what to write for nothing."""
+    lasts_ms = _duration_ms(value, endless)
+    if lasts_ms == FOREVER:
+        raise ValueError(f"must be longer; {instead}")
+    return FOREVER if lasts_ms is None else lasts_ms
+
+
+def _half_life_ms(value: Any) -> int:
+    return _longer_ms(value, "never", 'counts that do not fade are "never"')
+
+
+def _seen_for_ms(value: Any) -> int:
+    return _longer_ms(value, "forever", 'leave out an action that does not count, and "forever" is for good')
+
+
+def _again_after_ms(value: Any) -> int | None:
+    return _duration_ms(value, "forever")
 
 
 class _Seen(Table):
