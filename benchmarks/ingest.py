@@ -1,4 +1,4 @@
-"""Bench `ingest`: durable events per second over HTTP while feeds are read, and how soon a feed shows them."""
+"""Bench `ingest`: durable events a second over HTTP while feeds are read; how soon feeds and statistics know them."""
 
 import itertools
 import statistics
@@ -9,11 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from benchmarks.live import GraphProcess, items_of, make_root
 from benchmarks.load import Acknowledged, Load, Poster, verify
 from rayapp.record import Bars, say, tell
+from rayapp.root.facts import read_root
+from rayapp.serving.background import POLL_S
+from rayapp.serving.rows_since import RowsSince
+from rayapp.statistics.known import Base
+from rayapp.store import OutboxKind, Store, Tail
+from rayapp.store.opening import open_store
 
 BATCH, USERS = 100, 20_000
 FEEDS_PER_S: Final = 5.0
@@ -74,6 +80,50 @@ class Reader:
         self._stop.set()
 
 
+class Noted:
+    """A store that notes when the events were posted that a reader of its outbox sees."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.posted_ms: list[int] = []
+
+    def read(self, after: Sequence[int], limit: int) -> list[Tail]:
+        tails = self._store.read(after, limit)
+        rows = [row for tail in tails for row in tail.rows if row.kind is OutboxKind.EVENT]
+        self.posted_ms += [row.value["timestamp_ms"] for row in rows]
+        return tails
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._store, name)
+
+
+class Follower:
+    """Reads the rows that statistics count, as a ranker does, in a process beside the graph's."""
+
+    def __init__(self, root: Path, store_url: str | None) -> None:
+        self._root, self._store_url, self._stop = root, store_url, threading.Event()
+        self.delay_s: list[float] = []
+        """From posted to known, of each event since the first look."""
+
+    def run(self) -> None:
+        store = Noted(open_store(self._root, self._store_url))
+        domain, _ = read_root(self._root)
+        since = RowsSince(self._root, domain, cast(Store, store), Base.nothing(domain))
+        for look in itertools.count():
+            while since.read():
+                pass
+            known_ms = time.time_ns() / 1_000_000
+            if look:
+                self.delay_s += [(known_ms - posted_ms) / 1000 for posted_ms in store.posted_ms]
+            store.posted_ms.clear()
+            if self._stop.wait(POLL_S):
+                break
+        store.close()
+
+    def stop(self) -> None:
+        self._stop.set()
+
+
 def run_ingest(
     seconds: float, rate: float, clients: int, store_url: str | None, as_json: bool, write: Path | None
 ) -> bool:
@@ -101,11 +151,14 @@ def measure(root: Path, store_url: str | None, seconds: float, rate: float, clie
             reader = Reader(graph.port, load)
             # Two in turn: a slow feed must not thin out the ones behind it.
             threads = [threading.Thread(target=reader.run, args=(n / FEEDS_PER_S, 2 / FEEDS_PER_S)) for n in range(2)]
+            follower = Follower(root, store_url)
+            threads.append(threading.Thread(target=follower.run))
             for thread in threads:
                 thread.start()
             time.sleep(seconds)
             measured, passed = load.acknowledged[first:], time.monotonic() - started
             reader.stop()
+            follower.stop()
             for thread in threads:
                 thread.join()
     finally:
@@ -128,6 +181,9 @@ def measure(root: Path, store_url: str | None, seconds: float, rate: float, clie
         "freshness_p99_ms": _percentile([s.acknowledged_to_answer_s for s in reader.seen], 99),
         "post_to_feed_p50_ms": _percentile([s.posted_to_answer_s for s in reader.seen], 50),
         "first_look_shows": sum(s.looks == 1 for s in reader.seen) / max(len(reader.seen), 1),
+        "statistics_events": len(follower.delay_s),
+        "statistics_p50_ms": _percentile(follower.delay_s, 50),
+        "statistics_p99_ms": _percentile(follower.delay_s, 99),
         "missed": reader.missed,
         "degraded": reader.degraded,
         "batches_sent_again": sum(batch.tries > 1 for batch in load.acknowledged),
@@ -152,6 +208,8 @@ def _table(r: dict[str, Any]) -> str:
         ("acknowledged → in a feed's answer, p50", f"{r['freshness_p50_ms']:.0f} ms", "≤ 100"),
         ("acknowledged → in a feed's answer, p99", f"{r['freshness_p99_ms']:.0f} ms", "≤ 1,000"),
         ("posted → in a feed's answer, p50", f"{r['post_to_feed_p50_ms']:.0f} ms", "–"),
+        ("posted → known where statistics are counted, p50", f"{r['statistics_p50_ms']:.0f} ms", "–"),
+        ("posted → known where statistics are counted, p99", f"{r['statistics_p99_ms']:.0f} ms", "≤ 2,000"),
         ("the first feed asked shows it", f"{r['first_look_shows']:.1%} of {r['feeds']}", "–"),
         ("feed, p50", f"{r['feed_p50_ms']:.0f} ms, {r['degraded']} degraded", "–"),
         ("acknowledged events that are lost", f"{r['lost']} of {r['acknowledged']:,}", "0"),
@@ -162,7 +220,8 @@ def _table(r: dict[str, Any]) -> str:
     lines.append(
         f"{r['clients']} connections post batches of {BATCH} events of as many of {USERS:,} users (Zipf) over HTTP "
         f"to a graph over {r['store']}; {FEEDS_PER_S:g} feeds per second are read beside them, each of a user whose "
-        f"event was just acknowledged. {r['seconds']:.0f} s after {WARM_UP_S:g} s of warm-up; clients and graph share "
+        f"event was just acknowledged, and the bench follows the outbox every {POLL_S:g} s as a ranker does for its "
+        f"statistics. {r['seconds']:.0f} s after {WARM_UP_S:g} s of warm-up; clients and graph share "
         "the machine. Then the log is exported and every acknowledged event is counted."
     )
     return "\n".join(lines)
