@@ -120,3 +120,11 @@ def test_without_categories_the_vectors_are_left() -> None:
     )
     assert found.shape == (1, 3, alone.output_dim)
     assert found.abs().min() > 0
+
+
+def test_without_action_types_all_actions_count_alike() -> None:
+    torch.manual_seed(0)
+    matches = Matches(DIM, FIRST_ACTION_ID + 2, LENGTH, ITEMS, action_types=False).eval()
+    saved, hidden = (of_one_user(matches, [action], [[A, ABSENT, Y]], [A, ABSENT, X]) for action in (SAVE, HIDE))
+    assert saved.any()
+    assert torch.equal(saved, hidden)

@@ -89,7 +89,12 @@ def evaluate(
 @root_option
 @preset_option("study", PRESET_NAMES)
 @epochs_option
-@click.option("--variants", default="models", show_default=True, help="`models`, `ablations`, or names with commas.")
+@click.option(
+    "--variants",
+    default="models",
+    show_default=True,
+    help="`models`, `ablations` (of V1.1), `parts` (of target-attention), or names with commas.",
+)
 @click.option("--seeds", type=click.IntRange(1), default=5, show_default=True, help="Trainings of each variant.")
 @since_option
 @test_option

@@ -155,7 +155,16 @@ ABLATIONS: Final[dict[str, Variant]] = {
 }
 """Changes of V1.1, one at a time: the rows of the paper's tables 2, 4 and 10 and figures 4 and 5."""
 
-VARIANTS: Final = MODELS | ABLATIONS
+PARTS: Final[dict[str, Variant]] = {
+    "without-action-types": lambda preset: _target_attention(preset).replace(action_types=False),
+    "without-sums": lambda preset: _target_attention(preset).replace(match_dim=0),
+    "without-transformer": lambda preset: _target_attention(preset).replace(encoder="none", readout_dim=0),
+    "whole-readout": lambda preset: _target_attention(preset).replace(readout_dim=0),
+}
+"""The default variant without one of its parts: what an action is, in the encoder and in the sums; the sums over
+actions on items like the candidate; the encoder; the projection of the read-out."""
+
+VARIANTS: Final = MODELS | ABLATIONS | PARTS
 
 
 def variant(preset: Preset, name: str) -> Preset:

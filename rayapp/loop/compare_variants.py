@@ -13,7 +13,17 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.json_values import to_json
-from rayapp.contracts.presets import ABLATIONS, COUNTS, MODELS, NO_SEQUENCE, PRESETS, VARIANTS, variant
+from rayapp.contracts.presets import (
+    ABLATIONS,
+    COUNTS,
+    DEFAULT_VARIANT,
+    MODELS,
+    NO_SEQUENCE,
+    PARTS,
+    PRESETS,
+    VARIANTS,
+    variant,
+)
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.artifacts import build_windows, fitted, item_table, train_model, training_run
@@ -31,9 +41,13 @@ from rayapp.training.diversity import candidate_categories, categories_in_top
 from rayapp.training.evaluate import METRICS, EvaluationSet, read_window, score_version
 
 ORACLE = "oracle"
-REFERENCES = {"ablations": ("v1.1", NO_SEQUENCE)}
+REFERENCES = {"ablations": ("v1.1", NO_SEQUENCE), "parts": (DEFAULT_VARIANT, NO_SEQUENCE)}
 USUAL_REFERENCES = (NO_SEQUENCE, COUNTS, "average-pool")
-GROUPS = {"models": tuple(MODELS), "ablations": ("v1.1", NO_SEQUENCE, *ABLATIONS)}
+GROUPS = {
+    "models": tuple(MODELS),
+    "ablations": ("v1.1", NO_SEQUENCE, *ABLATIONS),
+    "parts": (DEFAULT_VARIANT, NO_SEQUENCE, *PARTS),
+}
 
 
 def run_evaluate(

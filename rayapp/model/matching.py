@@ -21,7 +21,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from rayapp.contracts.schema import PAD
+from rayapp.contracts.schema import FIRST_ACTION_ID, PAD
 from rayapp.features.attributes import UNKNOWN_CATEGORY, AttributeEncoder
 
 YOUNGEST_MS: Final = 30_000
@@ -50,9 +50,13 @@ class Matches(nn.Module):
 
     place_L: Tensor
 
-    def __init__(self, dim: int, vocabulary_size: int, history_length: int, items: AttributeEncoder) -> None:
-        """`dim`: K. `items`: its attributes give the categories their meaning."""
+    def __init__(
+        self, dim: int, vocabulary_size: int, history_length: int, items: AttributeEncoder, *, action_types: bool = True
+    ) -> None:
+        """`dim`: K. `items`: its attributes give the categories their meaning. Without `action_types` all actions have
+        the same values."""
         super().__init__()
+        self.action_types = action_types
         self.widths = list(items.widths.values())
         self.output_dim = dim * (len(self.widths) + len(KERNEL_WIDTHS))
         self.action_AK = nn.Parameter(torch.randn(vocabulary_size, dim) * 0.3)
@@ -81,7 +85,8 @@ class Matches(nn.Module):
     def values(self, action_BL: Tensor, age_BL: Tensor) -> Tensor:
         """`[B, L, K]` of the actions; zeros where there is none."""
         kept_BLK = torch.sigmoid(self.age_AK[age_BL]) * torch.sigmoid(self.place_PK[self.place_L[: age_BL.shape[1]]])
-        return self.action_AK[action_BL] * kept_BLK * (action_BL != PAD)[:, :, None]
+        type_BL = action_BL if self.action_types else (action_BL != PAD).long() * FIRST_ACTION_ID
+        return self.action_AK[type_BL] * kept_BLK * (action_BL != PAD)[:, :, None]
 
     def by_category(self, history_BLW: Tensor, candidate_BCW: Tensor) -> list[Tensor]:
         """For each attribute `[B, C, L]`: the share of the candidate's categories that the action's item has."""

@@ -100,7 +100,13 @@ class Ranker(nn.Module):
         self.user_width += encoders.context.num_numbers
         self.matches = None
         if config.match_dim:
-            self.matches = Matches(config.match_dim, vocabulary_size, config.history_length, encoders.item)
+            self.matches = Matches(
+                config.match_dim,
+                vocabulary_size,
+                config.history_length,
+                encoders.item,
+                action_types=config.action_types,
+            )
             self.item_width += self.matches.output_dim
         if config.reads == "all":
             self.item_categories = Categories(encoders.item, config.category_dim)
