@@ -4,9 +4,10 @@ Read out of the `recbole` wheel on PyPI, which carries a copy; the wheel is fetc
 GroupLens' terms: research use, cite the data set (Harper and Konstan, 2015), no redistribution, no endorsement
 implied. https://grouplens.org/datasets/movielens/100k/
 
-Ratings hold no impressions, so lists are made up: every rating becomes one item of a shown list of five, the other
-four drawn from the films this person never rated, in proportion to how often a film was rated. That is an
-approximation: nobody saw those lists, and a film "not rated" may well have been watched.
+Ratings hold no impressions, so lists are made up. A list holds at most five films that a person rated one after another
+in one sitting, and five that they never rated, drawn in proportion to how often a film was rated: a disliked film is a
+negative one among watched ones, and what nobody watches is one, too. Nobody saw those lists, and a film "not rated" may
+well have been watched.
 """
 
 import hashlib
@@ -26,7 +27,10 @@ WHEEL: Final = "recbole==1.2.1"
 WHEEL_NAME: Final = "recbole-1.2.1-py3-none-any.whl"
 WHEEL_SHA256: Final = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 MEMBER: Final = "recbole/dataset_example/ml-100k/ml-100k."
-LIST_SIZE: Final = 5
+RATED, NOT_RATED = 5, 5
+"""Films of a list, at most."""
+SITTING_GAP_S: Final = 1_800
+"""A sitting ends where nothing is rated for so long: 98 of 100 gaps are shorter, and the others mostly days."""
 
 
 def fetch(cache: Path) -> Path:
@@ -69,7 +73,7 @@ def fetch(cache: Path) -> Path:
 
 def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
     """The data set as files that `domains/movielens.toml` reads, beside the wheel that they come from. The seed draws
-    the four other items of each list.
+    the films of each list that were not rated, and its order.
 
     Raises:
         SourceError: as for `fetch`.
@@ -86,12 +90,9 @@ def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
         with wheel.open(MEMBER + "item") as file:
             films = pd.read_csv(file, sep="\t", names=["item_id", "title", "year", "genres"], header=0, dtype=str)
     ratings = ratings.sort_values(["timestamp", "user_id", "item_id"], kind="stable", ignore_index=True)
-    ratings["request_id"] = "ml-" + ratings["user_id"] + "-" + ratings["item_id"]
-    ratings["event_id"] = ratings["request_id"] + "-rating"
-    catalogue = films["item_id"].to_numpy()
-    lists = ratings[["request_id", "user_id", "timestamp"]].assign(
-        item_ids=catalogue[_lists(ratings, catalogue, size.seed)].tolist()
-    )
+    ratings["request_id"] = request_ids(ratings)
+    ratings["event_id"] = "ml-" + ratings["user_id"] + "-" + ratings["item_id"] + "-rating"
+    lists = shown_lists(ratings, films["item_id"].to_numpy(), size.seed)
     films["year"] = pd.to_numeric(films["year"], errors="coerce")
     films["released"] = [None if np.isnan(y) else f"{int(y)}-01-01" for y in films["year"]]
     films["genres"] = [g.split() if isinstance(g, str) else [] for g in films["genres"]]
@@ -101,20 +102,38 @@ def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
     return files
 
 
-def _lists(ratings: pd.DataFrame, catalogue: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
-    """Catalogue places of a shown list of five for each rating, in random order."""
+def request_ids(ratings: pd.DataFrame) -> pd.Series:
+    """The list of each rating: a sitting is cut into the fewest lists of at most five, as equal as can be."""
+    ordered = ratings.sort_values(["user_id", "timestamp"], kind="stable")
+    begins = ordered["timestamp"].groupby(ordered["user_id"]).diff().fillna(np.inf) > SITTING_GAP_S
+    sitting = begins.cumsum()
+    place = ordered.groupby(sitting).cumcount()
+    size = place.groupby(sitting).transform("size")
+    num_lists = -(-size // RATED)
+    which = place * num_lists // size
+    number = (which.diff().fillna(1).ne(0) | begins).groupby(ordered["user_id"]).cumsum()
+    return ("ml-" + ordered["user_id"] + "-" + number.astype(str)).reindex(ratings.index)
+
+
+def shown_lists(ratings: pd.DataFrame, catalogue: NDArray[np.object_], seed: int) -> pd.DataFrame:
+    """One row a list, shown when the first of its films was rated; the films in random order."""
     rng = np.random.default_rng(seed)
-    code = pd.Series(np.arange(len(catalogue)), index=catalogue)
-    rated_R = code[ratings["item_id"]].to_numpy()
+    place = pd.Series(np.arange(len(catalogue)), index=catalogue)
+    rated_R = place[ratings["item_id"]].to_numpy()
     popularity = np.bincount(rated_R, minlength=len(catalogue)).astype(float)
-    lists_RC = np.empty((len(ratings), LIST_SIZE), np.int64)
+    shown: dict[str, list[str]] = {}
     for rows in ratings.groupby("user_id", sort=True).indices.values():
         weight = popularity.copy()
         weight[rated_R[rows]] = 0.0
-        # Gumbel keys: the four largest of log(weight) + noise are a weighted sample without replacement.
+        rated = ratings.iloc[rows].groupby("request_id", sort=True)["item_id"].agg(list)
+        # Gumbel keys: the largest of log(weight) + noise are a weighted sample without replacement.
         with np.errstate(divide="ignore"):
-            keys = np.log(weight) + rng.gumbel(size=(len(rows), len(catalogue)))
-        others = np.argpartition(-keys, LIST_SIZE - 1, axis=1)[:, : LIST_SIZE - 1]
-        shown = np.concatenate([rated_R[rows][:, None], others], axis=1)
-        lists_RC[rows] = rng.permuted(shown, axis=1)
-    return lists_RC
+            keys = np.log(weight) + rng.gumbel(size=(len(rated), len(catalogue)))
+        others = catalogue[np.argpartition(-keys, NOT_RATED - 1, axis=1)[:, :NOT_RATED]]
+        for name, own, drawn in zip(rated.index, rated, others, strict=True):
+            shown[name] = rng.permutation([*own, *drawn]).tolist()
+    lists = ratings.groupby("request_id", as_index=False).agg(
+        user_id=("user_id", "first"), timestamp=("timestamp", "min")
+    )
+    lists["item_ids"] = lists["request_id"].map(shown)
+    return lists.sort_values(["timestamp", "request_id"], ignore_index=True)
