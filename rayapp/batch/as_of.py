@@ -30,9 +30,11 @@ from rayapp.store import DEFAULT_CAP
 MODELS_HELD: Final = 2
 
 
-def settled_mix() -> dict[str, float]:
-    """The live graph's sources, but none that draws: a job that runs again gives the same lists."""
-    return {name: share for name, share in default_mix().items() if Need.CHANCE not in SOURCES[name].needs}
+def settled_mix(mix: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The live graph's sources, of a domain's `mix` or of the usual one, but none that draws: a job that runs again
+    gives the same lists."""
+    shares = (mix or default_mix()).items()
+    return {name: share for name, share in shares if Need.CHANCE not in SOURCES[name].needs}
 
 
 class BatchModel:

@@ -179,7 +179,7 @@ class PartScorer:
             time_ms = int(grouped.timestamp_ms_R[r])
             events = histories.history.take(slice(start_R[r], end_R[r]))
             history = as_stored(events, time_ms, int(grouped.watermark_R[r]), vocabulary)
-            query = Query(job.num_candidates, time_ms, settled_mix(), fewest=job.top_k or 1)
+            query = Query(job.num_candidates, time_ms, settled_mix(self._domain.mix), fewest=job.top_k or 1)
             found[r] = fetch(model.index_at(int(step_R[r])), history, vocabulary, query, seen=seen)
         in_order = [found[r] for r in range(len(grouped))]
         item_ids = [item_id for one in in_order for item_id in one.item_ids]

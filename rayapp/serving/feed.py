@@ -192,7 +192,7 @@ class Feed:
         exclude = np.array([hash64(item_id) for item_id in ask.exclude], np.uint64)
         return Query(
             num_candidates=max(ask.num_candidates, ask.num_results),
-            mix=(arm.mix if arm else None) or default_mix(),
+            mix=(arm.mix if arm else None) or self.domain.mix or default_mix(),
             exclude_hash=np.concatenate([exclude, ask.page.shown_hash_S]),
             require=ask.require,
             seed=hash64(ask.request_id),
