@@ -127,7 +127,7 @@ class Domain:
     caps: dict[str, Cap] = field(default_factory=dict)
     """Categorical attribute of items -> how many of one value a list may hold."""
     mix: dict[str, float] = field(default_factory=dict)
-    """Candidate source -> the most that it brings of a feed's candidates, as a share. Empty: the sources' own shares."""
+    """Candidate source -> the most that it brings of a feed's candidates, as a share. Empty: the usual shares."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)

@@ -69,7 +69,9 @@ RULES: Final[dict[str, _Rule]] = {
     "name": _Rule("name", repr, "the feed is called so from now on; nothing else goes by it"),
     "title": _Rule("items.title", repr, "people are shown it within seconds"),
     "positive_head": _Rule(
-        "positive_head", repr, f"comparisons and gates go by it from now on, and the orders of popular items; {READ_LATER}"
+        "positive_head",
+        repr,
+        f"comparisons and gates go by it from now on, and the orders of popular items; {READ_LATER}",
     ),
     "earliest_ms": _Rule("earliest", day_name, "what comes from now on is checked by it; what is stored stays"),
     "attribution_ms": _Rule(
@@ -147,7 +149,9 @@ def changes(old: Domain, new: Domain) -> list[Change]:
 def _order(key: str, old: Sequence[str], new: Sequence[str], why: str) -> Iterator[Change]:
     """Of names that are all kept: whether new ones stand behind them."""
     if set(old) <= set(new) and tuple(new[: len(old)]) != tuple(old):
-        yield Change(key, ", ".join(old), ", ".join(new), f"refused: {why}; keep the order and append what is new", False)
+        yield Change(
+            key, ", ".join(old), ", ".join(new), f"refused: {why}; keep the order and append what is new", False
+        )
 
 
 def _actions(old: Sequence[Action], new: Sequence[Action]) -> Iterator[Change]:
@@ -159,8 +163,8 @@ def _actions(old: Sequence[Action], new: Sequence[Action]) -> Iterator[Change]:
                 f"actions.{name}",
                 action.kind,
                 ABSENT,
-                "refused: stored events have this action, also where it would only be renamed. Keep it, stop sending it, "
-                "and append the new name as an action of its own",
+                "refused: stored events have this action, also where it would only be renamed. Keep it, send it no "
+                "more, and append the new name as an action of its own",
                 False,
             )
             continue
@@ -168,12 +172,12 @@ def _actions(old: Sequence[Action], new: Sequence[Action]) -> Iterator[Change]:
             if (was := getattr(action, field)) != (now := getattr(after[name], field)):
                 why = "refused: stored sequences and trained models mean the old one; append an action of another name"
                 yield Change(f"actions.{name}.{field}", str(was), str(now), why, False)
-    for name in after:
+    for name, action in after.items():
         if name not in before and set(before) <= set(after):
             yield Change(
                 f"actions.{name}",
                 ABSENT,
-                after[name].kind,
+                action.kind,
                 "events may have it within seconds, imports at once. A live model reads it as an action of an unknown "
                 "kind on its item, until a retrained one takes its place",
             )
@@ -186,8 +190,8 @@ def _heads(old: Domain, new: Domain) -> Iterator[Change]:
     for name, head in before.items():
         if name not in after:
             why = (
-                "refused: logged probabilities and labels stand in the heads' order, and models answer it. Keep it with "
-                "utility = 0: then no feed goes by it"
+                "refused: logged probabilities and labels stand in the heads' order, and models answer it. Keep it "
+                "with utility = 0: then no feed goes by it"
             )
             yield Change(f"heads.{name}", _said_head(head), ABSENT, why, False)
             continue
@@ -198,14 +202,14 @@ def _heads(old: Domain, new: Domain) -> Iterator[Change]:
             yield Change(f"heads.{name}.utility", f"{head.utility:g}", f"{after[name].utility:g}", FEEDS)
         was, now = (each.get(name, {}) for each in weights)
         if was != now:
-            said = (_table(each, "{:g}".format) for each in (was, now))
-            yield Change(f"heads.{name}.loss_weights", *said, NEXT_TRAINING)
-    for name in after:
+            said = [_table(each, "{:g}".format) for each in (was, now)]
+            yield Change(f"heads.{name}.loss_weights", said[0], said[1], NEXT_TRAINING)
+    for name, head in after.items():
         if name not in before and set(before) <= set(after):
             yield Change(
                 f"heads.{name}",
                 ABSENT,
-                _said_head(after[name]),
+                _said_head(head),
                 "the next training learns it and builds its windows anew; until that model is live, feeds are sorted "
                 "by the old heads alone. Lists that came with flags know it by actions only",
             )
@@ -224,9 +228,7 @@ def _loss_weights(domain: Domain) -> dict[str, dict[str, float]]:
     }
 
 
-def _attributes(
-    key: str, old: Sequence[Attribute], new: Sequence[Attribute], meaning: str
-) -> Iterator[Change]:
+def _attributes(key: str, old: Sequence[Attribute], new: Sequence[Attribute], meaning: str) -> Iterator[Change]:
     before, after = {a.name: a.kind for a in old}, {a.name: a.kind for a in new}
     for name, kind in before.items():
         if name not in after:

@@ -33,10 +33,10 @@ from rayapp.statistics.agreement import Agreement
 from rayapp.statistics.known import (
     LAST_STEPS,
     VALUES,
-    counted_names,
     of_everything,
     of_values,
     settings_of,
+    superseded,
     users_left_out,
 )
 from rayapp.statistics.observations import Observations, acted, shown
@@ -99,7 +99,7 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
 
 
 def _remove_old(root: Path) -> None:
-    for name in counted_names(root)[:-KEPT]:
+    for name in superseded(root, KEPT):
         shutil.rmtree(root / STATISTICS / name, ignore_errors=True)
 
 

@@ -76,7 +76,9 @@ def apply_domain(root: Path, domain: Domain, at_ms: int) -> list[Change]:
         found = read_root(root)[0]
         differences = changes(found, domain)
         if refused := [change for change in differences if not change.allowed]:
-            raise PublishError(f"{root} keeps its domain: {_said(refused)}; `rayapp domain diff` says what to do instead")
+            raise PublishError(
+                f"{root} keeps its domain: {_said(refused)}; `rayapp domain diff` says what to do instead"
+            )
         if differences:
             values = read_json(root / ROOT_FILE)
             revision = Revision(at_ms, tuple(change.words for change in differences), found)
@@ -103,16 +105,6 @@ def read_revisions(root: Path) -> list[Revision]:
     """
     rows = _read(root).get(REVISIONS, [])
     return [Revision(row["at_ms"], tuple(row["changes"]), _domain(row["before"])) for row in rows]
-
-
-def first_domain(root: Path) -> Domain:
-    """What the root was made for.
-
-    Raises:
-        PublishError: this is no root.
-    """
-    revisions = read_revisions(root)
-    return revisions[0].before if revisions else read_root(root)[0]
 
 
 def _read(root: Path) -> dict[str, Any]:

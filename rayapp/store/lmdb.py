@@ -84,11 +84,9 @@ class LmdbStore:
         Raises:
             StoreError: it can't be opened, is damaged, or holds another bucket count or vocabulary.
         """
-        self.vocabulary, self.num_buckets, self.cap, self.max_outbox = vocabulary, num_buckets, cap, max_outbox
+        self.num_buckets, self.cap, self.max_outbox = num_buckets, cap, max_outbox
         self._path = path
-        # Flags and priorities of a cut are the reader's affair; the store only needs names and "takes a slot".
-        self._takes_slot = bytes(vocabulary.flags(in_sequence=True).astype(np.uint8)).ljust(256, b"\0")
-        self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+        self._learn(vocabulary)
         self._shared: environment.Environment | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -112,6 +110,22 @@ class LmdbStore:
         except (lmdb.Error, ValueError) as error:
             self.close()
             raise StoreError(f"the sequence store {path} can't be opened: {error}. {MEND}") from None
+
+    def _learn(self, vocabulary: Vocabulary) -> None:
+        """Flags and priorities of a cut are the reader's affair; the store only needs names and "takes a slot"."""
+        self.vocabulary = vocabulary
+        self._takes_slot = bytes(vocabulary.flags(in_sequence=True).astype(np.uint8)).ljust(256, b"\0")
+        self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+
+    def follow(self, vocabulary: Vocabulary) -> None:
+        before = self.vocabulary
+        self._learn(vocabulary)
+        try:
+            assert self._shared is not None
+            self._shared.alone(self._check)
+        except (StoreError, lmdb.Error):
+            self._learn(before)
+            raise
 
     def _check(self) -> str:
         wanted = description(self.vocabulary, self.num_buckets) | {"cap": self.cap}
