@@ -52,12 +52,12 @@ class ScoredRows:
             return None
         lists = logged["probabilities"].combine_chunks()
         size_R = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-        num_heads = self.probability_NH.shape[1]
+        num_heads = int((~np.isnan(self.probability_NH)).any(axis=0).sum())  # the model has the first of them
         told_R = size_R == np.diff(self.grouped.offset_R) * num_heads
         told_N = told_R[self.grouped.request_of_row()]
         flat = pc.list_flatten(lists.filter(pa.array(told_R))).to_numpy().reshape(-1, num_heads)
         difference_N = np.full(len(told_N), np.nan, np.float32)
-        difference_N[told_N] = np.abs(self.probability_NH[told_N] - flat).max(axis=1, initial=0.0)
+        difference_N[told_N] = np.abs(self.probability_NH[told_N, :num_heads] - flat).max(axis=1, initial=0.0)
         return difference_N
 
     def equal_hashes(self) -> tuple[int, int]:

@@ -62,7 +62,7 @@ def _weights(values: Mapping[str, Mapping[str, float]]) -> str:
 
 
 def _lasts(value_ms: int) -> str:
-    return f'"{duration_text(value_ms)}"'
+    return f'"{duration_text(value_ms)}"' if value_ms else '"0s"'
 
 
 RULES: Final[dict[str, _Rule]] = {
@@ -104,7 +104,7 @@ RULES: Final[dict[str, _Rule]] = {
     ),
     "seen_ms": _Rule("seen.actions", lambda value: _table(value, lambda ms: _duration(ms, "forever")), FEEDS),
     "seen_again_after_ms": _Rule(
-        "seen.again_after", lambda value: '"forever"' if value is None else f'"{duration_text(value)}"', FEEDS
+        "seen.again_after", lambda value: '"forever"' if value is None else _lasts(value), FEEDS
     ),
     "caps": _Rule("caps", lambda value: _table(value, lambda cap: f"{cap.most} of {cap.of}"), FEEDS),
     "mix": _Rule("mix", lambda value: _table(value, "{:g}".format), FEEDS),

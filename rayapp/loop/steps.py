@@ -256,7 +256,7 @@ class RetrainSteps:
         )
 
     def _reads_the_same(self, line: Line) -> bool:
-        """Whether the live model knows every attribute that the domain has by now: its weights have no place for more."""
+        """Whether the live model knows every attribute of today's domain: its weights have no place for more."""
         assert line.version is not None
         own = trained_domain(self.root, line.version, self.domain)
         groups = ("attributes", "user_attributes", "context_attributes")
