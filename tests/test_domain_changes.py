@@ -64,7 +64,8 @@ def genres_as_number(domain: Domain) -> Domain:
     ("changed", "words", "meaning"),
     [
         (given(name="other"), "name: 'test' → 'other'", "called so"),
-        (heads(lambda h: (dataclasses.replace(h[0], utility=3.0), h[1])), "heads.save.utility: 1 → 3", "nothing is trained"),
+        (heads(lambda h: (dataclasses.replace(h[0], utility=3.0), h[1])), "heads.save.utility: 1 → 3",
+         "nothing is trained"),
         (given(mix={"nearest": 0.5}), "mix: – → { nearest = 0.5 }", "within seconds"),
         (given(seen_ms={"save": FOREVER, "click": 2 * DAY_MS}), 'seen.actions: – → { save = "forever", click = "2d" }',
          "within seconds"),
