@@ -167,6 +167,9 @@ def test_windows_and_statistics_are_made_anew_for_what_a_domain_gained(
         count_statistics(root, new)
     assert newest_statistics(root, domain) == counted
     assert len(list((root / STATISTICS).glob("[!.]*"))) == 1 + 3
+    make_windows(root, new, [span])
+    assert newest_statistics(root, domain) != counted, "a live model is measured on the days of its challengers"
+    assert len(list((root / STATISTICS).glob("[!.]*"))) == 1 + 3
 
 
 def test_items_that_were_imported_before_have_no_value_of_what_was_added(root: Path, domain: Domain) -> None:

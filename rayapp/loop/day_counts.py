@@ -85,7 +85,11 @@ def _facts(day: int, total: Counter[str], hours: set[int], top: int, domain: Dom
         top_user_events=top,
         actions={name: total[f"action {name}"] for name in domain.vocabulary.names if total[f"action {name}"]},
         labels={head: total[f"label {head}"] for head in domain.head_names} if matured else {},
-        predictions={head: total[f"sum {head}"] / logged for head in domain.head_names} if logged else {},
+        predictions={
+            head: total[f"sum {head}"] / known
+            for head in domain.head_names
+            if (known := logged - total[f"without {head}"]) > 0
+        },
     )
 
 
@@ -122,7 +126,9 @@ def _predictions(own: pa.Table, domain: Domain) -> dict[str, float]:
     width_R = length_R // np.maximum(size_R, 1)
     p_MH = known_columns(pc.list_flatten(values).to_numpy(), width_R, size_R, len(domain.heads)).astype(np.float64)
     sums = {f"sum {head}": float(np.nansum(p_MH[:, h])) for h, head in enumerate(domain.head_names)}
-    return {"logged": len(p_MH), **sums}
+    lack_H = np.isnan(p_MH).sum(axis=0).tolist()
+    without = {f"without {head}": n for head, n in zip(domain.head_names, lack_H, strict=True) if n}
+    return {"logged": len(p_MH), **sums, **without}
 
 
 def _ints(label_MH: NDArray[np.float32]) -> list[int]:

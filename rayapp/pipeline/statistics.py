@@ -94,12 +94,12 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
             publish_directory(root / STATISTICS / name, write)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        _remove_old(root)
+        _remove_old(root, domain)
     return name, True
 
 
-def _remove_old(root: Path) -> None:
-    for name in superseded(root, KEPT):
+def _remove_old(root: Path, domain: Domain) -> None:
+    for name in superseded(root, domain, KEPT):
         shutil.rmtree(root / STATISTICS / name, ignore_errors=True)
 
 

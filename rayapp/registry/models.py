@@ -23,8 +23,8 @@ from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
 from rayapp.registry.item_tables import load_table
 from rayapp.root.catalogue import read_users
-from rayapp.root.facts import read_revisions
-from rayapp.root.places import MODELS, ROOT_FILE
+from rayapp.root.facts import domain_of_schema
+from rayapp.root.places import MODELS
 from rayapp.root.publish import Manifest, PublishError, publish_directory, read_json, read_manifest, write_json
 
 FORMAT = 3
@@ -119,7 +119,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         )
     config = from_json(ModelConfig, read_json(directory / "config.json"))
     encoders = from_json(Encoders, schema["encoders"])
-    own = _own_domain(root, schema, domain)
+    own = domain_of_schema(root, schema, domain)
     calibration = Calibration.of_heads(read_json(directory / "calibration.json"), own.head_names)
     ranker = Ranker(config, encoders, own, vocabulary.size)
     weights = directory / "weights.safetensors"
@@ -140,15 +140,7 @@ def trained_domain(root: Path, version: str, domain: Domain) -> Domain:
     Raises:
         PublishError: absent, or of another format.
     """
-    return _own_domain(root, read_json(published(root, version)[0] / "schema.json"), domain)
-
-
-def _own_domain(root: Path, schema: dict[str, Any], domain: Domain) -> Domain:
-    if "domain" in schema:
-        return from_json(Domain, schema["domain"])
-    # Models that do not tell it were trained before a domain could change.
-    revisions = read_revisions(root) if (root / ROOT_FILE).exists() else []
-    return revisions[0].before if revisions else domain
+    return domain_of_schema(root, read_json(published(root, version)[0] / "schema.json"), domain)
 
 
 def published(root: Path, version: str) -> tuple[Path, Manifest]:

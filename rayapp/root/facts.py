@@ -1,5 +1,6 @@
 """A root directory's facts: its bucket count, fixed when it is made, and its domain with all its revisions."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -105,6 +106,15 @@ def read_revisions(root: Path) -> list[Revision]:
     """
     rows = _read(root).get(REVISIONS, [])
     return [Revision(row["at_ms"], tuple(row["changes"]), _domain(row["before"])) for row in rows]
+
+
+def domain_of_schema(root: Path, schema: Mapping[str, Any], domain: Domain) -> Domain:
+    """The domain that a model was trained under, by its `schema.json`; `domain` is the root's. A model that does not
+    tell it was trained before a domain could change."""
+    if "domain" in schema:
+        return _domain(schema["domain"])
+    revisions = read_revisions(root) if (root / ROOT_FILE).exists() else []
+    return revisions[0].before if revisions else domain
 
 
 def _read(root: Path) -> dict[str, Any]:

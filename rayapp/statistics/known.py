@@ -251,13 +251,13 @@ def newest_statistics(root: Path, domain: Domain | None = None) -> str | None:
     return next((n for n in names if domain is None or _counted_for(_settings(root / STATISTICS / n), domain)), None)
 
 
-def superseded(root: Path, kept: int) -> list[str]:
-    """Names of all but the `kept` newest statistics of those settings that were counted last, and the newest of each
-    others: a live model may read those that it was trained on."""
+def superseded(root: Path, domain: Domain, kept: int) -> list[str]:
+    """Names of all but the `kept` newest statistics of the domain, and the newest of any other settings: a live model
+    may read those that it was trained on."""
     names = counted_names(root)
     settings = {name: json.dumps(_settings(root / STATISTICS / name), sort_keys=True) for name in names}
     gone = list[str]()
     for one in set(settings.values()):
         of_one = [name for name in names if settings[name] == one]
-        gone += of_one[: -(kept if one == settings[names[-1]] else 1)]
+        gone += of_one[: -(kept if _counted_for(json.loads(one), domain) else 1)]
     return gone
