@@ -2,6 +2,7 @@
 
 import asyncio
 import dataclasses
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -161,7 +162,7 @@ def test_windows_and_statistics_are_made_anew_for_what_a_domain_gained(
     assert newest_statistics(root, domain) == counted
     assert newest_statistics(root, new) != counted
     assert count_statistics(root, new)[1] is False
-    for n in range(10, 16):  # as logs grow, only one of the old kind is kept
+    for n in range(10, 16):
         store.append([make_event(n, action="save", at=T0 + n)])
         export(root, store, T0)
         count_statistics(root, new)
@@ -169,7 +170,12 @@ def test_windows_and_statistics_are_made_anew_for_what_a_domain_gained(
     assert len(list((root / STATISTICS).glob("[!.]*"))) == 1 + 3
     make_windows(root, new, [span])
     assert newest_statistics(root, domain) != counted, "a live model is measured on the days of its challengers"
-    assert len(list((root / STATISTICS).glob("[!.]*"))) == 1 + 3
+    shutil.rmtree(root / "models")
+    store.append([make_event(20, action="save", at=T0)])
+    export(root, store, T0)
+    count_statistics(root, new)
+    assert newest_statistics(root, domain) is None, "no model reads them any more"
+    assert len(list((root / STATISTICS).glob("[!.]*"))) == 3
 
 
 def test_items_that_were_imported_before_have_no_value_of_what_was_added(root: Path, domain: Domain) -> None:

@@ -200,7 +200,7 @@ class ExperimentBook:
         return None
 
     def arm_of(self, user_id: str, now_ms: int) -> Assignment | None:
-        """The user's arm now; None: the champion, with the domain's utilities and the server's mix."""
+        """The user's arm now; None: the champion, with the domain's utilities and mix."""
         running = self.running(now_ms)
         arm = running.assign(user_id) if running else None
         if running is None or arm is None:

@@ -57,7 +57,7 @@ class Arm:
     utilities: tuple[float, ...] | None = None
     """In the order of the domain's heads; None: the domain's."""
     mix: Mapping[str, float] | None = None
-    """Candidate source -> share of the candidates; None: the server's."""
+    """Candidate source -> share of the candidates; None: the domain's."""
 
     @property
     def num_slots(self) -> int:

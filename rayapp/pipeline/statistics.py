@@ -26,7 +26,7 @@ from rayapp.pipeline.export import CURSORS
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.catalogue import read_version
-from rayapp.root.facts import read_root
+from rayapp.root.facts import read_root, trained_domains
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, STATISTICS, STATISTICS_STAGING, USERS
 from rayapp.root.publish import Manifest, exclusive, log_manifest, publish_directory
 from rayapp.statistics.agreement import Agreement
@@ -48,7 +48,7 @@ EVENT_COLUMNS: Final = columns_of(
     EVENT_SCHEMA, "user_id", "item_id", "action", "timestamp_ms", "received_at_ms", "commit_seq", "event_hash"
 )
 KEPT: Final = 3
-"""Statistics of a root that are kept: a replica or a job may still read older ones than the newest."""
+"""Statistics of a root and a domain that are kept: a replica or a job may still read older ones than the newest."""
 CUT_BITS: Final = 4
 OPEN_STEPS: Final = 2
 """Rows of so many last steps may still come: what is received at the end of one is stored in the next."""
@@ -99,7 +99,9 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
 
 
 def _remove_old(root: Path, domain: Domain) -> None:
-    for name in superseded(root, domain, KEPT):
+    """A model that was trained before the domain changed reads its own, as long as it is there."""
+    now, _ = read_root(root)
+    for name in superseded(root, [domain, now, *trained_domains(root, now).values()], KEPT):
         shutil.rmtree(root / STATISTICS / name, ignore_errors=True)
 
 

@@ -6,7 +6,6 @@ are looked up again in statistics that are counted from the log, in the steps th
 Shapes: R requests, P items shown of one, M of all, K columns.
 """
 
-import contextlib
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,7 +17,6 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
 from rayapp.pipeline.export import exported
@@ -26,9 +24,8 @@ from rayapp.pipeline.labels import between
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
-from rayapp.root.facts import domain_of_schema, read_root
-from rayapp.root.places import EVENTS, MODELS, REQUESTS
-from rayapp.root.publish import PublishError, read_json
+from rayapp.root.facts import read_root, trained_domains
+from rayapp.root.places import EVENTS, REQUESTS
 from rayapp.statistics.agreement import Agreement
 from rayapp.statistics.known import Statistics, load_base, reading_of
 from rayapp.statistics.logged import unpack
@@ -70,7 +67,7 @@ def statistics_parity(
         PublishError: a log can't be read.
     """
     domain, num_buckets = read_root(root)
-    view, read = LogView.of(root), _domains(root, domain)
+    view, read = LogView.of(root), trained_domains(root, domain)
     names = {reading_of(own): (count_statistics(root, own)[0], own) for own in [*read.values(), domain]}
     steps = _exported_steps(root, view, num_buckets)
 
@@ -92,16 +89,6 @@ def statistics_parity(
     different = [request_id for row in found for request_id in row["different"]]
     totals = {key: sum(row[key] for row in found) for key in COUNTED}
     return StatisticsParity(**totals, different=tuple(different[:SHOWN]))
-
-
-def _domains(root: Path, domain: Domain) -> dict[str, Domain]:
-    """Version -> the domain that its model was trained under, whose statistics it read; versions that are gone or
-    damaged are missing."""
-    found = {}
-    for path in (root / MODELS).glob("[!.]*/schema.json"):
-        with contextlib.suppress(PublishError, TypeError, ValueError):
-            found[path.parent.name] = domain_of_schema(root, read_json(path), domain)
-    return found
 
 
 def _exported_steps(root: Path, view: LogView, num_buckets: int) -> frozenset[int]:

@@ -1,5 +1,6 @@
 """A root directory's facts: its bucket count, fixed when it is made, and its domain with all its revisions."""
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -8,7 +9,7 @@ from typing import Any, Final
 from rayapp.contracts.config import Domain
 from rayapp.contracts.domain_changes import Change, changes
 from rayapp.contracts.json_values import from_json, to_json
-from rayapp.root.places import ROOT_FILE
+from rayapp.root.places import MODELS, ROOT_FILE
 from rayapp.root.publish import PublishError, exclusive, read_json, write_json
 
 DEFAULT_NUM_BUCKETS: Final = 16
@@ -115,6 +116,15 @@ def domain_of_schema(root: Path, schema: Mapping[str, Any], domain: Domain) -> D
         return _domain(schema["domain"])
     revisions = read_revisions(root) if (root / ROOT_FILE).exists() else []
     return revisions[0].before if revisions else domain
+
+
+def trained_domains(root: Path, domain: Domain) -> dict[str, Domain]:
+    """Version -> the domain that its model was trained under; versions that are gone or damaged are missing."""
+    found = {}
+    for path in (root / MODELS).glob("[!.]*/schema.json"):
+        with contextlib.suppress(PublishError, TypeError, ValueError):
+            found[path.parent.name] = domain_of_schema(root, read_json(path), domain)
+    return found
 
 
 def _read(root: Path) -> dict[str, Any]:

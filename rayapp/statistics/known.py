@@ -6,7 +6,7 @@ Shapes: N items or users, U distinct steps, S half-lives, A counted kinds, K col
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -251,13 +251,15 @@ def newest_statistics(root: Path, domain: Domain | None = None) -> str | None:
     return next((n for n in names if domain is None or _counted_for(_settings(root / STATISTICS / n), domain)), None)
 
 
-def superseded(root: Path, domain: Domain, kept: int) -> list[str]:
-    """Names of all but the `kept` newest statistics of the domain, and the newest of any other settings: a live model
-    may read those that it was trained on."""
+def superseded(root: Path, domains: Iterable[Domain], kept: int) -> list[str]:
+    """Names of all statistics but the `kept` newest of each domain.
+
+    Raises:
+        PublishError: a manifest can't be read.
+    """
     names = counted_names(root)
-    settings = {name: json.dumps(_settings(root / STATISTICS / name), sort_keys=True) for name in names}
-    gone = list[str]()
-    for one in set(settings.values()):
-        of_one = [name for name in names if settings[name] == one]
-        gone += of_one[: -(kept if _counted_for(json.loads(one), domain) else 1)]
-    return gone
+    settings = {name: _settings(root / STATISTICS / name) for name in names}
+    stay = set[str]()
+    for domain in domains:
+        stay.update([name for name in names if _counted_for(settings[name], domain)][-kept:])
+    return [name for name in names if name not in stay]
