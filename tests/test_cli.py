@@ -53,6 +53,7 @@ def test_the_set_of_commands_is_known() -> None:
         "serve",
         "fetch",
         "init-domain",
+        "domain",
         "domain diff",
         "domain apply",
         "domain history",

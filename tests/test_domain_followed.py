@@ -19,19 +19,21 @@ from rayapp.contracts.schema import (
     Vocabulary,
     item_schema,
 )
+from rayapp.features.attributes import AttributeEncoder
 from rayapp.features.requests import known_columns
 from rayapp.features.statistics import Grid
-from rayapp.loop.artifacts import make_windows
+from rayapp.loop.artifacts import make_windows, reads_all
 from rayapp.pipeline.export import export
 from rayapp.pipeline.labels import label_requests
 from rayapp.pipeline.statistics import count_statistics
 from rayapp.pipeline.windows import is_current
 from rayapp.registry.aliases import CHAMPION, promote
 from rayapp.registry.models import load_model, trained_domain
-from rayapp.root.catalogue import read_catalogue
+from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.catalogue_writer import merge
 from rayapp.root.facts import apply_domain
-from rayapp.root.places import ITEMS, STATISTICS, WINDOWS
+from rayapp.root.logs import read_log
+from rayapp.root.places import ITEMS, REQUESTS, STATISTICS, WINDOWS
 from rayapp.root.publish import PublishError, read_manifest
 from rayapp.statistics.known import load_newest, newest_statistics
 from rayapp.statistics.observations import shown
@@ -183,6 +185,13 @@ def test_items_that_were_imported_before_have_no_value_of_what_was_added(root: P
     merge(root, ITEMS, pa.Table.from_pylist(rows, schema=item_schema(domain.attributes)), domain)
     apply_domain(root, grown(domain), 1)
     assert read_catalogue(root)["price"].to_pylist() == [None]
+    nobody = read_users(root, grown(domain))
+    assert AttributeEncoder.fit(read_catalogue(root), grown(domain).attributes).mean["price"] == 0.0
+    assert AttributeEncoder.fit(nobody, grown(domain).user_attributes).mean == {"age": 0.0}
+    log = read_log(root, REQUESTS, ["timestamp_ms", "tab"])
+    assert AttributeEncoder.fit(log, grown(domain).context_attributes).categories == {"tab": []}
+    assert not reads_all(item_table(domain), grown(domain))
+    assert reads_all(item_table(grown(domain)), domain)
     rows = [{**rows[0], "item_id": "i2", "price": 3.0}]
     merge(root, ITEMS, pa.Table.from_pylist(rows, schema=item_schema(grown(domain).attributes)), grown(domain))
     assert read_catalogue(root)["price"].to_pylist() == [None, 3.0]

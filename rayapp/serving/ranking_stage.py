@@ -34,6 +34,8 @@ class RankingStage:
         self._root, self._domain, self._store = root, FollowedDomain(root), store
         self._statistics: dict[str, FreshStatistics] = {}
         """By what models read: one that was trained before the domain changed reads what it was trained on."""
+        self._readings: dict[str, str] = {}
+        """Version -> what `_statistics` are found by: it is not worked out for every call."""
         self._shelf = ModelShelf(root, self._domain.now, store, device, self._read_for)
         # One thread that scores: two of one replica would fight for its core.
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
@@ -58,7 +60,12 @@ class RankingStage:
             self._statistics = {**self._statistics, reading: FreshStatistics(self._root, domain, self._store)}
 
     def _of_model(self, model: LoadedModel) -> FreshStatistics:
-        return self._statistics[reading_of(model.domain)]
+        """Raises:
+        KeyError: the model is not held any more.
+        """
+        if (reading := self._readings.get(model.version)) is None:
+            reading = self._readings[model.version] = reading_of(model.domain)
+        return self._statistics[reading]
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         """None when this replica does not hold `version`."""
