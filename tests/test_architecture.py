@@ -44,7 +44,7 @@ IMPORTS: dict[str, set[str]] = {
     },
     "loop": {
         *("contracts", "experiments", "features", "importing", "launch", "model", "pipeline", "record", "registry"),
-        *("root", "sources", "statistics", "store", "training"),
+        *("root", "sources", "store", "training"),
     },
     "client": {"contracts", "features", "launch", "model", "record", "registry", "root"},
     "deployments": {"contracts", "experiments", "model", "registry", "root", "serving", "store"},

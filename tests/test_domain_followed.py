@@ -37,6 +37,7 @@ from rayapp.root.places import ITEMS, REQUESTS, STATISTICS, WINDOWS
 from rayapp.root.publish import PublishError, read_manifest
 from rayapp.statistics.known import load_newest, newest_statistics
 from rayapp.statistics.observations import shown
+from rayapp.training.evaluate import score_version
 from tests.api_in_process import Running
 from tests.conftest import T0, make_event
 from tests.small_window import event_table, request_table
@@ -172,6 +173,10 @@ def test_windows_and_statistics_are_made_anew_for_what_a_domain_gained(
     assert len(list((root / STATISTICS).glob("[!.]*"))) == 1 + 3
     make_windows(root, new, [span])
     assert newest_statistics(root, domain) != counted, "a live model is measured on the days of its challengers"
+    logits = score_version(root, "a", name, new)
+    assert logits.shape == (1, 1, 3)
+    assert logits[0, 0, 0] != 0
+    assert logits[0, 0, 2] == 0, "the model knows nothing of the new head"
     shutil.rmtree(root / "models")
     store.append([make_event(20, action="save", at=T0)])
     export(root, store, T0)

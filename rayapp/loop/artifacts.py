@@ -1,7 +1,6 @@
 """What a training leaves in a root: statistics, windows, an item table, a model. Here each gets its name and is made,
 unless it is published already; a first training, a retraining and the studies are steps over these functions."""
 
-import contextlib
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,14 +15,13 @@ from rayapp.contracts.presets import AUTO, Preset
 from rayapp.contracts.schema import fingerprint
 from rayapp.loop.plan import Span, Split
 from rayapp.model.item_table import ItemTable
-from rayapp.pipeline.statistics import count_statistics
+from rayapp.pipeline.statistics import count_for_models
 from rayapp.pipeline.windows import Window, build, is_current, window_name
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
-from rayapp.registry.models import model_manifest, trained_domain
+from rayapp.registry.models import model_manifest
 from rayapp.root.places import ITEM_TABLES, MODELS, WINDOWS
-from rayapp.root.publish import PublishError, read_manifest
-from rayapp.statistics.known import reading_of, settings_of
+from rayapp.root.publish import read_manifest
 from rayapp.training.build_table import build_item_table
 from rayapp.training.run import TrainingRun, train_and_publish
 
@@ -100,25 +98,13 @@ def fitted(root: Path, prepared: Prepared, preset: Preset, *, live: bool = False
 
 def make_windows(root: Path, domain: Domain, spans: Iterable[Span], *, history_length: int = HISTORY_LENGTH) -> bool:
     """The statistics of the log as it is, and the window of each span; whether anything was built."""
-    for live in _live_domains(root, domain):  # counted first, so that the domain's own are the newest
-        count_statistics(root, live)
-    built = count_statistics(root, domain)[1]
+    # A live model is measured on the days of its challengers, and may read other statistics.
+    built = count_for_models(root, domain, read_aliases(root).values())
     for span in sorted(spans):
         if not is_current(root, window_name(*span), domain):
             build(root, window_name(*span), Window(*span, history_length), domain)
             built = True
     return built
-
-
-def _live_domains(root: Path, domain: Domain) -> list[Domain]:
-    """Those that live models were trained under and that read other statistics than today's: they are measured on the
-    same days as their challengers."""
-    found: dict[str, Domain] = {}
-    for version in read_aliases(root).values():
-        with contextlib.suppress(PublishError):  # told where the model is read
-            own = trained_domain(root, version, domain)
-            found[reading_of(own)] = own
-    return [own for own in found.values() if settings_of(own) != settings_of(domain)]
 
 
 def build_windows(root: Path, domain: Domain, split: Split) -> tuple[Prepared, bool]:

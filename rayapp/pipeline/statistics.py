@@ -10,7 +10,7 @@ Shapes: E increments, A counted kinds, H heads.
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -96,6 +96,16 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
             shutil.rmtree(staging, ignore_errors=True)
         _remove_old(root, domain)
     return name, True
+
+
+def count_for_models(root: Path, domain: Domain, versions: Collection[str]) -> bool:
+    """`count_statistics` of the domain, after those that these models were trained under where they read others;
+    whether the domain's were made."""
+    trained = [own for version, own in trained_domains(root, domain).items() if version in versions]
+    for own in {str(settings_of(own)): own for own in trained}.values():
+        if settings_of(own) != settings_of(domain):
+            count_statistics(root, own)
+    return count_statistics(root, domain)[1]
 
 
 def _remove_old(root: Path, domain: Domain) -> None:
