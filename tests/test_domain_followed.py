@@ -23,6 +23,9 @@ from rayapp.features.attributes import AttributeEncoder
 from rayapp.features.requests import known_columns
 from rayapp.features.statistics import Grid
 from rayapp.loop.artifacts import make_windows, reads_all
+from rayapp.loop.challenge import _shift
+from rayapp.loop.gates import CHALLENGER
+from rayapp.loop.limits import GateLimits
 from rayapp.pipeline.export import export
 from rayapp.pipeline.labels import label_requests
 from rayapp.pipeline.statistics import count_statistics
@@ -37,7 +40,7 @@ from rayapp.root.places import ITEMS, REQUESTS, STATISTICS, WINDOWS
 from rayapp.root.publish import PublishError, read_manifest
 from rayapp.statistics.known import load_newest, newest_statistics
 from rayapp.statistics.observations import shown
-from rayapp.training.evaluate import score_version
+from rayapp.training.evaluate import EvaluationSet, score_version
 from tests.api_in_process import Running
 from tests.conftest import T0, make_event
 from tests.small_window import event_table, request_table
@@ -200,3 +203,21 @@ def test_items_that_were_imported_before_have_no_value_of_what_was_added(root: P
     rows = [{**rows[0], "item_id": "i2", "price": 3.0}]
     merge(root, ITEMS, pa.Table.from_pylist(rows, schema=item_schema(grown(domain).attributes)), grown(domain))
     assert read_catalogue(root)["price"].to_pylist() == [None, 3.0]
+
+
+def test_gates_hold_a_model_of_more_heads_against_the_champion_by_the_heads_of_both(
+    domain: Domain, rng: np.random.Generator
+) -> None:
+    new = grown(domain)
+    window = EvaluationSet(
+        np.zeros((4, 3, 3), np.float32), np.ones((4, 3), bool), np.zeros(4, np.uint64), np.zeros(4, np.int64),
+        np.array(list("abcd"), object),
+    )  # fmt: skip
+    logit_RCH = rng.normal(size=(4, 3, 3)).astype(np.float32)
+    old_RCH = logit_RCH.copy()
+    old_RCH[:, :, 2] = 0
+    gates = _shift(window, {CHAMPION: old_RCH, CHALLENGER: logit_RCH}, new, GateLimits(), 2)
+    assert {gate.name for gate in gates} == {
+        "mean feed score", "spread of the feed score", "predictions of save", "predictions of hide",
+    }  # fmt: skip
+    assert all(gate.passed for gate in gates), "the two say the same of the heads that both have"
