@@ -60,10 +60,10 @@ class FollowingApi:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         await self._api(scope, receive, send)
 
-    def follow(self, domain: Domain) -> None:
+    async def follow(self, domain: Domain) -> None:
         """Goes by another domain, with all that answers."""
         self._service.follow(domain)
-        self._api = build_api(self._service)
+        self._api = await asyncio.to_thread(build_api, self._service)  # a tenth of a second: requests go on
 
 
 @serve.deployment
@@ -121,7 +121,7 @@ class Ingress:
 
     async def _follow_domain(self) -> None:
         if await asyncio.to_thread(self._domain.refresh):
-            self._api.follow(self._domain.now)
+            await self._api.follow(self._domain.now)
 
     async def _follow_keys(self) -> None:
         self._service.keys = await asyncio.to_thread(Keys.load, self._root)
