@@ -102,7 +102,7 @@ def _user_routes(router: APIRouter, service: Service) -> None:
         rows = [
             {
                 "item_id": found.item_ids[n],
-                "action": names[a - FIRST_ACTION_ID] if a > UNKNOWN else None,
+                "action": names[a - FIRST_ACTION_ID] if UNKNOWN < a < FIRST_ACTION_ID + len(names) else None,
                 "timestamp_ms": int(found.history.timestamp_ms_E[n]),
                 "received_at_ms": int(found.history.received_at_ms_E[n]),
             }

@@ -90,7 +90,7 @@ def _ranked_items(
             known = bool(ranking.known_C[row.index])
             item = {"item_id": body.item_ids[row.index], "rank": place, "score": row.score, "known": known}
             if body.explain:
-                item["probabilities"] = dict(zip(head_names, ranking.probability_CH[row.index].tolist(), strict=True))
+                item["probabilities"] = dict(zip(head_names, ranking.probability_CH[row.index].tolist(), strict=False))
             items.append(item)
     if body.fields:
         for n, item in zip(order, items, strict=True):

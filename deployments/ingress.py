@@ -18,14 +18,15 @@ from deployments.operations import operation_routes
 from deployments.placement import Inline, plain
 from deployments.service import Service
 from rayapp import __version__
+from rayapp.contracts.config import Domain
 from rayapp.experiments.assignment import ExperimentBook
 from rayapp.registry.aliases import read_aliases
-from rayapp.root.facts import read_root
 from rayapp.root.publish import PublishError
 from rayapp.serving.answer_log import AnswerLog
 from rayapp.serving.background import POLL_S, Background
 from rayapp.serving.bounded import or_none
 from rayapp.serving.feed import Feed
+from rayapp.serving.followed_domain import FollowedDomain
 from rayapp.serving.keys import Keys
 from rayapp.serving.live import Live
 from rayapp.serving.stages import Stages
@@ -50,6 +51,21 @@ def build_api(service: Service) -> FastAPI:
     return api
 
 
+class FollowingApi:
+    """The API of the domain as it is: its routes check by it, and its OpenAPI document shows its attributes."""
+
+    def __init__(self, service: Service) -> None:
+        self._service, self._api = service, build_api(service)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await self._api(scope, receive, send)
+
+    async def follow(self, domain: Domain) -> None:
+        """Goes by another domain, with all that answers."""
+        self._service.follow(domain)
+        self._api = await asyncio.to_thread(build_api, self._service)  # a tenth of a second: requests go on
+
+
 @serve.deployment
 @serve.ingress()
 class Ingress:
@@ -67,7 +83,8 @@ class Ingress:
         random_share: float,
     ) -> None:
         self._root = Path(root)
-        domain, _ = read_root(self._root)
+        self._domain = FollowedDomain(self._root)
+        domain = self._domain.now
         self._book = ExperimentBook(self._root, domain)
         # Calls are dataclasses and arrays, which pickle writes in half of cloudpickle's time.
         ranker = ranker.options(request_serialization="pickle", response_serialization="pickle")
@@ -77,10 +94,13 @@ class Ingress:
             raise PublishError(f"{self._root} has no API keys; make one: rayapp keys add NAME --role admin")
         live = Live.of(read_aliases(self._root))
         feed = Feed(domain, stages, live, self._book, random_share)
-        answers = AnswerLog(stages, live, Metrics(domain))
-        self._service = Service(self._root, domain, stages, live, feed, answers, keys, keys_needed)
+        metrics = Metrics(domain)
+        answers, book = AnswerLog(stages, live, metrics), self._book
+        self._service = Service(self._root, domain, stages, live, feed, answers, metrics, book, keys, keys_needed)
+        self._api = FollowingApi(self._service)
         self._candidates_here = candidates if isinstance(candidates, Inline) else None
         self._background = Background()
+        self._background.every(POLL_S, self._follow_domain)
         self._background.every(POLL_S, self._follow_keys)
         self._background.every(POLL_S, self._follow_experiments)
         self._background.every(POLL_S, self._follow_champion)
@@ -88,8 +108,8 @@ class Ingress:
         self._background.run(answers.requests.run())
         await or_none(self._fetch_popular())
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
-        return build_api(self._service)
+    def __serve_build_asgi_app__(self) -> FollowingApi:
+        return self._api
 
     async def __del__(self) -> None:
         await or_none(self._service.answers.requests.flush())
@@ -98,6 +118,10 @@ class Ingress:
         self._background.check()
         if self._candidates_here is not None:  # as a deployment, Serve asks it itself
             await self._candidates_here.check_health()
+
+    async def _follow_domain(self) -> None:
+        if await asyncio.to_thread(self._domain.refresh):
+            await self._api.follow(self._domain.now)
 
     async def _follow_keys(self) -> None:
         self._service.keys = await asyncio.to_thread(Keys.load, self._root)

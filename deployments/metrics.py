@@ -16,7 +16,7 @@ class Metrics:
     """Counters and histograms of one ingress replica."""
 
     def __init__(self, domain: Domain) -> None:
-        self._heads = domain.head_names
+        self.domain = domain
         self._stage_ms = metrics.Histogram(
             "rayapp_stage_ms", "What a stage of a feed took.", STAGE_MS, tag_keys=("stage",)
         )
@@ -46,7 +46,7 @@ class Metrics:
         self._answers.inc(1, tags)
         for shown in answer.shown[:MEASURED_ITEMS]:
             if shown.probability_H is not None:
-                for head, probability in zip(self._heads, shown.probability_H.tolist(), strict=True):
+                for head, probability in zip(self.domain.head_names, shown.probability_H.tolist(), strict=False):
                     self._probability.observe(probability, {"head": head})
         if len(answer.user.history):
             age_s = (answer.ask.at_ms - int(answer.user.history.timestamp_ms_E[0])) / 1000

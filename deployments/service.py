@@ -8,7 +8,9 @@ from fastapi import Request, Security
 from fastapi.security import APIKeyHeader, HTTPBearer
 
 from deployments.http import Problem
+from deployments.metrics import Metrics
 from rayapp.contracts.config import Domain
+from rayapp.experiments.assignment import ExperimentBook
 from rayapp.serving.answer_log import AnswerLog
 from rayapp.serving.feed import Feed
 from rayapp.serving.keys import Keys, Role
@@ -31,8 +33,15 @@ class Service:
     live: Live
     feed: Feed
     answers: AnswerLog
+    metrics: Metrics
+    book: ExperimentBook
     keys: Keys
     keys_needed: bool
+
+    def follow(self, domain: Domain) -> None:
+        """All of it goes by another domain from now on."""
+        self.domain = self.feed.domain = self.metrics.domain = domain
+        self.book.follow(domain)
 
     async def any_key(self, request: Request, _bearer: Bearer, _header: Header) -> None:
         """Lets whoever has a key through.

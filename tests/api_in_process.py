@@ -10,7 +10,7 @@ from typing import Any
 
 import httpx
 
-from deployments.ingress import build_api
+from deployments.ingress import FollowingApi
 from deployments.metrics import Metrics
 from deployments.service import Service
 from rayapp.contracts.config import Domain
@@ -32,8 +32,8 @@ RANKER_CALLS = 2
 class Running:
     """A service, a client of its API, and what stands behind."""
 
-    def __init__(self, service: Service, client: httpx.AsyncClient, store: str | None) -> None:
-        self.service, self.client, self.store = service, client, store
+    def __init__(self, service: Service, client: httpx.AsyncClient, store: str | None, api: FollowingApi) -> None:
+        self.service, self.client, self.store, self.api = service, client, store, api
 
     async def post(self, path: str, body: Any, **more: Any) -> httpx.Response:
         return await self.client.post(path, json=body, **more)
@@ -68,14 +68,15 @@ async def running(
     ranker = RankingStage(root, open_store(root, store))
     stages = Stages(sequences, candidates, ranker, asyncio.Semaphore(RANKER_CALLS))
     live = Live.of(read_aliases(root))
-    feed = Feed(domain, stages, live, ExperimentBook(root, domain))
-    answers = AnswerLog(stages, live, Metrics(domain))
-    service = Service(root, domain, stages, live, feed, answers, Keys.load(root), keys)
-    transport = httpx.ASGITransport(app=build_api(service), raise_app_exceptions=False)
+    book, metrics = ExperimentBook(root, domain), Metrics(domain)
+    feed, answers = Feed(domain, stages, live, book), AnswerLog(stages, live, metrics)
+    service = Service(root, domain, stages, live, feed, answers, metrics, book, Keys.load(root), keys)
+    api = FollowingApi(service)
+    transport = httpx.ASGITransport(app=api, raise_app_exceptions=False)
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     try:
         async with httpx.AsyncClient(transport=transport, base_url="http://api", headers=headers) as client:
-            yield Running(service, client, store)
+            yield Running(service, client, store, api)
     finally:
         for stage in (candidates, ranker, sequences):
             stage.close()

@@ -26,7 +26,7 @@ IMPORTS: dict[str, set[str]] = {
     "store": {"contracts", "features", "root"},
     "statistics": {"contracts", "features", "root"},
     "pipeline": {"contracts", "features", "root", "statistics", "store"},
-    "importing": {"contracts", "pipeline", "root"},
+    "importing": {"contracts", "pipeline", "retrieval", "root"},
     "model": {"contracts", "features"},
     "registry": {"contracts", "features", "model", "root"},
     "training": {

@@ -89,6 +89,9 @@ def test_a_retraining_has_its_names(root: Path, init: str, version: str) -> None
     state = new_run(root, options.to_json(), DAYS[6])
     steps = RetrainSteps(root, DOMAIN, options, GateLimits(), state, None, lambda _: None)
     plan = TrainingPlan((DAYS[0], DAYS[1]), DAYS[3], DAYS[4])
+    (root / MODELS / "parent").mkdir(parents=True)
+    write_json(root / MODELS / "parent" / "manifest.json", {"format": FORMAT})
+    write_json(root / MODELS / "parent" / "schema.json", {"domain": to_json(DOMAIN)})
     run = steps.training_run(Line("champion", "parent", nano(), "t"), plan, "t")
     assert run.version == version
     assert run.train_windows == ("2026-01-01_2026-01-02", "2026-01-02_2026-01-03")

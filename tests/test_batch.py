@@ -263,7 +263,7 @@ def test_a_job_reads_the_root_as_it_stood_when_it_began(
 ) -> None:
     with workspace(tmp_path / "out", job(root), overwrite=False) as work:
         began = work.state
-    assert began == RootState(1, 1, newest_name(root))
+    assert began == RootState(1, 1, newest_name(root, domain))
     store.append([make_event(1)])
     export_all(root, store, NOW)
     newer, counted = count_statistics(root, domain)

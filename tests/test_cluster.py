@@ -19,7 +19,7 @@ from ray import serve
 from rayapp.cli.main import cli
 from rayapp.contracts.presets import COUNTS
 from rayapp.contracts.schema import EVENT_SCHEMA, bucket_of
-from rayapp.importing.domains import load_domain
+from rayapp.importing.domains import BUILT_IN, load_domain
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
 from rayapp.loop.artifacts import Prepared
@@ -407,3 +407,35 @@ def test_models_are_compared_on_a_window(world: tuple[Path, Prepared], tmp_path:
     assert baseline["differences"][CHAMPION][0] == pytest.approx(difference, abs=1e-5)
     assert "| champion |" in out.read_text()
     assert out.with_suffix(".svg").exists()
+
+
+def test_a_changed_utility_and_an_appended_action_are_followed_within_seconds(
+    client: httpx.Client, world: tuple[Path, Prepared], tmp_path: Path
+) -> None:
+    """The last test of this graph: its domain is another one from now on."""
+    root, _ = world
+    rank = {"user_id": "u-domain", "item_ids": ["i1", "i2", "i3"], "explain": True}
+
+    def scored_by(save: float) -> bool:
+        (first, *_) = client.post("/v1/rank", json=rank).json()["items"]
+        utilities = {"save": save, "click": 0.2, "hide": -1.0}
+        return abs(first["score"] - sum(utilities[head] * p for head, p in first["probabilities"].items())) < 1e-4
+
+    def shared() -> bool:
+        return client.post("/v1/events", json=event("u-domain", "i1", "share")).status_code == 200
+
+    assert scored_by(1.0)
+    assert not shared()
+    file = tmp_path / "domain.toml"
+    text = BUILT_IN["synthetic"].read_text().replace('name = "save"\nutility = 1.0', 'name = "save"\nutility = 7.0')
+    file.write_text(text + '\n[[actions]]\nname = "share"\nkind = "positive"\n')
+    done = CliRunner().invoke(cli, ["domain", "apply", "--root", str(root), str(file)])
+    assert "2 changes made" in done.output, done.exception
+    until(lambda: scored_by(7.0), 10)
+    until(shared, 10)
+    newest = client.get("/v1/users/u-domain/sequence").json()["events"][0]
+    assert newest["action"] == "share"
+    feed = post_feed(client, "u-domain", num_results=5)
+    assert not feed["degraded"]
+    assert feed["sequence"]["length"] == 1
+    assert "i1" not in [item["item_id"] for item in feed["items"]]

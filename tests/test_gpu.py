@@ -216,7 +216,7 @@ def test_calls_are_ranked_together_as_alone(root: Path, domain: Domain, store: S
         ("a", RankCall("u3", UserSequence.unknown(), T0 + 1, None, {})),  # type: ignore[arg-type]
     ]
     statistics = FreshStatistics(root, domain, store)
-    answers = rank_many(shelf.get, statistics, domain, calls)
+    answers = rank_many(shelf.get, lambda _: statistics, domain, calls)
     assert answers[2] is None
     assert isinstance(answers[4], Exception)
     for (version, call), answer in zip(calls, answers, strict=True):
@@ -241,7 +241,7 @@ def test_a_forward_that_fails_fails_its_own_calls_alone(root: Path, domain: Doma
     bad.scorer.batched.probabilities._scale_H = torch.ones(7)  # as many as no model has heads
     call = RankCall.of("u1", UserSequence.unknown(), T0, ["i1"], {})
     held, statistics = {"bad": bad, "a": good}, FreshStatistics(root, domain, store)
-    answers = rank_many(held.get, statistics, domain, [("bad", call), ("a", call), ("bad", call)])
+    answers = rank_many(held.get, lambda _: statistics, domain, [("bad", call), ("a", call), ("bad", call)])
     assert [type(answer) for answer in answers] == [RuntimeError, Ranking, RuntimeError]
 
 

@@ -14,7 +14,7 @@ from click.testing import CliRunner
 from rayapp.cli.main import cli
 from rayapp.contracts.config import DAY_MS, day_name
 from rayapp.contracts.presets import nano
-from rayapp.importing.domains import load_domain
+from rayapp.importing.domains import BUILT_IN, load_domain
 from rayapp.launch.graph import running_graph
 from rayapp.launch.ports import free_port
 from rayapp.loop.artifacts import build_windows, item_table, train_model, training_run
@@ -36,12 +36,23 @@ from rayapp.root.places import EVENTS, REQUESTS
 from rayapp.root.publish import PublishError
 from rayapp.sources.synthetic import World
 from rayapp.store.opening import open_store
+from tests.conftest import until
 
 START_MS = World().start_ms
 LAST_DAY = 11
 """The newest day of its logs; day 0 is the world's first. The retraining of the archive tested on the one before."""
 RETRAINED = "nano-v1.1-2025-01-11-81a4766f"
 REFUSED = "model {version} has format 2, this version reads 3; train anew: `rayapp train`"
+
+
+LIKED = '\n[[heads]]\nname = "liked"\nactions = ["save", "click"]\nutility = 0.5\n'
+SHARE = '\n[[actions]]\nname = "share"\nkind = "positive"\n'
+
+
+def changed(root: Path) -> str:
+    """What `rayapp domain apply` says of the root's `domain.toml`."""
+    done = CliRunner().invoke(cli, ["domain", "apply", "--root", str(root), str(root / "domain.toml")])
+    return f"{done.output}{done.exception or ''}"
 
 
 @pytest.fixture(scope="module")
@@ -135,6 +146,9 @@ def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_ses
     assert train_model(run, domain)
     promote(old_root, CHAMPION, run.version)
 
+    (old_root / "domain.toml").write_text(BUILT_IN["synthetic"].read_text() + LIKED)
+    assert "1 changes made" in changed(old_root)
+    domain, _ = read_root(old_root)
     rows = watch_days(old_root, domain, 3, as_of_ms)
     assert [row["day_ms"] for row in rows] == [last_ms + day * DAY_MS for day in (-1, 0, 1)]
     assert [row["requests"] > 0 for row in rows] == [True, True, False]
@@ -145,6 +159,8 @@ def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_ses
     assert plan.test == last_ms
     assert version is not None
     assert version.startswith(f"nano-v1.1-{day_name(plan.test)}-")
+    assert load_model(old_root, version, domain).head_names == ("save", "click", "hide", "liked")
+    assert load_model(old_root, run.version, domain).head_names == ("save", "click", "hide")
     live = version if state.outcome == PROMOTED else run.version
     assert read_aliases(old_root)[CHAMPION] == live
     assert [run.id for run in read_runs(old_root)] == ["20250113-1", refused.id, state.id]
@@ -155,8 +171,19 @@ def test_trained_anew_it_is_watched_retrained_and_served(old_root: Path, ray_ses
     store = open_store(old_root)
     user = next(user for user in (f"u{n}" for n in range(100)) if len(store.lookup(user).history))
     store.close()
+    now = {"user_id": user, "item_id": "i1", "action": "share", "timestamp_ms": 1_760_000_000_000}
     with running_graph(old_root, free_port()) as url:
         answer = httpx.post(f"{url}/v1/recommendations", json={"user_id": user}, timeout=30)
+        text = BUILT_IN["synthetic"].read_text().replace("utility = 0.2", "utility = 0.9") + LIKED + SHARE
+        (old_root / "domain.toml").write_text(text)
+        assert httpx.post(f"{url}/v1/events", json=now, timeout=30).status_code == 422
+        assert "2 changes made" in changed(old_root)
+        until(lambda: httpx.post(f"{url}/v1/events", json=now, timeout=30).status_code == 200, 10)
+        rank = {"user_id": user, "item_ids": ["i1"], "explain": True}
+        (item,) = httpx.post(f"{url}/v1/rank", json=rank, timeout=30).json()["items"]
+    known = {"save": 1.0, "click": 0.9, "hide": -1.0, "liked": 0.5}
+    assert item["score"] == pytest.approx(sum(known[head] * p for head, p in item["probabilities"].items()), abs=1e-4)
+    assert ("liked" in item["probabilities"]) is (state.outcome == PROMOTED)
     assert answer.status_code == 200, answer.text
     feed = answer.json()
     assert (feed["model_version"], feed["degraded"]) == (live, False)

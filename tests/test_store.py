@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
-from rayapp.contracts.schema import Action, ActionKind, Event, Vocabulary, bucket_of
+from rayapp.contracts.schema import UNKNOWN, Action, ActionKind, Event, Vocabulary, bucket_of
 from rayapp.store import AppendStatus, OutboxFull, OutboxKind, StepTooOld, Store, StoreError
 from rayapp.store.lmdb import LmdbStore
 from rayapp.store.packed import EMPTY, head, insert
@@ -351,6 +351,21 @@ def test_numbers_go_on_behind_those_that_a_log_has_seen(store: Store) -> None:
     store.append([make_event(4)])
     assert [row.commit_seq for row in store.drain(bucket, 103, 10)] == [104]
     assert store.stats().outbox_rows == 1
+
+
+def test_a_store_that_is_open_takes_appended_actions(make_store: MakeStore, domain: Domain) -> None:
+    store, share = make_store(), Action(name="share", kind=ActionKind.POSITIVE)
+    grown, identity = Vocabulary((*domain.vocabulary.actions, share)), store.identity
+    store.append([make_event(1, action="share", at=T0)])
+    store.follow(grown)
+    store.append([make_event(2, action="share", at=T0 + 1), make_event(3, action="save", at=T0 + 2)])
+    ids = store.lookup("u1").history.action_E.tolist()
+    assert ids == [domain.vocabulary.id_of("save"), grown.id_of("share"), UNKNOWN], "nobody had told it of the first"
+    assert (store.vocabulary, store.identity) == (grown, identity)
+    assert make_store(grown).lookup("u1").history.action_E.tolist() == ids
+    with pytest.raises(StoreError, match="may only be appended"):
+        store.follow(Vocabulary(domain.vocabulary.actions[::-1]))
+    assert store.vocabulary == grown
 
 
 def test_a_store_keeps_its_identity_and_no_two_share_one(make_store: MakeStore, tmp_path: Path, domain: Domain) -> None:

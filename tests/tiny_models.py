@@ -42,21 +42,25 @@ def publish_models(root: Path, domain: Domain) -> None:
     make_root(root, domain, 4)
     table = item_table(domain)
     publish_table(root, table, {})
-    nothing = AttributeEncoder({}, {}, {}, {})
-    encoders = Encoders(AttributeEncoder.fit(items_as_table(table), domain.attributes), nothing, nothing)
-    versions: dict[str, Encoder] = {"a": "transact", "b": "none"}
-    for version, encoder in versions.items():
-        config = dataclasses.replace(nano().model, encoder=encoder)
-        publish_model(
-            root,
-            version,
-            ranker=Ranker(config, encoders, domain),
-            config=config,
-            domain=domain,
-            encoders=encoders,
-            calibration=Calibration.none(len(domain.heads)),
-            item_table="table",
-            metrics={},
-            lineage={"created_at_ms": 1},
-        )
+    publish_version(root, "a", "transact", domain, table)
+    publish_version(root, "b", "none", domain, table)
     promote(root, CHAMPION, "a")
+
+
+def publish_version(root: Path, version: str, encoder: Encoder, domain: Domain, table: ItemTable) -> None:
+    """An untrained model over a published table."""
+    nothing = AttributeEncoder({}, {}, {}, {})
+    encoders = Encoders(AttributeEncoder.fit(items_as_table(table), table.tower.attributes), nothing, nothing)
+    config = dataclasses.replace(nano().model, encoder=encoder)
+    publish_model(
+        root,
+        version,
+        ranker=Ranker(config, encoders, domain),
+        config=config,
+        domain=domain,
+        encoders=encoders,
+        calibration=Calibration.none(len(domain.heads)),
+        item_table=table.name,
+        metrics={},
+        lineage={"created_at_ms": 1},
+    )

@@ -91,8 +91,8 @@ class Accumulators:
         label_N: NDArray[np.float32],
         activity_N: NDArray[np.int64],
     ) -> None:
-        """Rows whose label is NaN are passed over. `activity_N`: actions known of the row's user."""
-        labelled_N = ~np.isnan(label_N)
+        """Rows whose label or probability is NaN are passed over. `activity_N`: actions known of the row's user."""
+        labelled_N = ~np.isnan(label_N) & ~np.isnan(probability_N)
         for segment, (low, high) in SEGMENTS.items():
             rows = labelled_N & (activity_N >= low) & (activity_N < high)
             if rows.any():

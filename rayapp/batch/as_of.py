@@ -5,6 +5,7 @@ Shapes: R requests, N candidates of all of them, H heads.
 
 import dataclasses
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -24,22 +25,24 @@ from rayapp.registry.models import load_model
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.orders import Positives
 from rayapp.retrieval.sources import SOURCES, Need, default_mix
-from rayapp.statistics.known import Statistics
+from rayapp.statistics.known import Statistics, load_newest, reading_of
 from rayapp.store import DEFAULT_CAP
 
 MODELS_HELD: Final = 2
 
 
-def settled_mix() -> dict[str, float]:
-    """The live graph's sources, but none that draws: a job that runs again gives the same lists."""
-    return {name: share for name, share in default_mix().items() if Need.CHANCE not in SOURCES[name].needs}
+def settled_mix(mix: Mapping[str, float] | None = None) -> dict[str, float]:
+    """The live graph's sources, of a domain's `mix` or of the usual one, but none that draws: a job that runs again
+    gives the same lists."""
+    shares = (mix or default_mix()).items()
+    return {name: share for name, share in shares if Need.CHANCE not in SOURCES[name].needs}
 
 
 class BatchModel:
     """One loaded model over its item table and the items that came later."""
 
     def __init__(self, version: str, scorer: Scorer, statistics: Statistics) -> None:
-        self.version, self.scorer, self._statistics = version, scorer, statistics
+        self.version, self.scorer, self.statistics = version, scorer, statistics
         self._index: CandidateIndex | None = None
         self._step: int | None = None
 
@@ -47,7 +50,7 @@ class BatchModel:
         """The candidates in the orders that the live graph had from the beginning of a step on. The last ones are kept:
         a job as of one moment orders once, and others do well to ask step by step."""
         if self._index is None or self._step != step:
-            positives = Positives.of(self._statistics.grid, *self._statistics.all_positives(step))
+            positives = Positives.of(self.statistics.grid, *self.statistics.all_positives(step))
             index, self._step = self._index, step
             table = self.scorer.inputs.table
             self._index = CandidateIndex(table, positives) if index is None else index.ordered(positives)
@@ -60,6 +63,8 @@ class Models:
     def __init__(
         self, root: Path, domain: Domain, catalogue: pa.Table, statistics: Statistics, device: torch.device
     ) -> None:
+        """`statistics`: of the domain. A model that was trained before it changed reads those that it was trained
+        on."""
         self._root, self._domain, self._statistics, self._device = root, domain, statistics, device
         names = item_schema(domain.attributes).names
         self._items = catalogue.select([name for name in names if name in catalogue.column_names])
@@ -78,7 +83,9 @@ class Models:
                 table = table.with_items(later)
             if table is not loaded.table:
                 scorer = scorer.with_table(table)
-            self._held[version] = BatchModel(version, on_device(scorer, self._device), self._statistics)
+            same = reading_of(loaded.domain) == reading_of(self._domain)
+            statistics = self._statistics if same else load_newest(self._root, loaded.domain)
+            self._held[version] = BatchModel(version, on_device(scorer, self._device), statistics)
             while len(self._held) > MODELS_HELD:
                 self._held.popitem(last=False)
         self._held.move_to_end(version)

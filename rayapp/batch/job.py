@@ -18,6 +18,7 @@ from typing import Any, Final
 from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import fingerprint
 from rayapp.pipeline.log_view import LogView
+from rayapp.root.facts import read_root
 from rayapp.root.places import EVENTS, REQUESTS
 from rayapp.root.publish import (
     MANIFEST,
@@ -86,7 +87,8 @@ class RootState:
         """Raises:
         PublishError: no statistics were counted yet.
         """
-        return RootState(log_manifest(root / EVENTS)[0], log_manifest(root / REQUESTS)[0], newest_name(root))
+        domain, _ = read_root(root)
+        return RootState(log_manifest(root / EVENTS)[0], log_manifest(root / REQUESTS)[0], newest_name(root, domain))
 
 
 def file_stamp(path: Path) -> str:

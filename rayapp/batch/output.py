@@ -52,12 +52,12 @@ class ScoredRows:
             return None
         lists = logged["probabilities"].combine_chunks()
         size_R = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
-        num_heads = self.probability_NH.shape[1]
+        num_heads = int((~np.isnan(self.probability_NH)).any(axis=0).sum())  # the model has the first of them
         told_R = size_R == np.diff(self.grouped.offset_R) * num_heads
         told_N = told_R[self.grouped.request_of_row()]
         flat = pc.list_flatten(lists.filter(pa.array(told_R))).to_numpy().reshape(-1, num_heads)
         difference_N = np.full(len(told_N), np.nan, np.float32)
-        difference_N[told_N] = np.abs(self.probability_NH[told_N] - flat).max(axis=1, initial=0.0)
+        difference_N[told_N] = np.abs(self.probability_NH[told_N, :num_heads] - flat).max(axis=1, initial=0.0)
         return difference_N
 
     def equal_hashes(self) -> tuple[int, int]:
@@ -72,7 +72,7 @@ class ScoredRows:
 def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArray[np.float32] | None) -> pa.Table:
     """The caller's columns and ours; each request's rows by rank, at most `top_k` of them unless that is 0."""
     grouped, request_N, probability_NH = scored.grouped, scored.grouped.request_of_row(), scored.probability_NH
-    utility_N = probability_NH @ np.asarray(domain.utilities, np.float32)
+    utility_N = np.nan_to_num(probability_NH) @ np.asarray(domain.utilities, np.float32)
     again_N = np.zeros(len(utility_N), bool)
     if "source" in grouped.rows.column_names:
         again_N = pc.equal(grouped.rows["source"], SEEN_AGAIN).to_numpy()
@@ -94,7 +94,10 @@ def as_table(scored: ScoredRows, domain: Domain, top_k: int, difference_N: NDArr
         "as_of_ms": pa.array(grouped.timestamp_ms_R[request]),
         "model_version": pa.repeat(pa.scalar(scored.model_version), len(order)),
         "statistics_at_ms": pa.array(grouped.statistics_at_ms_R[request]),
-        **{f"probability_{head}": pa.array(probability_NH[order, h]) for h, head in enumerate(domain.head_names)},
+        **{
+            f"probability_{head}": pa.array(probability_NH[order, h], from_pandas=True)
+            for h, head in enumerate(domain.head_names)
+        },
         "utility": pa.array(utility_N[order]),
         "rank": pa.array(rank.astype(np.int32)),
         "known_user": pa.array(scored.activity_R[request] > 0),

@@ -146,7 +146,7 @@ class PartScorer:
         if fetched := not grouped.has_items:
             grouped = self._with_candidates(grouped, model, histories, start_R, end_R)
         item_hash_N = hash64_column(grouped.rows["item_id"])
-        step_R = self._statistics.grid.step(grouped.statistics_at_ms_R)
+        step_R = model.statistics.grid.step(grouped.statistics_at_ms_R)
         sequences = known.of_length(model.scorer.history_length)
         requests = Requests(
             grouped.user_hash_R,
@@ -155,8 +155,8 @@ class PartScorer:
             sequences,
             grouped.offset_R,
             item_hash_N,
-            self._statistics.users(grouped.user_hash_R, step_R),
-            self._statistics.items(item_hash_N, step_R[grouped.request_of_row()]),
+            model.statistics.users(grouped.user_hash_R, step_R),
+            model.statistics.items(item_hash_N, step_R[grouped.request_of_row()]),
         )
         probability_NH = probabilities(model.scorer, requests, len(self._domain.heads))
         table = model.scorer.inputs.table
@@ -173,13 +173,13 @@ class PartScorer:
     ) -> GroupedRows:
         """As the live graph would have fetched them; items that appeared only later are left out."""
         job, vocabulary, seen = self._work.job, self._domain.vocabulary, Seen.of(self._domain)
-        step_R = self._statistics.grid.step(grouped.statistics_at_ms_R)
+        step_R = model.statistics.grid.step(grouped.statistics_at_ms_R)
         found: dict[int, Candidates] = {}
         for r in np.argsort(step_R, kind="stable").tolist():  # items are ordered once for all requests of a step
             time_ms = int(grouped.timestamp_ms_R[r])
             events = histories.history.take(slice(start_R[r], end_R[r]))
             history = as_stored(events, time_ms, int(grouped.watermark_R[r]), vocabulary)
-            query = Query(job.num_candidates, time_ms, settled_mix(), fewest=job.top_k or 1)
+            query = Query(job.num_candidates, time_ms, settled_mix(self._domain.mix), fewest=job.top_k or 1)
             found[r] = fetch(model.index_at(int(step_R[r])), history, vocabulary, query, seen=seen)
         in_order = [found[r] for r in range(len(grouped))]
         item_ids = [item_id for one in in_order for item_id in one.item_ids]

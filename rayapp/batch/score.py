@@ -29,8 +29,9 @@ from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.schema import EVENT_SCHEMA, columns_of
 from rayapp.importing.files import expand
 from rayapp.importing.staging import Staging
-from rayapp.pipeline.statistics import count_statistics
+from rayapp.pipeline.statistics import count_for_models
 from rayapp.pipeline.tasks import BACK_PRESSURE, Told, quiet, run_tasks
+from rayapp.registry.aliases import read_aliases
 from rayapp.root.catalogue import read_catalogue, read_users
 from rayapp.root.erasure import Tombstones, hide
 from rayapp.root.facts import read_root
@@ -105,7 +106,9 @@ def run_job(
         return manifest, False
     out.parent.mkdir(parents=True, exist_ok=True)
     root = Path(job.root)
-    count_statistics(root, read_root(root)[0])
+    count_for_models(
+        root, read_root(root)[0], [job.model_version] if job.model_version else read_aliases(root).values()
+    )
     with workspace(out, job, overwrite=overwrite) as work:
         staged = once(work.directory / "staged.json", lambda: stage_input(work, files, now_ms, told.staging))
         if strict and staged["quarantined"]:

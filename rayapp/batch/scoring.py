@@ -23,15 +23,17 @@ TOGETHER_GPU: Final = 8192
 
 
 def probabilities(scorer: Scorer, requests: Requests, num_heads: int) -> NDArray[np.float32]:
-    """Calibrated probabilities `[N, H]`. How requests are put together changes no score by more than rounding."""
-    probability_NH = np.zeros((len(requests.candidate_hash_N), num_heads), np.float32)
+    """Calibrated probabilities `[N, H]`; NaN of heads that the domain has gained since the model was trained. How
+    requests are put together changes no score by more than rounding."""
+    probability_NH = np.full((len(requests.candidate_hash_N), num_heads), np.nan, np.float32)
     gpu = scorer.inputs.vector_NE.device.type != "cpu"
     for rows_B in batches(requests.sizes, gpu=gpu):
         some, at_N = requests.take(rows_B), requests.places(rows_B)
         if len(some) == 1:
-            probability_NH[at_N] = scorer.score(some).probability_CH
+            found_NH = scorer.score(some).probability_CH
         else:
-            probability_NH[at_N] = torch.sigmoid(scorer.logits(some)).float().cpu().numpy()
+            found_NH = torch.sigmoid(scorer.logits(some)).float().cpu().numpy()
+        probability_NH[at_N, : found_NH.shape[1]] = found_NH
     return probability_NH
 
 

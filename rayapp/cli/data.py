@@ -158,7 +158,7 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     from rayapp.cli.progress import progress
     from rayapp.launch.runtime import local_ray
     from rayapp.pipeline.statistics import count_statistics
-    from rayapp.pipeline.windows import Window, build, check_closed, window_name
+    from rayapp.pipeline.windows import Window, build, check_closed, is_current, window_name
     from rayapp.root.facts import read_root
     from rayapp.root.publish import exclusive
 
@@ -169,6 +169,7 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     check_closed(window, domain, now_ms=int(time.time() * 1000))
     name = window_name(window.since_ms, window.until_ms)
     with exclusive(root, "building a window"), local_ray(spare_cpus=0):
+        is_current(root, name, domain)  # one from before the domain gained a head is built anew
         statistics, counted = count_statistics(root, domain, progress("statistics"))
         manifest = build(root, name, window, domain, progress("histories and requests"))
     click.echo(f"statistics/{statistics}: " + ("counted" if counted else "counted before"))

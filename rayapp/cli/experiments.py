@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import click
 
 from rayapp.cli.options import root_option, write_option
+from rayapp.root.places import EXPERIMENTS_FILE
 
 if TYPE_CHECKING:
     from rayapp.experiments.report import Report
@@ -37,7 +38,6 @@ def show(root: Path) -> None:
     from rayapp.experiments.assignment import record_steps
     from rayapp.registry.aliases import read_aliases
     from rayapp.root.facts import read_root
-    from rayapp.root.places import EXPERIMENTS_FILE
 
     domain, _ = read_root(root)
     declared, aliases, now_ms = record_steps(root, domain, _now_ms()), read_aliases(root), _now_ms()
@@ -133,6 +133,41 @@ def stop_experiment(root: Path, why: str, name: str) -> None:
 
     stop(root, read_root(root)[0], name, why, _now_ms())
     click.echo(f"{name} is stopped: everybody gets the champion within seconds")
+
+
+@experiment.command("adopt")
+@root_option
+@click.argument("name")
+@click.argument("arm")
+def adopt(root: Path, name: str, arm: str) -> None:
+    """Make the utilities and the mix of ARM of experiment NAME everybody's: the domain's, recorded with the time.
+
+    A running graph follows within seconds. The arm's model stays under its alias (`rayapp models promote`), and the
+    experiment goes on until it is stopped.
+    """
+    from rayapp.experiments.declaration import ExperimentError, read_experiments, with_arm
+    from rayapp.root.facts import apply_domain, read_root
+
+    domain, _ = read_root(root)
+    arms = {(each.name, one.name): one for each in read_experiments(root, domain) for one in each.arms}
+    if (name, arm) not in arms:
+        known = ", ".join(" ".join(names) for names in arms) or "none"
+        raise ExperimentError(f"{root / EXPERIMENTS_FILE} has no arm {arm!r} of {name!r}; there are: {known}")
+    done = apply_domain(root, changed := with_arm(domain, arms[name, arm]), _now_ms())
+    if not done:
+        click.echo(f"{name} {arm} has the utilities and the mix of the domain; nothing differs")
+        return
+    for change in done:
+        click.echo(change.words)
+    click.echo(
+        "\nA running graph follows within seconds. Your domain file should say the same, or the next import refuses it:"
+    )
+    for head in changed.heads:
+        click.echo(f"  head {head.name}: utility = {head.utility:g}")
+    if changed.mix:
+        click.echo("  [mix]")
+        for source, share in changed.mix.items():
+            click.echo(f"  {source} = {share:g}")
 
 
 def _report(root: Path, name: str | None, only_on: bool = False) -> "Report | None":

@@ -9,6 +9,7 @@ import click
 from rayapp import __version__
 from rayapp.cli.batch import batch_score
 from rayapp.cli.data import COMMANDS as DATA_COMMANDS
+from rayapp.cli.domain import COMMANDS as DOMAIN_COMMANDS
 from rayapp.cli.experiments import COMMANDS as EXPERIMENT_COMMANDS
 from rayapp.cli.keys import COMMANDS as KEY_COMMANDS
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
@@ -83,6 +84,7 @@ def serve(root: Path, store_url: str | None, host: str, port: int, keys: bool, p
 
 COMMANDS = (
     *DATA_COMMANDS,
+    *DOMAIN_COMMANDS,
     *LEARN_COMMANDS,
     *MODEL_COMMANDS,
     *RETRAIN_COMMANDS,

@@ -39,9 +39,10 @@ LATER_FIELDS: Final = {
     "seen_ms": {},
     "seen_again_after_ms": 0,
     "caps": {},
+    "mix": {},
 }
 """Fields that a domain's JSON leaves out at their default: versions are named by it, and keep their names."""
-SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps"})
+SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps", "mix"})
 """Fields that only feeds go by: what was trained before they changed stays what it is, under its name."""
 MAX_CAPPED: Final = 500
 MAX_HALF_LIVES: Final = 4
@@ -125,6 +126,8 @@ class Domain:
     """Where nothing else is left, what was seen comes back so long after the last action on it; None: never."""
     caps: dict[str, Cap] = field(default_factory=dict)
     """Categorical attribute of items -> how many of one value a list may hold."""
+    mix: dict[str, float] = field(default_factory=dict)
+    """Candidate source -> the most that it brings of a feed's candidates, as a share. Empty: the usual shares."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -172,6 +175,8 @@ class Domain:
         categories = [a.name for a in self.attributes if a.kind is AttributeKind.CATEGORIES]
         if unknown := set(self.caps) - set(categories):
             raise ValueError(f"caps names {sorted(unknown)}, no categorical attribute of the items; {categories} are")
+        if self.mix and not 0 < sum(self.mix.values()) <= 1 + 1e-9:
+            raise ValueError(f"mix sums to {sum(self.mix.values()):g}; it must be above 0 and at most 1")
 
     @model_serializer(mode="wrap")
     def _as_before(self, values: Callable[["Domain"], dict[str, Any]]) -> dict[str, Any]:

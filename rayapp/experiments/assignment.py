@@ -161,6 +161,10 @@ class ExperimentBook:
         self.problem: str | None = None
         """Why the files as they are now were not taken; None when they were."""
 
+    def follow(self, domain: Domain) -> None:
+        """Reads the files by another domain with the next refresh."""
+        self._domain, self._seen = domain, None
+
     def refresh(self, now_ms: int) -> None:
         """Follows the two files when they changed. Reads the disk: not for an event loop's own thread."""
         seen = (_signature(self._root / EXPERIMENTS_FILE), _signature(self._root / EXPERIMENTS_STATE))
@@ -196,7 +200,7 @@ class ExperimentBook:
         return None
 
     def arm_of(self, user_id: str, now_ms: int) -> Assignment | None:
-        """The user's arm now; None: the champion, with the domain's utilities and the server's mix."""
+        """The user's arm now; None: the champion, with the domain's utilities and mix."""
         running = self.running(now_ms)
         arm = running.assign(user_id) if running else None
         if running is None or arm is None:

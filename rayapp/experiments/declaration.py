@@ -23,6 +23,7 @@ head = "hide"
 must_not = "rise"               # or "fall"
 """
 
+import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +57,7 @@ class Arm:
     utilities: tuple[float, ...] | None = None
     """In the order of the domain's heads; None: the domain's."""
     mix: Mapping[str, float] | None = None
-    """Candidate source -> share of the candidates; None: the server's."""
+    """Candidate source -> share of the candidates; None: the domain's."""
 
     @property
     def num_slots(self) -> int:
@@ -115,6 +116,13 @@ def read_experiments(root: Path, domain: Domain) -> tuple[Experiment, ...]:
     except (OSError, UnicodeDecodeError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
         raise ExperimentError(f"{root / EXPERIMENTS_FILE} can't be read ({reason})") from None
+
+
+def with_arm(domain: Domain, arm: Arm) -> Domain:
+    """The domain with the utilities and the mix of an arm in the place of its own, where the arm has some."""
+    utilities = arm.utilities or domain.utilities
+    heads = tuple(dataclasses.replace(h, utility=u) for h, u in zip(domain.heads, utilities, strict=True))
+    return dataclasses.replace(domain, heads=heads, mix=dict(arm.mix) if arm.mix is not None else domain.mix)
 
 
 def _experiment(table: "_ExperimentTable", domain: Domain) -> Experiment:

@@ -155,6 +155,16 @@ def pad(x_N: NDArray[Any], size_R: Ints, width: int | None = None) -> NDArray[An
     return padded
 
 
+def known_columns(flat_V: NDArray[np.float32], width_R: Ints, size_R: Ints, num_columns: int) -> NDArray[np.float32]:
+    """`[N, num_columns]` of values that lie row by row and request by request, where request r has the first
+    `width_R[r]` columns: NaN in those that came later."""
+    width_N = np.repeat(width_R, size_R)
+    known_NC = np.arange(num_columns) < width_N[:, None]
+    matrix_NC = np.full(known_NC.shape, np.nan, np.float32)
+    matrix_NC[known_NC] = flat_V
+    return matrix_NC
+
+
 def valid_places(size_R: Ints, width: int | None = None) -> NDArray[np.bool_]:
     """Which places of `pad` hold a value `[R, C]`."""
     width = int(size_R.max(initial=1)) if width is None else width

@@ -14,8 +14,11 @@ from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import AUTO, Preset
 from rayapp.contracts.schema import fingerprint
 from rayapp.loop.plan import Span, Split
-from rayapp.pipeline.statistics import count_statistics
-from rayapp.pipeline.windows import Window, build, window_name
+from rayapp.model.item_table import ItemTable
+from rayapp.pipeline.statistics import count_for_models
+from rayapp.pipeline.windows import Window, build, is_current, window_name
+from rayapp.registry.aliases import read_aliases
+from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import model_manifest
 from rayapp.root.places import ITEM_TABLES, MODELS, WINDOWS
 from rayapp.root.publish import read_manifest
@@ -95,9 +98,10 @@ def fitted(root: Path, prepared: Prepared, preset: Preset, *, live: bool = False
 
 def make_windows(root: Path, domain: Domain, spans: Iterable[Span], *, history_length: int = HISTORY_LENGTH) -> bool:
     """The statistics of the log as it is, and the window of each span; whether anything was built."""
-    built = count_statistics(root, domain)[1]
+    # A live model is measured on the days of its challengers, and may read other statistics.
+    built = count_for_models(root, domain, read_aliases(root).values())
     for span in sorted(spans):
-        if not (root / WINDOWS / window_name(*span)).exists():
+        if not is_current(root, window_name(*span), domain):
             build(root, window_name(*span), Window(*span, history_length), domain)
             built = True
     return built
@@ -113,9 +117,18 @@ def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, boo
     width, until_ms = preset.model.item_dim, prepared.validation_ms
     name = f"{day_name(until_ms)}-{width}d"
     if (root / ITEM_TABLES / name).exists():
-        return name, False
+        if reads_all(load_table(root, name), prepared.domain):
+            return name, False
+        name += f"-{fingerprint(prepared.domain.attributes)[:8]}"
+        if (root / ITEM_TABLES / name).exists():
+            return name, False
     build_item_table(root, name, prepared.domain, until_ms=until_ms, width=width, seed=0)
     return name, True
+
+
+def reads_all(table: ItemTable, domain: Domain) -> bool:
+    """Whether a table knows every attribute that the domain's items have by now."""
+    return {a.name for a in domain.attributes} <= {a.name for a in table.tower.attributes}
 
 
 def training_run(

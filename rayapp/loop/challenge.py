@@ -25,7 +25,7 @@ from rayapp.root.facts import read_root
 from rayapp.root.places import MODELS
 from rayapp.root.publish import read_json
 from rayapp.training.comparison import compare, difference_table, table
-from rayapp.training.evaluate import EvaluationSet, feed_score, read_window, report, score_version, score_window
+from rayapp.training.evaluate import EvaluationSet, read_window, report, score_version, score_window
 
 LATENCY_CANDIDATES: Final = 200
 LATENCY_REPEATS: Final = 15
@@ -65,10 +65,11 @@ def challenge(
     if counts is not None and challenger != counts:
         asked.append(over_counts(root, domain, window_name, window, logits[CHALLENGER], counts, limits))
     if champion is not None:
-        asked += gates.relative_gates(rows, labels, limits)
+        known = models[CHAMPION].head_names  # a head that was appended since has nothing to be held against
+        asked += gates.relative_gates([row for row in rows if row.head in known], labels, limits)
     if champion is not None and of_a_kind:
-        asked += _shift(window, logits, domain, limits)
-        asked.append(_latency(models, domain, limits))
+        asked += _shift(window, logits, domain, limits, len(known))
+        asked.append(_latency(models, limits))
     told = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
     if champion is not None:
         told += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
@@ -119,7 +120,7 @@ def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, l
     name, limit = "champion's AUC", limits.max_champion_auc_drop
     metrics = read_json(root / MODELS / champion / "metrics.json")
     head = domain.positive_head
-    before = metrics["heads"][head]["auc"]
+    before = metrics["heads"].get(head, {}).get("auc")
     window = read_window(root, window_name, domain)
     labels = window.num_labels(domain.head_names.index(head))
     if before is None or labels < limits.min_labels:
@@ -148,21 +149,24 @@ def _reload(
 
 
 def _shift(
-    window: EvaluationSet, logits: dict[str, NDArray[np.float32]], domain: Domain, limits: GateLimits
+    window: EvaluationSet, logits: dict[str, NDArray[np.float32]], domain: Domain, limits: GateLimits, num_heads: int
 ) -> list[Gate]:
+    """Of the first heads, which both have."""
+    logits = {name: logit_RCH[:, :, :num_heads] for name, logit_RCH in logits.items()}
     probability = {name: (1 / (1 + np.exp(-logit_RCH))).astype(np.float32) for name, logit_RCH in logits.items()}
-    score_N = {name: feed_score(p_RCH, domain)[window.valid_RC] for name, p_RCH in probability.items()}
+    utility_H = np.asarray(domain.utilities, np.float32)[:num_heads]
+    score_N = {name: (p_RCH @ utility_H)[window.valid_RC] for name, p_RCH in probability.items()}
     means = {
         head: tuple(float(probability[name][:, :, h][window.valid_RC].mean()) for name in (CHAMPION, CHALLENGER))
-        for h, head in enumerate(domain.head_names)
+        for h, head in enumerate(domain.head_names[:num_heads])
     }
     pairs = {head: (old, new) for head, (old, new) in means.items()}
     return gates.shift_gates(score_N[CHAMPION], score_N[CHALLENGER], pairs, limits)
 
 
-def _latency(models: dict[str, LoadedModel], domain: Domain, limits: GateLimits) -> Gate:
+def _latency(models: dict[str, LoadedModel], limits: GateLimits) -> Gate:
     times: dict[str, list[float]] = {name: [] for name in models}
-    requests = {name: timed_request(model, domain) for name, model in models.items()}
+    requests = {name: timed_request(model) for name, model in models.items()}
     for name, model in models.items():
         model.scorer.score(requests[name])  # a first call sets things up
     for _ in range(LATENCY_REPEATS):
@@ -177,10 +181,11 @@ def _seconds(scorer: Scorer, request: Requests) -> float:
     return time.perf_counter() - started
 
 
-def timed_request(model: LoadedModel, domain: Domain) -> Requests:
+def timed_request(model: LoadedModel) -> Requests:
     """One request with as many actions as the model reads and LATENCY_CANDIDATES candidates of its table."""
     items = model.table.items[:LATENCY_CANDIDATES]
     hash_N = np.fromiter((hash64(item["item_id"]) for item in items), np.uint64, len(items))
     candidate_hash_C = np.resize(hash_N, LATENCY_CANDIDATES)
     item_hash_L = np.resize(hash_N, model.config.history_length)
+    domain = model.domain
     return full_request(domain.context_attributes, Columns.of(domain).widths, item_hash_L, candidate_hash_C)

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import DAY_MS, HOUR_MS, Domain
 from rayapp.contracts.schema import REQUEST_SCHEMA, columns_of
+from rayapp.features.requests import known_columns
 from rayapp.loop.watch import DayFacts
 from rayapp.pipeline.labels import LabelledRequests, between
 from rayapp.pipeline.log_view import LogView
@@ -84,7 +85,11 @@ def _facts(day: int, total: Counter[str], hours: set[int], top: int, domain: Dom
         top_user_events=top,
         actions={name: total[f"action {name}"] for name in domain.vocabulary.names if total[f"action {name}"]},
         labels={head: total[f"label {head}"] for head in domain.head_names} if matured else {},
-        predictions={head: total[f"sum {head}"] / logged for head in domain.head_names} if logged else {},
+        predictions={
+            head: total[f"sum {head}"] / known
+            for head in domain.head_names
+            if (known := logged - total[f"without {head}"]) > 0
+        },
     )
 
 
@@ -111,11 +116,19 @@ def count_bucket(labelled: LabelledRequests, day: int, domain: Domain) -> dict[s
 
 
 def _predictions(own: pa.Table, domain: Domain) -> dict[str, float]:
-    """How many shown items have logged probabilities, and each head's sum of them."""
+    """How many shown items have logged probabilities, and each head's sum of them; of a head that was appended in the
+    meantime, of those models that know it."""
     logged = own.filter(pc.is_valid(own["probabilities"]))
-    p_MH = pc.list_flatten(logged["probabilities"]).to_numpy().reshape(-1, len(domain.heads)).astype(np.float64)
-    sums = {f"sum {head}": float(p_MH[:, h].sum()) for h, head in enumerate(domain.head_names)}
-    return {"logged": len(p_MH), **sums}
+    values, lists = logged["probabilities"].combine_chunks(), logged["item_ids"].combine_chunks()
+    size_R, length_R = (
+        pc.list_value_length(x).to_numpy(zero_copy_only=False).astype(np.int64) for x in (lists, values)
+    )
+    width_R = length_R // np.maximum(size_R, 1)
+    p_MH = known_columns(pc.list_flatten(values).to_numpy(), width_R, size_R, len(domain.heads)).astype(np.float64)
+    sums = {f"sum {head}": float(np.nansum(p_MH[:, h])) for h, head in enumerate(domain.head_names)}
+    lack_H = np.isnan(p_MH).sum(axis=0).tolist()
+    without = {f"without {head}": n for head, n in zip(domain.head_names, lack_H, strict=True) if n}
+    return {"logged": len(p_MH), **sums, **without}
 
 
 def _ints(label_MH: NDArray[np.float32]) -> list[int]:

@@ -8,7 +8,7 @@ from rayapp.contracts.config import DAY_MS, Domain, day_name
 from rayapp.contracts.presets import Preset
 from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
-from rayapp.loop.artifacts import Prepared, item_table
+from rayapp.loop.artifacts import Prepared, item_table, reads_all
 from rayapp.model.item_table import ItemTable
 from rayapp.pipeline.engagements import read_engagements
 from rayapp.registry.item_tables import load_table, publish_table
@@ -31,7 +31,8 @@ def table_for(root: Path, prepared: Prepared, preset: Preset, last: str | None, 
     if last is not None and not given:
         old = load_table(root, last)
         age_days = (prepared.validation_ms - old.trained_until_ms) / DAY_MS
-        if 0 <= age_days < every_days and old.vectors_NE.shape[1] == preset.model.item_dim:
+        fits = old.vectors_NE.shape[1] == preset.model.item_dim and reads_all(old, prepared.domain)
+        if fits and 0 <= age_days < every_days:
             return _extended(root, prepared.domain, old, prepared.validation_ms)
     return item_table(root, prepared, preset)[0]
 

@@ -45,6 +45,7 @@ from rayapp.loop.run_state import RunState, Step
 from rayapp.loop.watch import day_gates, usual_days
 from rayapp.pipeline.export import Exported, export_all
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
+from rayapp.registry.models import trained_domain
 from rayapp.registry.retrainings import record_retraining
 from rayapp.registry.verdicts import record_verdict
 from rayapp.root.places import EXPORTS
@@ -241,6 +242,7 @@ class RetrainSteps:
         """Warm where that was asked for and the item vectors still mean what the live model's weights learnt."""
         last = None if line.to_earn else line.item_table
         warm = self.options.init == "warm" and last is not None and same_space(self.root, table, last)
+        warm = warm and self._reads_the_same(line)
         prepared, preset = self._fitted(line, plan)
         scoped = dataclasses.replace(preset.train, scope=self._scope(line))
         return training_run(
@@ -252,6 +254,13 @@ class RetrainSteps:
             num_workers=self.options.num_workers,
             init_from=line.version if warm else None,
         )
+
+    def _reads_the_same(self, line: Line) -> bool:
+        """Whether the live model knows every attribute of today's domain: its weights have no place for more."""
+        assert line.version is not None
+        own = trained_domain(self.root, line.version, self.domain)
+        groups = ("attributes", "user_attributes", "context_attributes")
+        return all(set(getattr(self.domain, group)) <= set(getattr(own, group)) for group in groups)
 
     def gates(self, line: Line, plan: TrainingPlan, version: str, counts: str) -> Challenge:
         """The challenger against the model that was live when the run began, and against counts, on the newest day. A

@@ -17,6 +17,7 @@ from rayapp.contracts.config import Domain, Head
 from rayapp.contracts.hashing import hash64_column
 from rayapp.features.requests import offsets, ragged_places
 from rayapp.pipeline.search import search_in_groups
+from rayapp.statistics.observations import given_labels
 
 NONE = -1
 NEVER = np.iinfo(np.int64).max
@@ -75,7 +76,8 @@ def label_requests(
     An action that names a request counts for that request's item, if it is the same user's. One that names none counts
     for the latest list that showed the item to its user. Either way within the attribution time. For the second rule
     `requests` must hold later lists too, up to the attribution time behind the span: they compete for such actions.
-    Labels that a source carries are known when the attribution time is over.
+    Labels that a source carries are known when the attribution time is over; of heads that were appended after it was
+    imported, the events tell.
     """
     if span_ms is not None:
         labelled = label_requests(near(requests, span_ms, domain), near(events, span_ms, domain), domain)
@@ -93,7 +95,8 @@ def label_requests(
     )
     known_MH = np.full((len(shown), len(domain.heads)), NEVER)
     given_R = pc.is_valid(requests["labels"]).to_numpy()
-    if not given_R.all():
+    flag_MH = given_labels(requests.filter(pa.array(given_R)), len(domain.heads))
+    if not given_R.all() or np.isnan(flag_MH).any():
         acted, row_A = _attributed(shown, _relevant(events, domain.heads), domain.attribution_ms)
         received_A = acted["received"].to_numpy()
         for h, head in enumerate(domain.heads):
@@ -102,14 +105,9 @@ def label_requests(
     if given_R.any():
         given_M = given_R[request_M]
         mature_ms_M = shown["time"].to_numpy()[given_M] + domain.attribution_ms
-        positive = _given(requests.filter(pa.array(given_R)), len(domain.heads)) > 0
-        known_MH[given_M] = np.where(positive, mature_ms_M[:, None], NEVER)
+        flags = np.where(flag_MH > 0, mature_ms_M[:, None], NEVER)
+        known_MH[given_M] = np.where(np.isnan(flag_MH), known_MH[given_M], flags)
     return LabelledRequests(requests, events, known_MH, offsets(size_R.astype(np.int64)))
-
-
-def _given(requests: pa.Table, num_heads: int) -> NDArray[np.float32]:
-    flat: NDArray[np.float32] = pc.list_flatten(requests["labels"]).to_numpy().reshape(-1, num_heads)
-    return flat
 
 
 def _relevant(events: pa.Table, heads: Sequence[Head]) -> pd.DataFrame:

@@ -10,7 +10,7 @@ Shapes: E increments, A counted kinds, H heads.
 import dataclasses
 import functools
 import shutil
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,17 +26,17 @@ from rayapp.pipeline.export import CURSORS
 from rayapp.pipeline.log_view import LogView
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.catalogue import read_version
-from rayapp.root.facts import read_root
+from rayapp.root.facts import read_root, trained_domains
 from rayapp.root.places import EVENTS, ITEMS, REQUESTS, STATISTICS, STATISTICS_STAGING, USERS
 from rayapp.root.publish import Manifest, exclusive, log_manifest, publish_directory
 from rayapp.statistics.agreement import Agreement
 from rayapp.statistics.known import (
     LAST_STEPS,
     VALUES,
-    counted_names,
     of_everything,
     of_values,
     settings_of,
+    superseded,
     users_left_out,
 )
 from rayapp.statistics.observations import Observations, acted, shown
@@ -48,7 +48,7 @@ EVENT_COLUMNS: Final = columns_of(
     EVENT_SCHEMA, "user_id", "item_id", "action", "timestamp_ms", "received_at_ms", "commit_seq", "event_hash"
 )
 KEPT: Final = 3
-"""Statistics of a root that are kept: a replica or a job may still read older ones than the newest."""
+"""Statistics of a root and a domain that are kept: a replica or a job may still read older ones than the newest."""
 CUT_BITS: Final = 4
 OPEN_STEPS: Final = 2
 """Rows of so many last steps may still come: what is received at the end of one is stored in the next."""
@@ -94,12 +94,24 @@ def count_statistics(root: Path, domain: Domain, told: Told = quiet) -> tuple[st
             publish_directory(root / STATISTICS / name, write)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-        _remove_old(root)
+        _remove_old(root, domain)
     return name, True
 
 
-def _remove_old(root: Path) -> None:
-    for name in counted_names(root)[:-KEPT]:
+def count_for_models(root: Path, domain: Domain, versions: Collection[str]) -> bool:
+    """`count_statistics` of the domain, after those that these models were trained under where they read others;
+    whether the domain's were made."""
+    trained = [own for version, own in trained_domains(root, domain).items() if version in versions]
+    for own in {str(settings_of(own)): own for own in trained}.values():
+        if settings_of(own) != settings_of(domain):
+            count_statistics(root, own)
+    return count_statistics(root, domain)[1]
+
+
+def _remove_old(root: Path, domain: Domain) -> None:
+    """A model that was trained before the domain changed reads its own, as long as it is there."""
+    now, _ = read_root(root)
+    for name in superseded(root, [domain, now, *trained_domains(root, now).values()], KEPT):
         shutil.rmtree(root / STATISTICS / name, ignore_errors=True)
 
 

@@ -6,6 +6,7 @@ itself is cut when a batch is collated, by `features.sequence`, the same functio
 Shapes: E history rows, R requests, C items of a request, H heads.
 """
 
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,7 +39,7 @@ from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.facts import read_root
 from rayapp.root.logs import sort_log
 from rayapp.root.places import WINDOWS
-from rayapp.root.publish import Manifest, PublishError, publish_directory
+from rayapp.root.publish import Manifest, PublishError, publish_directory, read_manifest
 
 
 def window_request_schema(domain: Domain) -> pa.Schema:
@@ -83,6 +84,29 @@ def check_closed(window: Window, domain: Domain, *, now_ms: int) -> None:
         )
 
 
+def _meaning(domain: Domain) -> dict[str, Any]:
+    """What the columns of a window are, as its manifest keeps it."""
+    return {
+        "heads": list(domain.head_names),
+        "schema": fingerprint((HISTORY_SCHEMA, window_request_schema(domain))),
+    }
+
+
+def is_current(root: Path, name: str, domain: Domain) -> bool:
+    """Whether the window is there, with the domain's heads and context; one that lacks some is removed, to be built
+    anew: the logs have all that it had. Whoever calls it holds the root's lock."""
+    directory = root / WINDOWS / name
+    if not directory.exists():
+        return False
+    manifest, wanted = read_manifest(directory), _meaning(domain)
+    if {key: manifest.get(key) for key in wanted} == wanted:
+        return True
+    gone = directory.with_name(f".{name}.tmp-stale")  # `build` removes what a kill leaves of it
+    directory.rename(gone)
+    shutil.rmtree(gone)
+    return False
+
+
 def build(root: Path, name: str, window: Window, domain: Domain, told: Told = quiet) -> Manifest:
     """Publishes `windows/<name>` from the logs.
 
@@ -110,8 +134,8 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
             "until_ms": window.until_ms,
             "history_length": window.history_length,
             "vocabulary": to_json(domain.vocabulary),
-            "heads": list(domain.head_names),
-            "schema": fingerprint((HISTORY_SCHEMA, window_request_schema(domain))),
+            **_meaning(domain),
+            "attribution_ms": domain.attribution_ms,
             "logs": dict(view.numbers),
             "buckets": stats,
         }

@@ -23,6 +23,7 @@ from rayapp.model.ranker import Ranker
 from rayapp.model.scorer import Scorer
 from rayapp.registry.item_tables import load_table
 from rayapp.root.catalogue import read_users
+from rayapp.root.facts import domain_of_schema
 from rayapp.root.places import MODELS
 from rayapp.root.publish import Manifest, PublishError, publish_directory, read_json, read_manifest, write_json
 
@@ -39,6 +40,8 @@ class LoadedModel:
     head_names: tuple[str, ...]
     scorer: Scorer
     table: ItemTable
+    domain: Domain
+    """That it was trained under: its heads are the first of today's, and it reads the statistics of that time."""
 
 
 def publish_model(
@@ -67,6 +70,7 @@ def publish_model(
                 "heads": list(domain.head_names),
                 "encoders": to_json(encoders),
                 "time_zone": domain.time_zone,
+                "domain": to_json(domain),
             },
         )
         write_json(directory / "calibration.json", calibration.by_head(domain.head_names))
@@ -79,7 +83,8 @@ def publish_model(
 
 
 def load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
-    """Reads `models/<version>` and its item table, and checks both against the domain.
+    """Reads `models/<version>` and its item table, and checks both against the domain, which may have gained actions,
+    heads, attributes and other statistics since.
 
     Raises:
         PublishError: absent, damaged, of another format, or of another vocabulary, other heads or another time zone.
@@ -102,7 +107,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
             f"model {version} was trained with the actions {list(vocabulary.names)}, the domain has "
             f"{list(domain.vocabulary.names)}; train it again: `rayapp train --root {root}`"
         )
-    if tuple(schema["heads"]) != domain.head_names:
+    if tuple(schema["heads"]) != domain.head_names[: len(schema["heads"])]:
         raise PublishError(
             f"model {version} has the heads {schema['heads']}, the domain {list(domain.head_names)}; "
             f"train it again: `rayapp train --root {root}`"
@@ -114,8 +119,9 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         )
     config = from_json(ModelConfig, read_json(directory / "config.json"))
     encoders = from_json(Encoders, schema["encoders"])
-    calibration = Calibration.of_heads(read_json(directory / "calibration.json"), domain.head_names)
-    ranker = Ranker(config, encoders, domain, vocabulary.size)
+    own = domain_of_schema(root, schema, domain)
+    calibration = Calibration.of_heads(read_json(directory / "calibration.json"), own.head_names)
+    ranker = Ranker(config, encoders, own, vocabulary.size)
     weights = directory / "weights.safetensors"
     try:
         ranker.load_state_dict(load_file(weights))
@@ -124,8 +130,17 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         raise PublishError(f"{weights} is damaged ({reason}); restore the file or promote another model") from None
     table = load_table(root, manifest["item_table"])
     users = UserTable.of(read_users(root, domain), encoders.user)
-    inputs = FeatureTables.of(table, users, encoders, domain, vocabulary.size, reads_weekday=config.reads_weekday)
-    return LoadedModel(version, config, domain.head_names, Scorer(ranker.eval(), inputs, calibration), table)
+    inputs = FeatureTables.of(table, users, encoders, own, vocabulary.size, reads_weekday=config.reads_weekday)
+    return LoadedModel(version, config, own.head_names, Scorer(ranker.eval(), inputs, calibration), table, own)
+
+
+def trained_domain(root: Path, version: str, domain: Domain) -> Domain:
+    """The domain that a published model was trained under; `domain` is the root's.
+
+    Raises:
+        PublishError: absent, or of another format.
+    """
+    return domain_of_schema(root, read_json(published(root, version)[0] / "schema.json"), domain)
 
 
 def published(root: Path, version: str) -> tuple[Path, Manifest]:

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import user_schema
+from rayapp.contracts.schema import attribute_fields, user_schema
+from rayapp.root.facts import read_root
 from rayapp.root.places import ITEMS, USERS
 from rayapp.root.publish import PublishError, log_manifest
 
@@ -78,12 +79,18 @@ def read_users(root: Path, domain: Domain) -> pa.Table:
 
 
 def read_version(root: Path, kind: str) -> pa.Table | None:
-    """The newest version of ITEMS or USERS; None where nothing was imported."""
+    """The newest version of ITEMS or USERS, with nulls for attributes that the domain gained since; None where nothing
+    was imported."""
     path = _newest(root, kind)
     if path is None:
         return None
     with _readable(path):
-        return pq.read_table(path, partitioning=None)
+        table = pq.read_table(path, partitioning=None)
+    domain = read_root(root)[0]
+    for field in attribute_fields(domain.attributes if kind == ITEMS else domain.user_attributes):
+        if field.name not in table.column_names:
+            table = table.append_column(field, pa.nulls(table.num_rows, field.type))
+    return table
 
 
 def _newest(root: Path, kind: str) -> Path | None:

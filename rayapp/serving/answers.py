@@ -61,7 +61,7 @@ def _iso(timestamp_ms: int | None) -> str | None:
 def _probabilities(shown: Shown, head_names: tuple[str, ...]) -> dict[str, float] | None:
     if shown.probability_H is None:
         return None
-    return dict(zip(head_names, shown.probability_H.tolist(), strict=True))
+    return dict(zip(head_names, shown.probability_H.tolist(), strict=False))  # a model may know the first heads alone
 
 
 def sequence_body(user: UserSequence, ranking: Ranking | None) -> dict[str, Any]:

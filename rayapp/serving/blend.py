@@ -44,7 +44,8 @@ def blend(
     caps: Mapping[str, Cap] = MappingProxyType({}),
     values: Values = MappingProxyType({}),
 ) -> list[Ranked]:
-    """The best `num_results` candidates by the feed score, the sum of utility times probability.
+    """The best `num_results` candidates by the feed score, the sum of utility times probability over the heads that the
+    model has, which are the first of the domain's.
 
     Ties keep the candidates' order. With unit `vectors_CE` and `diversity` above 0 the list is reordered so that
     neighbours differ; the scores told stay the feed's. `fixed` puts candidates at places of the list (from 0) whatever
@@ -57,7 +58,8 @@ def blend(
     count = len(probability_CH)
     known_C = np.ones(count, bool) if known_C is None else known_C
     again_C = np.zeros(count, bool) if again_C is None else again_C
-    score_C = _unknown_below(probability_CH @ np.asarray(utilities, np.float32), known_C)
+    utility_H = np.asarray(utilities, np.float32)[: probability_CH.shape[1]]
+    score_C = _unknown_below(probability_CH @ utility_H, known_C)
     num_free = max(num_results - len(fixed), 0)
     places = Places(caps, values) if caps and values else None
     best_first = np.argsort(-score_C, kind="stable")

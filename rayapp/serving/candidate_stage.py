@@ -16,13 +16,16 @@ from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
 from rayapp.features.seen import Seen
 from rayapp.features.sequence import History
+from rayapp.registry.aliases import read_champion
+from rayapp.registry.models import trained_domain
 from rayapp.retrieval.candidates import Candidates, Query, fetch
 from rayapp.retrieval.item_search import ItemTexts
 from rayapp.retrieval.orders import Positives
-from rayapp.root.facts import read_root
 from rayapp.serving.background import POLL_S, Background
 from rayapp.serving.closed_steps import ClosedSteps
+from rayapp.serving.followed_domain import FollowedDomain
 from rayapp.serving.index_shelf import IndexShelf
+from rayapp.statistics.known import newest_statistics, reading_of
 from rayapp.store import Store, UserSequence
 
 Described = dict[str, Any] | None
@@ -49,15 +52,15 @@ class CandidateStage:
         Raises:
             PublishError: there is no champion, or its item table can't be read.
         """
-        domain: Domain = read_root(root)[0]
-        self._domain, self._store, self._shelf = domain, store, IndexShelf(root, store)
-        self._seen = Seen.of(domain)
+        self._root, self._time_ns = root, time_ns
+        self._domain, self._store, self._shelf = FollowedDomain(root), store, IndexShelf(root, store)
         self._texts: ItemTexts | None = None
         """Made by the first search."""
         self._searching = asyncio.Lock()
         # Not the ranker's: that one lives in another process.
-        self._steps = ClosedSteps(root, domain, store, time_ns)
+        self._steps = ClosedSteps(root, self._counted_domain(), store, time_ns)
         self._background = Background()
+        self._background.every(POLL_S, lambda: asyncio.to_thread(self._domain.refresh))
         self._background.every(POLL_S, lambda: asyncio.to_thread(self._shelf.refresh))
         self._background.every(STATISTICS_EVERY_S, lambda: asyncio.to_thread(self.order))
 
@@ -68,20 +71,30 @@ class CandidateStage:
             PublishError: the statistics or a log can't be read; the orders stay.
             StoreError: the store does not answer; likewise.
         """
+        if reading_of(domain := self._counted_domain()) != reading_of(self._steps.domain):
+            self._steps = ClosedSteps(self._root, domain, self._store, self._time_ns)
         self._steps.read()
         # Counts of items alone are read here; the categories of items put since would be for those of values.
         closed = self._steps.close(lambda base: base.statistics.item_values)
         if closed is not None:
             self._shelf.order(Positives.of(closed.statistics.grid, *closed.statistics.all_positives(closed.step)))
 
+    def _counted_domain(self) -> Domain:
+        """The domain; until statistics are counted for what it has become, the one that the champion was trained
+        under."""
+        domain = self._domain.now
+        if newest_statistics(self._root, domain) is not None:
+            return domain
+        return trained_domain(self._root, read_champion(self._root), domain)
+
     async def fetch(self, version: str, user: UserSequence, query: Query) -> Candidates | None:
         """None when this replica does not hold the item table of `version`."""
         index = self._shelf.get(version)
         if index is None:
             return None
-        domain = self._domain
+        domain = self._domain.knowing(user.history.action_E)
         return await asyncio.to_thread(
-            fetch, index, user.history, domain.vocabulary, query, seen=self._seen, capped=domain.caps
+            fetch, index, user.history, domain.vocabulary, query, seen=Seen.of(domain), capped=domain.caps
         )
 
     async def popular(self, version: str, now_ms: int) -> list[str] | None:
@@ -90,7 +103,7 @@ class CandidateStage:
         if index is None:
             return None
         query = Query(num_candidates=NUM_POPULAR, mix={}, now_ms=now_ms)
-        found = await asyncio.to_thread(fetch, index, History.empty(), self._domain.vocabulary, query)
+        found = await asyncio.to_thread(fetch, index, History.empty(), self._domain.now.vocabulary, query)
         return found.item_ids
 
     # ---- single items ------------------------------------------------------------------------------------------------
@@ -121,7 +134,10 @@ class CandidateStage:
             index = self._shelf.get(version)
             if index is None:
                 return None
-            texts = self._texts or ItemTexts.of(index.table, self._domain.title)
+            title = self._domain.now.title
+            if self._texts is None or self._texts.title != title:
+                self._texts = ItemTexts.of(index.table, title)
+            texts = self._texts
             self._texts = texts.following(index.table)
             return [dict(item) for item in self._texts.find(query, limit, index)]
 

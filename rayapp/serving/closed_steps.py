@@ -28,7 +28,7 @@ class ClosedSteps:
 
     def __init__(self, root: Path, domain: Domain, store: Store, time_ns: Callable[[], int] = time.time_ns) -> None:
         """`time_ns`: the clock. Reads nothing yet."""
-        self._root, self._domain, self._store, self._time_ns = root, domain, store, time_ns
+        self._root, self.domain, self._store, self._time_ns = root, domain, store, time_ns
         self._step_ms = Grid.of(domain).step_ms
         self._since: RowsSince | None = None
         self._over = -1
@@ -45,10 +45,10 @@ class ClosedSteps:
             PublishError: the statistics that were counted last, or a log, can't be read.
             StoreError: the store does not answer.
         """
-        self._over, name = self.last_over(), newest_statistics(self._root) or ""
+        self._over, name = self.last_over(), newest_statistics(self._root, self.domain) or ""
         if self._since is None or self._since.base.name != name:
-            base = load_base(self._root, name, self._domain) if name else Base.nothing(self._domain)
-            self._since = RowsSince(self._root, self._domain, self._store, base)
+            base = load_base(self._root, name, self.domain) if name else Base.nothing(self.domain)
+            self._since = RowsSince(self._root, self.domain, self._store, base)
         while self._since.read():
             pass
 

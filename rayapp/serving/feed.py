@@ -118,11 +118,11 @@ class Arms(Protocol):
 
 
 class Feed:
-    """Answers for one domain."""
+    """Answers for one domain, which the ingress keeps to what the root says."""
 
     def __init__(self, domain: Domain, stages: Stages, live: Live, arms: Arms, random_share: float = 0.0) -> None:
         """`random_share` of the answers are in random order, for evaluation without position or model bias."""
-        self.domain, self.live, self._seen = domain, live, Seen.of(domain)
+        self.domain, self.live = domain, live
         self._stages, self._arms, self._random_share = stages, arms, random_share
 
     async def recommend(self, ask: Ask) -> Answer:
@@ -192,7 +192,7 @@ class Feed:
         exclude = np.array([hash64(item_id) for item_id in ask.exclude], np.uint64)
         return Query(
             num_candidates=max(ask.num_candidates, ask.num_results),
-            mix=(arm.mix if arm else None) or default_mix(),
+            mix=(arm.mix if arm else None) or self.domain.mix or default_mix(),
             exclude_hash=np.concatenate([exclude, ask.page.shown_hash_S]),
             require=ask.require,
             seed=hash64(ask.request_id),
@@ -204,8 +204,9 @@ class Feed:
         """Popular items without the excluded ones, and without the seen ones while there are enough others; a filter by
         attributes can't be kept here."""
         last_seen = {item_id: -n for n, item_id in reversed(list(enumerate(user.item_ids)))}
-        seen = self._items_of(user, self._seen.counts(user.history, ask.at_ms))
-        lately = self._items_of(user, self._seen.too_lately(user.history, ask.at_ms))
+        rule = Seen.of(self.domain)
+        seen = self._items_of(user, rule.counts(user.history, ask.at_ms))
+        lately = self._items_of(user, rule.too_lately(user.history, ask.at_ms))
         hidden = {hash64(item_id) for item_id in ask.exclude} | set(ask.page.shown_hash_S.tolist())
         hashes = {} if ask.require else {item_id: hash64(item_id) for item_id in self.live.popular}
         allowed = [item_id for item_id, item_hash in hashes.items() if item_hash not in hidden]

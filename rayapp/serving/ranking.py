@@ -46,6 +46,7 @@ class Ranking:
 
     model_version: str
     probability_CH: NDArray[np.float32]
+    """Of the model's heads, the first of the domain's: one that was appended since is not among them."""
     known_C: NDArray[np.bool_]
     """False for an item that the model's table does not hold, and for one that was put since without any attribute."""
     vector_CE: NDArray[np.float16]
@@ -65,7 +66,7 @@ def rank(model: LoadedModel, statistics: FreshStatistics, domain: Domain, call: 
 
 def rank_many(
     held: Callable[[str], LoadedModel | None],
-    statistics: FreshStatistics,
+    statistics_of: Callable[[LoadedModel], FreshStatistics],
     domain: Domain,
     calls: Sequence[tuple[str, RankCall]],
 ) -> list[Ranking | Exception | None]:
@@ -81,7 +82,7 @@ def rank_many(
             if asked != version:
                 continue
             try:
-                made[n] = request_of(model, statistics, domain, call)
+                made[n] = request_of(model, statistics_of(model), domain, call)
             except Exception as error:
                 answers[n] = error
         try:
@@ -97,7 +98,8 @@ def rank_many(
 def request_of(
     model: LoadedModel, statistics: FreshStatistics, domain: Domain, call: RankCall
 ) -> tuple[Requests, Read]:
-    """What the model reads of a call, and the statistics in it."""
+    """What the model reads of a call, and the statistics in it, which must be those of the model's own domain; `domain`
+    is today's."""
     sequences = at_request(
         call.user.history,
         timestamp_ms=call.timestamp_ms,
@@ -106,7 +108,7 @@ def request_of(
         vocabulary=domain.vocabulary,
     )
     read = statistics.read(call.user_id, call.item_hash_C)
-    context = context_row(domain.context_attributes, call.timestamp_ms, call.context)
+    context = context_row(model.domain.context_attributes, call.timestamp_ms, call.context)
     request = Requests.of_one(
         hash64(call.user_id), call.timestamp_ms, context, sequences, call.item_hash_C, read.user_K, read.item_CK
     )

@@ -8,11 +8,14 @@ from typing import Any, TypeVar
 
 import torch
 
-from rayapp.root.facts import read_root
+from rayapp.contracts.config import Domain
+from rayapp.registry.models import LoadedModel
 from rayapp.serving.background import POLL_S, Background
+from rayapp.serving.followed_domain import FollowedDomain
 from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, Ranking, rank, rank_many
 from rayapp.serving.shelf import ModelShelf
+from rayapp.statistics.known import reading_of
 from rayapp.store import Store
 
 T = TypeVar("T")
@@ -28,9 +31,12 @@ class RankingStage:
             PublishError: there is no champion, or it does not load.
         """
         torch.set_num_threads(1)  # replicas share the cores; two threads of two processes each would fight for them
-        self._domain, _ = read_root(root)
-        self._store, self._shelf = store, ModelShelf(root, self._domain, store, device)
-        self._statistics = FreshStatistics(root, self._domain, store)
+        self._root, self._domain, self._store = root, FollowedDomain(root), store
+        self._statistics: dict[str, FreshStatistics] = {}
+        """By what models read: one that was trained before the domain changed reads what it was trained on."""
+        self._readings: dict[str, str] = {}
+        """Version -> what `_statistics` are found by: it is not worked out for every call."""
+        self._shelf = ModelShelf(root, self._domain.now, store, device, self._read_for)
         # One thread that scores: two of one replica would fight for its core.
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
         self._background = Background()
@@ -38,18 +44,42 @@ class RankingStage:
 
     def _refresh(self) -> None:
         try:
-            self._statistics.refresh()  # first: an item that the models know has the statistics of its categories
+            # First: an item that the models know has the statistics of its categories.
+            for statistics in self._statistics.values():
+                statistics.refresh()
         finally:
+            if self._domain.refresh():
+                self._shelf.follow(self._domain.now)
             self._shelf.refresh()
+            read = {reading_of(domain) for domain in self._shelf.domains}
+            self._statistics = {reading: each for reading, each in self._statistics.items() if reading in read}
+
+    def _read_for(self, domain: Domain) -> None:
+        """Before a model of that domain is held."""
+        if (reading := reading_of(domain)) not in self._statistics:
+            self._statistics = {**self._statistics, reading: FreshStatistics(self._root, domain, self._store)}
+
+    def _of_model(self, model: LoadedModel) -> FreshStatistics:
+        """Raises:
+        KeyError: the model is not held any more.
+        """
+        if (reading := self._readings.get(model.version)) is None:
+            reading = self._readings[model.version] = reading_of(model.domain)
+        return self._statistics[reading]
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         """None when this replica does not hold `version`."""
         model = self._shelf.get(version)
-        return None if model is None else await self._on_thread(rank, model, self._statistics, self._domain, call)
+        if model is None:
+            return None
+        domain = self._domain.knowing(call.user.history.action_E)
+        return await self._on_thread(rank, model, self._of_model(model), domain, call)
 
     async def rank_many(self, calls: list[tuple[str, RankCall]]) -> list[Ranking | Exception | None]:
         """`rank` of several calls at once, each with its version; a call that fails has its exception."""
-        return await self._on_thread(rank_many, self._shelf.get, self._statistics, self._domain, calls)
+        for _, call in calls:
+            self._domain.knowing(call.user.history.action_E)
+        return await self._on_thread(rank_many, self._shelf.get, self._of_model, self._domain.now, calls)
 
     async def versions(self) -> list[str]:
         """What this replica holds."""

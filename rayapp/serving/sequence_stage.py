@@ -11,7 +11,7 @@ from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import FIRST_ACTION_ID, Event, deleted_item, is_deleted
 from rayapp.root.catalogue import read_item
 from rayapp.root.erasure import erase_user
-from rayapp.root.facts import read_root
+from rayapp.serving.followed_domain import FollowedDomain
 from rayapp.serving.group_commit import GroupCommit
 from rayapp.store import AppendStatus, Store, StoreError, UserSequence
 
@@ -27,7 +27,7 @@ class SequenceStage:
     def __init__(self, root: Path, store: Store, freshness_ms: Callable[[int], Any]) -> None:
         """`freshness_ms` is told how long an action took from its receipt until a look-up shows it."""
         self._root, self._store, self._freshness_ms = root, store, freshness_ms
-        self._names = read_root(root)[0].vocabulary.names
+        self._domain = FollowedDomain(root)
         self._commits = GroupCommit(store, self._accepted)
         self._probe: asyncio.Task[UserSequence] | None = None
         self._measuring: asyncio.Task[None] | None = None
@@ -41,7 +41,16 @@ class SequenceStage:
             Busy: too many wait.
             StoreError: they can't be made durable now.
         """
+        known = self._store.vocabulary.names
+        if any(event.action not in known for event in events):
+            await asyncio.to_thread(self._follow)
         return await self._commits.append(events)
+
+    def _follow(self) -> None:
+        """An ingress that takes an action has read the domain that has it; so does the store, before it stores one."""
+        self._domain.refresh()
+        if self._domain.now.vocabulary != self._store.vocabulary:
+            self._store.follow(self._domain.now.vocabulary)
 
     async def log_requests(self, rows: Sequence[dict[str, Any]]) -> None:
         """Puts rows of the request log into the outbox."""
@@ -128,7 +137,7 @@ class SequenceStage:
         """Copies what is stored of an anonymous user to a known one, as actions that arrive now: no answer given
         before knew that they were this user's. A repeated merge adds nothing."""
         found = await self.lookup(anonymous_id)
-        history = found.history
+        history, names = found.history, self._domain.knowing(found.history.action_E).vocabulary.names
         rows = zip(
             history.event_hash_E.tolist(),
             found.item_ids,
@@ -141,7 +150,7 @@ class SequenceStage:
                 event_id=f"m-{event_hash:016x}",
                 user_id=user_id,
                 item_id=item_id,
-                action=self._names[action - FIRST_ACTION_ID],
+                action=names[action - FIRST_ACTION_ID],
                 timestamp_ms=timestamp_ms,
                 received_at_ms=now_ms,
             )

@@ -29,13 +29,21 @@ WARM_UP_CANDIDATES = 200
 class ModelShelf:
     """Keeps loaded models in step with the alias files and with the item log. Readers never wait for a load."""
 
-    def __init__(self, root: Path, domain: Domain, store: ItemStore, device: torch.device | None = None) -> None:
-        """Loads what the aliases name; with a `device`, a GPU, for `score_many` on it.
+    def __init__(
+        self,
+        root: Path,
+        domain: Domain,
+        store: ItemStore,
+        device: torch.device | None = None,
+        read_for: Callable[[Domain], None] = lambda _: None,
+    ) -> None:
+        """Loads what the aliases name; with a `device`, a GPU, for `score_many` on it. `read_for` is told of the domain
+        of each model before it is held.
 
         Raises:
             PublishError: there is no champion, or it does not load.
         """
-        self._root, self._domain, self._device = root, domain, device
+        self._root, self._domain, self._device, self._read_for = root, domain, device, read_for
         self._items, self._refusals = PutItems(store), Refusals()
         self._lock = threading.Lock()
         self._users_number, _ = log_manifest(root / USERS)
@@ -56,6 +64,16 @@ class ModelShelf:
     def refused(self) -> dict[str, str]:
         """Why a version that an alias names is not held."""
         return self._refusals.reasons
+
+    @property
+    def domains(self) -> list[Domain]:
+        """Those that the models were trained under."""
+        return [model.domain for model in self._models.values()]
+
+    def follow(self, domain: Domain) -> None:
+        """What is loaded from now on is checked against it, and what was refused is tried again."""
+        self._domain = domain
+        self._refusals = Refusals()
 
     def get(self, version: str) -> LoadedModel | None:
         """The model, or None when this replica does not hold it (yet)."""
@@ -111,9 +129,10 @@ class ModelShelf:
 
     def _load(self, version: str, held: dict[str, LoadedModel]) -> LoadedModel:
         model = load_model(self._root, version, self._domain)
+        self._read_for(model.domain)
         # A first call costs half a second of set-up inside PyTorch; nobody's request should pay it.
         unknown = [np.zeros(size, np.uint64) for size in (model.config.history_length, WARM_UP_CANDIDATES)]
-        request = full_request(self._domain.context_attributes, Columns.of(self._domain).widths, *unknown)
+        request = full_request(model.domain.context_attributes, Columns.of(model.domain).widths, *unknown)
         model.scorer.score(request)
         if self._device is not None:
             model = _on(self._device, model, request)
@@ -132,7 +151,7 @@ def _over(model: LoadedModel, table: ItemTable) -> LoadedModel:
     """The model over another form of its item table."""
     if table is model.table:
         return model
-    return LoadedModel(model.version, model.config, model.head_names, model.scorer.with_table(table), table)
+    return dataclasses.replace(model, scorer=model.scorer.with_table(table), table=table)
 
 
 def _told(model: LoadedModel, users: pa.Table) -> LoadedModel:

@@ -4,7 +4,9 @@ Shapes: N items or users, U distinct steps, S half-lives, A counted kinds, K col
 """
 
 import dataclasses
-from collections.abc import Callable, Mapping
+import functools
+import json
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -15,6 +17,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column
+from rayapp.contracts.schema import AttributeKind
 from rayapp.features.item_values import ItemValues
 from rayapp.features.requests import Requests
 from rayapp.features.statistic_columns import Columns, Floats
@@ -157,7 +160,7 @@ def load_base(root: Path, name: str, domain: Domain) -> Base:
     if not directory.exists():
         raise PublishError(f"there are no statistics {name} in {root / STATISTICS}; `rayapp windows` counts them")
     manifest = read_manifest(directory)
-    if manifest["settings"] != settings_of(domain):
+    if not _counted_for(manifest["settings"], domain):
         raise PublishError(f"{directory} was counted for other heads or half-lives; count anew: `rayapp windows`")
     grid = Grid.of(domain)
     try:
@@ -175,18 +178,19 @@ def load_newest(root: Path, domain: Domain) -> Statistics:
     Raises:
         PublishError: there are none; or as for `load_base`.
     """
-    return load_base(root, newest_name(root), domain).statistics
+    return load_base(root, newest_name(root, domain), domain).statistics
 
 
-def newest_name(root: Path) -> str:
-    """The name of those that were counted last.
+def newest_name(root: Path, domain: Domain) -> str:
+    """The name of those that were counted last for a domain.
 
     Raises:
         PublishError: there are none.
     """
-    name = newest_statistics(root)
+    name = newest_statistics(root, domain)
     if name is None:
-        raise PublishError(f"{root} has no statistics yet; `rayapp train` counts them, or `rayapp windows`")
+        there = " of these heads and half-lives" if newest_statistics(root) is not None else ""
+        raise PublishError(f"{root} has no statistics{there} yet; `rayapp train` counts them, or `rayapp windows`")
     return name
 
 
@@ -200,7 +204,26 @@ def settings_of(domain: Domain) -> dict[str, Any]:
         "step_ms": domain.statistics_step_ms,
         "flag_delay_ms": domain.flag_delay_ms,
         "left_out": out,
+        "categories": [a.name for a in domain.attributes if a.kind is AttributeKind.CATEGORIES],
     }
+
+
+def reading_of(domain: Domain) -> str:
+    """Equal for domains whose rankers read the same numbers."""
+    return json.dumps([settings_of(domain), domain.positive_head], sort_keys=True)
+
+
+def _counted_for(settings: Mapping[str, Any], domain: Domain) -> bool:
+    """Statistics that say nothing of the categories were counted before those could change."""
+    wanted = settings_of(domain)
+    return isinstance(settings, Mapping) and {**wanted, **settings} == wanted
+
+
+@functools.lru_cache(maxsize=64)
+def _settings(directory: Path) -> Mapping[str, Any]:
+    """Of statistics, which are published whole and never change."""
+    settings: Mapping[str, Any] = read_manifest(directory)["settings"]
+    return settings
 
 
 def users_left_out(root: Path, domain: Domain) -> Hashes:
@@ -218,6 +241,25 @@ def counted_names(root: Path) -> list[str]:
     return sorted(names, key=lambda name: (int(name.partition("-")[0]), name))
 
 
-def newest_statistics(root: Path) -> str | None:
-    """The name of those that were counted last; None where there are none."""
-    return next(reversed(counted_names(root)), None)
+def newest_statistics(root: Path, domain: Domain | None = None) -> str | None:
+    """The name of those that were counted last, for a domain or at all; None where there are none.
+
+    Raises:
+        PublishError: a manifest can't be read.
+    """
+    names = reversed(counted_names(root))
+    return next((n for n in names if domain is None or _counted_for(_settings(root / STATISTICS / n), domain)), None)
+
+
+def superseded(root: Path, domains: Iterable[Domain], kept: int) -> list[str]:
+    """Names of all statistics but the `kept` newest of each domain.
+
+    Raises:
+        PublishError: a manifest can't be read.
+    """
+    names = counted_names(root)
+    settings = {name: _settings(root / STATISTICS / name) for name in names}
+    stay = set[str]()
+    for domain in domains:
+        stay.update([name for name in names if _counted_for(settings[name], domain)][-kept:])
+    return [name for name in names if name not in stay]

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64_column, places_of
+from rayapp.features.requests import known_columns
 from rayapp.features.statistics import Grid, Hashes, Increments, Ints
 
 IMPRESSION: Final = 0
@@ -105,13 +106,21 @@ def shown(requests: pa.Table, domain: Domain, grid: Grid) -> tuple[Ints, Observa
     given_R = pc.is_valid(requests["labels"]).to_numpy()
     if given_R.any():
         given_M = given_R[row_M]
-        label_GH = pc.list_flatten(requests["labels"]).to_numpy().reshape(-1, len(domain.heads))
+        label_GH = given_labels(requests.filter(pa.array(given_R)), len(domain.heads))
         place_L, head_L = np.nonzero(label_GH > 0)
         row_L, item_L = row_M[given_M][place_L], item_M[given_M][place_L]
         rows.append(row_L)
         kind_L, step_L = 1 + len(domain.heads) + head_L, grid.step(time_R[row_L] + domain.flag_delay_ms)
         parts.append(Observations(user_R[row_L], item_L, step_L, kind_L))
     return np.concatenate(rows), Observations.concatenate(parts)
+
+
+def given_labels(requests: pa.Table, num_heads: int) -> NDArray[np.float32]:
+    """`[M, H]` of requests that all came with `labels`: NaN for heads that were appended after that."""
+    labels, item_lists = requests["labels"].combine_chunks(), requests["item_ids"].combine_chunks()
+    size_R = pc.list_value_length(item_lists).to_numpy(zero_copy_only=False).astype(np.int64)
+    length_R = pc.list_value_length(labels).to_numpy(zero_copy_only=False).astype(np.int64)
+    return known_columns(pc.list_flatten(labels).to_numpy(), length_R // np.maximum(size_R, 1), size_R, num_heads)
 
 
 def acted(events: pa.Table, domain: Domain, grid: Grid) -> tuple[Ints, Observations]:

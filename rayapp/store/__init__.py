@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 from rayapp.contracts.errors import RayappError
-from rayapp.contracts.schema import Event
+from rayapp.contracts.schema import Event, Vocabulary
 from rayapp.features.sequence import History
 from rayapp.root.places import EVENTS, REQUESTS
 
@@ -133,6 +133,17 @@ class SequenceStore(Protocol):
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
         """The user's stored events, newest first, with `timestamp_ms < before_ms`; empty for an unknown user."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The actions that it takes; others are stored as UNKNOWN."""
+
+    def follow(self, vocabulary: Vocabulary) -> None:
+        """Takes actions from now on that were appended to those it knows.
+
+        Raises:
+            StoreError: these are others, or the store does not answer.
+        """
 
     def rebuild(self, events: Iterable[Event]) -> int:
         """Puts events of the log back into the sequences, without the outbox; returns how many were new."""

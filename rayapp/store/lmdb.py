@@ -13,7 +13,7 @@ Databases (keys big-endian, so that byte order is number order):
 
 import json
 import struct
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -49,6 +49,7 @@ from rayapp.store.contents import (
     sequence_of,
     too_old,
 )
+from rayapp.store.lmdb_outbox import OUTBOX_KEY, committed, rows_of
 from rayapp.store.packed import EMPTY, head, insert, packed_time
 
 FIRST_MAP_BYTES: Final = 1 << 30
@@ -56,7 +57,6 @@ FIRST_MAP_BYTES: Final = 1 << 30
 DEFAULT_MAX_OUTBOX: Final = 5_000_000
 DATABASES: Final = ("meta", "counters", "sequences", "erased", "outbox", "items", "item_log", "users", "agreed")
 _NUMBER: Final = struct.Struct(">Q")
-_OUTBOX_KEY: Final = struct.Struct(">HQ")
 _REBUILD_EVENTS: Final = 10_000
 _INLINE: Final = 2_030
 """A value larger than this less its key moves from its leaf to pages of its own. LMDB joins leaves that became empty
@@ -84,11 +84,9 @@ class LmdbStore:
         Raises:
             StoreError: it can't be opened, is damaged, or holds another bucket count or vocabulary.
         """
-        self.vocabulary, self.num_buckets, self.cap, self.max_outbox = vocabulary, num_buckets, cap, max_outbox
+        self.num_buckets, self.cap, self.max_outbox = num_buckets, cap, max_outbox
         self._path = path
-        # Flags and priorities of a cut are the reader's affair; the store only needs names and "takes a slot".
-        self._takes_slot = bytes(vocabulary.flags(in_sequence=True).astype(np.uint8)).ljust(256, b"\0")
-        self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+        self._learn(vocabulary)
         self._shared: environment.Environment | None = None
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -112,6 +110,22 @@ class LmdbStore:
         except (lmdb.Error, ValueError) as error:
             self.close()
             raise StoreError(f"the sequence store {path} can't be opened: {error}. {MEND}") from None
+
+    def _learn(self, vocabulary: Vocabulary) -> None:
+        """Flags and priorities of a cut are the reader's affair; the store only needs names and "takes a slot"."""
+        self.vocabulary = vocabulary
+        self._takes_slot = bytes(vocabulary.flags(in_sequence=True).astype(np.uint8)).ljust(256, b"\0")
+        self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+
+    def follow(self, vocabulary: Vocabulary) -> None:
+        before = self.vocabulary
+        self._learn(vocabulary)
+        try:
+            assert self._shared is not None
+            self._shared.alone(self._check)
+        except (StoreError, lmdb.Error):
+            self._learn(before)
+            raise
 
     def _check(self) -> str:
         wanted = description(self.vocabulary, self.num_buckets) | {"cap": self.cap}
@@ -218,7 +232,7 @@ class LmdbStore:
         self, txn: lmdb.Transaction, bucket: int, commit_seq: int, kind: OutboxKind, value: dict[str, Any]
     ) -> None:
         body = f'["{kind}",{encoded(value)}]'.encode()
-        txn.put(_OUTBOX_KEY.pack(bucket, commit_seq), body, db=self._db["outbox"])
+        txn.put(OUTBOX_KEY.pack(bucket, commit_seq), body, db=self._db["outbox"])
 
     def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
         with self._reading() as txn:
@@ -230,23 +244,23 @@ class LmdbStore:
         while self._writing(lambda txn: self._acknowledge(txn, bucket, cursor)):
             pass
         with self._reading() as txn:
-            rows = list(_outbox(txn.cursor(db=self._db["outbox"]), bucket, cursor, limit))
-        return _committed(rows)
+            rows = list(rows_of(txn.cursor(db=self._db["outbox"]), bucket, cursor, limit))
+        return committed(rows)
 
     def read(self, after: Sequence[int], limit: int) -> list[Tail]:
         cursors = checked_cursors(after, self.num_buckets)
         limit = checked_limit(limit)
         with self._reading() as txn:
             outbox = txn.cursor(db=self._db["outbox"])
-            found = [(self._last(txn, b), list(_outbox(outbox, b, cursor, limit))) for b, cursor in enumerate(cursors)]
-        return [Tail(cursor, _committed(rows), last) for cursor, (last, rows) in zip(cursors, found, strict=True)]
+            found = [(self._last(txn, b), list(rows_of(outbox, b, cursor, limit))) for b, cursor in enumerate(cursors)]
+        return [Tail(cursor, committed(rows), last) for cursor, (last, rows) in zip(cursors, found, strict=True)]
 
     def _acknowledge(self, txn: lmdb.Transaction, bucket: int, cursor: int) -> bool:
         """Removes rows up to `cursor`; whether some are left. A transaction that changes nothing costs no sync."""
         rows = txn.cursor(db=self._db["outbox"])
-        found = rows.set_range(_OUTBOX_KEY.pack(bucket, 0))
+        found = rows.set_range(OUTBOX_KEY.pack(bucket, 0))
         for _ in range(_ACKNOWLEDGED_ROWS):
-            if not found or _OUTBOX_KEY.unpack(rows.key()) > (bucket, cursor):
+            if not found or OUTBOX_KEY.unpack(rows.key()) > (bucket, cursor):
                 return False
             found = rows.delete() and bool(rows.key())
         return True
@@ -256,10 +270,10 @@ class LmdbStore:
             if self._last(txn, bucket) >= commit_seq:
                 return
             outbox, last = self._db["outbox"], commit_seq
-            for seq, body in list(_outbox(txn.cursor(db=outbox), bucket, 0, self.max_outbox)):
+            for seq, body in list(rows_of(txn.cursor(db=outbox), bucket, 0, self.max_outbox)):
                 last += 1
-                txn.delete(_OUTBOX_KEY.pack(bucket, seq), db=outbox)
-                txn.put(_OUTBOX_KEY.pack(bucket, last), body, db=outbox)
+                txn.delete(OUTBOX_KEY.pack(bucket, seq), db=outbox)
+                txn.put(OUTBOX_KEY.pack(bucket, last), body, db=outbox)
             self._put_last(txn, {bucket: last})
 
         self._writing(write)
@@ -381,17 +395,3 @@ class LmdbStore:
             pages = sum(db["branch_pages"] + db["leaf_pages"] + db["overflow_pages"] for db in found)
             used_bytes = pages * found[0]["psize"]
         return StoreStats(outbox_rows, self.max_outbox, used_bytes, None)
-
-
-def _outbox(rows: lmdb.Cursor, bucket: int, cursor: int, limit: int) -> Iterator[tuple[int, bytes]]:
-    """`(commit_seq, body)` of the bucket's rows behind `cursor`."""
-    found = rows.set_range(_OUTBOX_KEY.pack(bucket, cursor + 1))
-    for _ in range(limit):
-        if not found or rows.key()[:2] != bucket.to_bytes(2, "big"):
-            return
-        yield _OUTBOX_KEY.unpack(rows.key())[1], bytes(rows.value())
-        found = rows.next()
-
-
-def _committed(rows: Iterable[tuple[int, bytes]]) -> list[Committed]:
-    return [Committed(seq, OutboxKind(kind), value) for seq, body in rows for kind, value in [json.loads(body)]]

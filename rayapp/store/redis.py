@@ -89,9 +89,8 @@ class RedisStore:
         Raises:
             StoreError: Redis does not answer, or holds another bucket count or vocabulary.
         """
-        self.vocabulary, self.num_buckets, self.cap, self.max_outbox = vocabulary, num_buckets, cap, max_outbox
-        self._takes_slot = "".join(str(int(flag)) for flag in vocabulary.flags(in_sequence=True)).ljust(256, "0")
-        self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+        self.num_buckets, self.cap, self.max_outbox = num_buckets, cap, max_outbox
+        self._learn(vocabulary)
         self._cluster = cluster
         settings: dict[str, Any] = {
             "socket_connect_timeout": CONNECT_TIMEOUT_S,
@@ -103,6 +102,20 @@ class RedisStore:
         )
         self._append_script = importlib.resources.files("rayapp.store").joinpath("append.lua").read_text()
         self.identity = self._answered(self._check)
+
+    def _learn(self, vocabulary: Vocabulary) -> None:
+        self.vocabulary = vocabulary
+        self._takes_slot = "".join(str(int(flag)) for flag in vocabulary.flags(in_sequence=True)).ljust(256, "0")
+        self._ids = {name: i + FIRST_ACTION_ID for i, name in enumerate(vocabulary.names)}
+
+    def follow(self, vocabulary: Vocabulary) -> None:
+        before = self.vocabulary
+        self._learn(vocabulary)
+        try:
+            self._answered(self._check)
+        except StoreError:
+            self._learn(before)
+            raise
 
     def _check(self) -> str:
         wanted = description(self.vocabulary, self.num_buckets)

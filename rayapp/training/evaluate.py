@@ -65,9 +65,12 @@ def read_window(root: Path, name: str, domain: Domain) -> EvaluationSet:
 
 
 def score_window(scorer: Scorer, root: Path, name: str, domain: Domain) -> NDArray[np.float32]:
-    """Calibrated logits `[R, C, H]` of every candidate of every request."""
-    reader = WindowReader(root, [name], domain, scorer.history_length, statistics=load_newest(root, domain))
-    return of_candidates(reader, lambda requests: scorer.logits(requests).float().cpu().numpy())
+    """Calibrated logits `[R, C, H]` of every candidate of every request. The scorer reads the statistics that it was
+    trained on, and of heads that the domain has gained since it knows nothing: their logits are 0."""
+    statistics = load_newest(root, scorer.inputs.domain)
+    reader = WindowReader(root, [name], domain, scorer.history_length, statistics=statistics)
+    logit_RCH = of_candidates(reader, lambda requests: scorer.logits(requests).float().cpu().numpy())
+    return np.pad(logit_RCH, [(0, 0), (0, 0), (0, len(domain.heads) - logit_RCH.shape[2])])
 
 
 def score_version(root: Path, version: str, name: str, domain: Domain) -> NDArray[np.float32]:

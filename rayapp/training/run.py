@@ -197,7 +197,7 @@ def evaluate_and_publish(
         "parent": run.init_from,
         "scope": run.preset.train.scope,
         "drawn": list(begun.drawn),
-        "statistics": {"read": newest_statistics(run.root), **settings_of(domain)},
+        "statistics": {"read": newest_statistics(run.root, domain), **settings_of(domain)},
         "device": device,
         "num_workers": run.num_workers,
     }

@@ -19,6 +19,7 @@ from rayapp.importing.domains.layout import (
     TextFiles,
     TimeColumn,
 )
+from rayapp.retrieval.sources import SOURCES
 
 
 class DomainError(RayappError):
@@ -130,6 +131,7 @@ class _DomainTables(Table):
     user_weights: dict[str, dict[str, float]] = Field(default={})
     seen: _Seen = _Seen()
     caps: dict[str, _Cap] = Field(default={})
+    mix: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default={})
     actions: ListOf[_Action]
     heads: ListOf[_Head]
     items: _Items
@@ -162,7 +164,9 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         seen_ms=file.seen.actions,
         seen_again_after_ms=file.seen.again_after,
         caps=_caps(file.caps),
+        mix=file.mix,
     )
+    _known("mix names", domain.mix, tuple(SOURCES), "the sources of candidates")
     for number, events in enumerate(file.events, 1):
         _known(f"events[{number}] action names", events.action.actions, domain.vocabulary.names, "[[actions]]")
     for number, requests in enumerate(file.requests, 1):
