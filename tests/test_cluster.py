@@ -135,6 +135,8 @@ def test_health_and_api_description(client: httpx.Client) -> None:
         "/v1/users/{user_id}",
         "/v1/users/{user_id}:merge",
         "/v1/users/{user_id}/sequence",
+        "/v1/users:sample",
+        "/v1/domain",
         "/v1/models",
         "/v1/models/{version}:promote",
         "/v1/models/{version}:rollback",

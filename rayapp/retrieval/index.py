@@ -4,6 +4,7 @@ Shapes: N item table rows (row 0 is "absent"), S seeds, K neighbours of each.
 """
 
 import copy
+import heapq
 from collections.abc import Mapping
 
 import numpy as np
@@ -66,6 +67,17 @@ class CandidateIndex:
         allowed_N[self.rows_of(exclude_hash)] = False
         allowed_N[ABSENT] = False
         return allowed_N
+
+    def categories(self, limit: int) -> dict[str, list[tuple[str, int]]]:
+        """Categorical attribute -> its values and how many items have each, the `limit` most frequent ones."""
+        counts: dict[str, list[tuple[str, int]]] = {}
+        for (attribute, value), rows in self._having.items():
+            if len(rows):
+                counts.setdefault(attribute, []).append((value, len(rows)))
+        return {
+            name: heapq.nsmallest(limit, values, key=lambda pair: (-pair[1], pair[0]))
+            for name, values in counts.items()
+        }
 
     def _with_category(self, attribute: str, values: frozenset[str]) -> NDArray[np.bool_]:
         """Rows whose item has one of the values; none for an attribute that is not categorical or not known."""
