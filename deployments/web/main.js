@@ -27,6 +27,9 @@ const REASONS = {
   items_unavailable: 'Degraded: nobody could tell the titles.',
 };
 
+/** Reasons of answers that are not degraded. */
+const WHOLE = ['unknown_user', 'filtered_out'];
+
 const page = {
   catalogue: null, userId: '', only: '', compare: '', items: [], acted: new Set(), pool: [], requestId: null, model: null, up: true, turn: 0,
 };
@@ -43,14 +46,13 @@ function told(problem) {
   if (!(problem instanceof api.Problem)) throw problem;
 }
 
-function plural(count, what) { return `${count} ${what}`; }
-
+/** `since`: when the user clicked, or null; `what`: what the user did. */
 function sayChange({ fresh, moved }, since, what, reason) {
-  const parts = [];
-  if (since !== null) parts.push(`${what}changed feed after ${Math.round(performance.now() - since)} ms: ${plural(fresh, 'new')}, ${plural(moved, 'moved')}.`);
-  if (reason) parts.push(REASONS[reason] ?? `Degraded: ${reason}.`);
-  byId('change').textContent = parts.join(' ');
-  byId('change').classList.toggle('degraded', Boolean(reason) && reason !== 'unknown_user' && reason !== 'filtered_out');
+  const words = [];
+  if (since !== null) words.push(what, ' → feed changed in ', el('strong', { text: `${Math.round(performance.now() - since)} ms` }), ` · ${fresh} new, ${moved} moved. `);
+  if (reason) words.push(REASONS[reason] ?? `Degraded: ${reason}.`);
+  byId('change').replaceChildren(...words);
+  byId('change').classList.toggle('degraded', Boolean(reason) && !WHOLE.includes(reason));
 }
 
 /** Fetches the feed and shows it. `since`: when the user clicked, or null; the newest call alone is shown. */
@@ -129,7 +131,7 @@ async function act(itemId, action) {
   try {
     await api.act(userId, itemId, action, shown ? requestId : null);
     page.acted.add(itemId);
-    if (userId === page.userId) await refresh(since, `${action.replaceAll('_', ' ')} on ${page.catalogue.title(itemId)}: `);
+    if (userId === page.userId) await refresh(since, `${action.replaceAll('_', ' ')} on ${page.catalogue.title(itemId)}`);
   } catch (problem) {
     told(problem);
   }

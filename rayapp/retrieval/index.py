@@ -138,6 +138,11 @@ class CandidateIndex:
         return Known(self.item_hash_N, self._created_ms_N, self.table.likes_N, lately_N, lasting_N)
 
 
+def _most_items_first(count: tuple[str, int]) -> tuple[int, str]:
+    value, items = count
+    return -items, value
+
+
 def _by_category(table: ItemTable, rows: Rows) -> dict[tuple[str, str], list[int]]:
     """(attribute, value) -> those of `rows` whose item has it."""
     names = [a.name for a in table.tower.attributes if a.kind is AttributeKind.CATEGORIES]
