@@ -254,6 +254,7 @@ async function start() {
 async function begin() {
   try {
     await start();
+    await watch();
     follow();
   } catch (problem) {
     if (!(problem instanceof api.Problem)) throw problem;
