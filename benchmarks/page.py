@@ -129,7 +129,7 @@ def _turning(browser: Browser, url: str, domain: dict[str, Any], titles: list[st
         film.take(READ_MS)
         for title in titles:
             page.locator("#query").fill(title)
-            found = page.locator("#found li").filter(has_text=title).first
+            found = page.locator("#found li").filter(has=page.get_by_text(title, exact=True)).first
             button = found.locator(f"[data-action='{action}']")
             expect(button).to_be_visible()
             film.take(LOOK_MS)
@@ -177,5 +177,6 @@ def _opened(browser: Browser, address: str, size: Any, scheme: Any, *, staged: b
         page.add_init_script(STAGE)
     page.goto(address)
     page.locator("#feed .card").first.wait_for()
+    page.locator(".dot.ok").wait_for()
     yield page
     page.close()
