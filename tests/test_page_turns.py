@@ -39,5 +39,6 @@ def test_five_saves_of_a_kind_bring_more_of_it_and_five_hides_take_it_away(world
         after = share(page, kind)
         assert after >= before + 0.2
         for _ in range(NUM_ACTIONS):
-            act(page, "hide", kind)
+            if share(page, kind):  # else the feed has learnt it already
+                act(page, "hide", kind)
         assert share(page, kind) < after
