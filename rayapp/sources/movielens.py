@@ -7,11 +7,17 @@ implied. https://grouplens.org/datasets/movielens/100k/
 Ratings hold no impressions, so lists are made up: every rating becomes one item of a shown list of five, the other
 four drawn from the films this person never rated, in proportion to how often a film was rated. That is an
 approximation: nobody saw those lists, and a film "not rated" may well have been watched.
+
+Times are moved by whole weeks, so that the last rating is of yesterday or of the six days before, and hours and weekdays
+stay what they were: what looks at the last days, such as fresh statistics, `rayapp watch` and `rayapp retrain`, then
+finds some.
 """
 
 import hashlib
+import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Final
@@ -27,6 +33,9 @@ WHEEL_NAME: Final = "recbole-1.2.1-py3-none-any.whl"
 WHEEL_SHA256: Final = "9c9948202011f37eb0a7c6768129313f00d6403ad221ec940d5e2d5d5f33a407"
 MEMBER: Final = "recbole/dataset_example/ml-100k/ml-100k."
 LIST_SIZE: Final = 5
+WEEK_S: Final = 7 * 86_400
+MOVED_FILE: Final = "moved.json"
+"""How many weeks the files beside it are moved by: fetched again into one directory, they stay the same."""
 
 
 def fetch(cache: Path) -> Path:
@@ -69,7 +78,7 @@ def fetch(cache: Path) -> Path:
 
 def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
     """The data set as files that `domains/movielens.toml` reads, beside the wheel that they come from. The seed draws
-    the four other items of each list.
+    the four other items of each list. How far times are moved is recorded beside them, once for a directory.
 
     Raises:
         SourceError: as for `fetch`.
@@ -93,12 +102,36 @@ def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
         item_ids=catalogue[_lists(ratings, catalogue, size.seed)].tolist()
     )
     films["year"] = pd.to_numeric(films["year"], errors="coerce")
-    films["released"] = [None if np.isnan(y) else f"{int(y)}-01-01" for y in films["year"]]
+    weeks = 0 if size.original_times else _recorded_weeks(directory, int(ratings["timestamp"].max()))
+    for frame in (ratings, lists):
+        frame["timestamp"] += weeks * WEEK_S
+    films["released"] = released(films["year"], weeks)
     films["genres"] = [g.split() if isinstance(g, str) else [] for g in films["genres"]]
     files = Files(directory / "ratings.parquet", directory / "lists.parquet", directory / "films.parquet")
     for path, frame in ((files.events, ratings), (files.requests, lists), (files.items, films)):
         frame.to_parquet(path, index=False)
     return files
+
+
+def weeks_to_yesterday(last_s: int, now_s: float) -> int:
+    """The most whole weeks by which a moment can be moved and still lie before today (UTC)."""
+    today_s = int(now_s) // 86_400 * 86_400
+    return max((today_s - 1 - last_s) // WEEK_S, 0)
+
+
+def released(years: "pd.Series[float]", weeks: int) -> list[str | None]:
+    """The first of January of each year, so many weeks later; None where there is no year."""
+    days = np.timedelta64(7 * weeks, "D")
+    return [None if np.isnan(y) else str(np.datetime64(f"{int(y)}-01-01", "D") + days) for y in years]
+
+
+def _recorded_weeks(directory: Path, last_s: int) -> int:
+    record = directory / MOVED_FILE
+    if not record.exists():
+        weeks = weeks_to_yesterday(last_s, time.time())
+        record.write_text(json.dumps({"weeks": weeks, "why": "times of MovieLens-100K, moved to end yesterday"}) + "\n")
+    found: int = json.loads(record.read_text())["weeks"]
+    return found
 
 
 def _lists(ratings: pd.DataFrame, catalogue: NDArray[np.object_], seed: int) -> NDArray[np.int64]:
