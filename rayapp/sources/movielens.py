@@ -8,9 +8,9 @@ Ratings hold no impressions, so lists are made up: every rating becomes one item
 four drawn from the films this person never rated, in proportion to how often a film was rated. That is an
 approximation: nobody saw those lists, and a film "not rated" may well have been watched.
 
-Times are moved by whole weeks, so that the last rating is of yesterday or of the six days before, and hours and weekdays
-stay what they were: what looks at the last days, such as fresh statistics, `rayapp watch` and `rayapp retrain`, then
-finds some.
+Times are moved by whole weeks, so that the last rating is of yesterday or of the six days before, and hours and
+weekdays stay what they were: what looks at the last days, such as fresh statistics, `rayapp watch` and `rayapp
+retrain`, then finds some.
 """
 
 import hashlib
