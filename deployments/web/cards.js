@@ -153,17 +153,20 @@ function sources(catalogue, item) {
   return [...lines, list, score].filter((part) => part !== null);
 }
 
-/** Which past actions brought the item here: its score and place without them. */
-function told(catalogue, { score, rank, reasons, kept }) {
-  const rows = reasons.map((reason) => {
-    const what = reason.kind === 'category'
-      ? [`your ${reason.count} actions on `, bdi(reason.category)]
-      : [`your “${reason.action}” on `, bdi(catalogue.title(reason.item_id))];
-    const places = reason.rank_without - rank;
-    const lower = places === 0 ? 'same place' : `${Math.abs(places)} place${Math.abs(places) === 1 ? '' : 's'} ${places > 0 ? 'lower' : 'higher'}`;
-    return el('li', {}, 'Without ', ...what, `: score ${number(score)} → ${number(reason.score_without)}, ${lower}.`);
-  });
-  const none = el('p', { text: 'No single action of yours made a difference.' });
-  const rest = kept?.length ? el('p', { class: 'muted', text: `Counted in either case: ${kept.join(', ')}.` }) : null;
+/** Which past actions brought the item here: its score and place without them. `kept`: what stays in either way. */
+function told(catalogue, { item: { score, rank, reasons }, kept }) {
+  const rows = reasons.map((reason) => el('li', {}, 'Without ', ...leftOut(catalogue, reason), `: score ${number(score)} → ${number(reason.score_without)}, ${places(reason.rank_without - rank)}.`));
+  const none = el('p', { text: 'None of your last actions made a difference.' });
+  const rest = kept.length ? el('p', { class: 'muted', text: `Counted either way: ${kept.join(', ')}.` }) : null;
   return [rows.length ? el('ul', { class: 'causes' }, ...rows) : none, rest].filter((part) => part !== null);
+}
+
+function leftOut(catalogue, { kind, action, count, category, item_id: itemId }) {
+  const what = action ? `“${action.replaceAll('_', ' ')}”` : '';
+  return kind === 'category' ? [`your ${count} × ${what || 'actions'} on `, bdi(category)] : [`your ${what} on `, bdi(catalogue.title(itemId))];
+}
+
+function places(lower) {
+  if (lower === 0) return 'same place';
+  return `${Math.abs(lower)} place${Math.abs(lower) === 1 ? '' : 's'} ${lower > 0 ? 'lower' : 'higher'}`;
 }

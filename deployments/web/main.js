@@ -7,7 +7,7 @@ import { bdi, byId, el, show } from '/web/dom.js';
 import { fillSelect, showFound, showMix, showPast, showPeople } from '/web/panels.js';
 
 const FEED_SIZE = 12;
-const NUM_PAST = 12;
+const NUM_PAST = 20;
 const NUM_FOUND = 6;
 const MAX_POOL = 200;
 const MAX_ONLY = 60;
@@ -115,7 +115,8 @@ async function other(turn) {
 async function reasonsOf(itemId) {
   try {
     const answer = await api.explain(page.userId, [itemId]);
-    return answer?.items.find((item) => item.item_id === itemId) ?? null;
+    const item = answer?.items.find((each) => each.item_id === itemId && each.score !== null);
+    return item ? { item, kept: answer.kept } : null;
   } catch (problem) {
     told(problem);
     return null;

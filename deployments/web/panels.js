@@ -5,6 +5,7 @@ import { actionButtons } from '/web/cards.js';
 import { ago, bdi, byId, el, percent, show } from '/web/dom.js';
 
 const MAX_MIX = 5;
+const MAX_PAST = 12;
 const SIZES = [['fewer than 5 actions', 0, 5], ['fewer than 50', 5, 50], ['50 and more', 50, Infinity]];
 
 /** Users of the log to become, by how much they did. */
@@ -22,7 +23,7 @@ export function showPeople(users, onUser) {
 export function showPast(catalogue, { length, events }) {
   byId('user-length').textContent = length ? `${length} stored action${length === 1 ? '' : 's'}` : 'nothing stored yet';
   const kinds = new Map(catalogue.domain.actions.map((action) => [action.name, action.kind]));
-  const rows = events.map((event) => el(
+  const rows = events.slice(0, MAX_PAST).map((event) => el(
     'li',
     {},
     el('span', { class: `tag ${kinds.get(event.action) ?? 'neutral'}`, text: (event.action ?? 'unknown').replaceAll('_', ' ') }),
