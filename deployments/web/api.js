@@ -12,9 +12,18 @@ export class Problem extends Error {
 }
 
 let askForKey = null;
+let asking = null;
 
-/** `handler(wasRefused)` returns a promise of a key. */
+/** `handler(wasRefused)` returns a promise of a key, empty where somebody gave none. */
 export const onKeyNeeded = (handler) => { askForKey = handler; };
+
+/** Asks once, however many calls were refused at the same time. */
+async function newKey(refused) {
+  asking ??= askForKey(refused).finally(() => { asking = null; });
+  const key = await asking;
+  if (!key) throw new Problem(401, 'the graph needs an API key');
+  sessionStorage.setItem(KEY, key);
+}
 
 async function send(method, path, body) {
   const headers = {};
@@ -44,8 +53,7 @@ async function call(method, path, body) {
     const [response, key] = await send(method, path, body);
     if (response.ok) return response.json();
     if (response.status === 401) {
-      // Another call may have asked for it meanwhile.
-      if (sessionStorage.getItem(KEY) === key) sessionStorage.setItem(KEY, await askForKey(key !== null));
+      if (sessionStorage.getItem(KEY) === key) await newKey(key !== null);
     } else if ((response.status === 429 || response.status === 503) && tries < TRIES) {
       await pause(1000 * Math.min(Number(response.headers.get('Retry-After')) || 1, 5));
     } else {

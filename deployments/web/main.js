@@ -31,7 +31,7 @@ const REASONS = {
 const WHOLE = ['unknown_user', 'filtered_out'];
 
 const page = {
-  catalogue: null, userId: '', only: '', compare: '', items: [], acted: new Set(), pool: [], requestId: null, model: null, up: true, turn: 0,
+  catalogue: null, userId: '', only: '', compare: '', items: [], acted: new Set(), pool: [], requestId: null, model: null, live: null, up: true, turn: 0,
 };
 
 // ---- what is shown ---------------------------------------------------------------------------------------------------
@@ -184,9 +184,10 @@ function askForKey(refused) {
   return new Promise((resolve) => {
     byId('key-form').onsubmit = (event) => {
       event.preventDefault();
-      byId('key-dialog').close();
-      resolve(byId('key').value.trim());
+      byId('key-dialog').close(byId('key').value.trim());
     };
+    byId('key-dialog').returnValue = '';
+    byId('key-dialog').onclose = () => resolve(byId('key-dialog').returnValue);
   });
 }
 
@@ -207,15 +208,16 @@ async function readAliases() {
 async function watch() {
   const { up, modelVersion, short } = await api.health();
   const back = up && !page.up;
-  const swapped = up && page.model !== null && modelVersion !== page.model;
+  const before = page.live;
+  const swapped = up && before !== null && modelVersion !== before;
   page.up = up;
+  page.live = modelVersion ?? before;
   byId('dot').className = up ? (short ? 'dot warn' : 'dot ok') : 'dot down';
   if (!up) notice(`No feed can be answered now (${short}). The page goes on when the graph is back.`);
   try {
     if (back || swapped) {
-      const before = page.model;
       await Promise.all([refresh(), readAliases()]);
-      if (swapped) byId('change').textContent = `The model was swapped: ${before} → ${page.model}.`;
+      if (swapped) byId('change').textContent = `The model was swapped: ${before} → ${modelVersion}.`;
     }
   } catch (problem) {
     told(problem);
