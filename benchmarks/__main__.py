@@ -311,5 +311,24 @@ def feedback(
     run_feedback(root, preset, variant, chosen, seeds, World(num_users=users, num_days=days), as_json, write)
 
 
+@cli.command("page")
+@click.option("--url", default="http://127.0.0.1:8000", show_default=True, help="Where the graph serves its page.")
+@click.option(
+    "--out",
+    type=click.Path(path_type=Path, file_okay=False),
+    default=Path("docs/page"),
+    show_default=True,
+    help="Directory of the pictures.",
+)
+def page(url: str, out: Path) -> None:
+    """Pictures of the page of a running graph: a feed that turns, animated, and the page on a desk and on a phone.
+
+    Needs a graph that runs, as `rayapp demo` leaves one, the `bench` extra, and Chromium (apt-get install chromium).
+    """
+    from benchmarks.page import run_page
+
+    run_page(url.rstrip("/"), out)
+
+
 if __name__ == "__main__":
     run(cli)

@@ -131,7 +131,7 @@ def cell(root: Path, name: str, lists: int, seed: int) -> dict[str, Any]:
     """Cuts, trains and judges one root. Ray must be initialised."""
     whole = root / name
     domain_file = load_domain(data_set(name).domain)
-    import_once(whole, domain_file, lambda: data_set(name).fetch(whole / "raw", Size(), run_tasks))
+    import_once(whole, domain_file, lambda: data_set(name).fetch(whole / "raw", Size(original_times=True), run_tasks))
     domain, _ = read_root(whole)
     cut = Cut.of(read_log(whole, REQUESTS, ["user_id", "timestamp_ms"]), lists)
     own = root / f"{name}-{lists}-{seed}"

@@ -8,6 +8,7 @@ from fastapi import Depends, FastAPI
 from ray import serve
 
 from deployments.data import data_routes
+from deployments.domain import domain_routes
 from deployments.feeds import feed_routes, now_ms
 from deployments.http import install_errors
 from deployments.items import item_routes
@@ -15,6 +16,7 @@ from deployments.metrics import Metrics
 from deployments.middleware import EncodedSlashes, ReadBody, RequestIds
 from deployments.openapi import add_problem
 from deployments.operations import operation_routes
+from deployments.page import page_routes
 from deployments.placement import Inline, plain
 from deployments.service import Service
 from rayapp import __version__
@@ -46,7 +48,9 @@ def build_api(service: Service) -> FastAPI:
     api.include_router(feed_routes(service), dependencies=keyed)
     api.include_router(data_routes(service), dependencies=keyed)
     api.include_router(item_routes(service), dependencies=keyed)
+    api.include_router(domain_routes(service))
     api.include_router(operation_routes(service))
+    api.include_router(page_routes())
     add_problem(api)
     return api
 

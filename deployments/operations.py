@@ -5,7 +5,7 @@ import re
 from typing import Any
 
 from fastapi import APIRouter, Depends
-from fastapi.responses import JSONResponse, RedirectResponse
+from fastapi.responses import JSONResponse
 
 from deployments.answers import LiveAnswer, ModelsAnswer, MovedAnswer, ReadyAnswer
 from deployments.http import Problem
@@ -89,10 +89,6 @@ def operation_routes(service: Service) -> APIRouter:
             words = ", ".join(f"{name}: {state}" for name, state in states.items())
             raise Problem(503, f"no feed can be answered ({words})", retry_after_s=1)
         return JSONResponse({"status": "ready", "model_version": live.version, **states})
-
-    @router.get("/", include_in_schema=False)
-    async def home() -> RedirectResponse:
-        return RedirectResponse("/docs")
 
     return router
 

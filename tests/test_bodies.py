@@ -200,6 +200,8 @@ def test_answers_are_what_the_document_says(api: Any, models: Any) -> None:
         ("get", "/v1/users/{user_id}", "/v1/users/ann", None),
         ("get", "/v1/users/{user_id}/sequence", "/v1/users/ann/sequence", None),
         ("post", "/v1/users/{user_id}:merge", "/v1/users/bob:merge", {"anonymous_id": "ann"}),
+        ("get", "/v1/domain", "/v1/domain", None),
+        ("get", "/v1/users:sample", "/v1/users:sample", None),
         ("get", "/v1/models", "/v1/models", None),
         ("post", "/v1/models/{version}:promote", "/v1/models/b:promote", None),
         ("get", "/health/live", "/health/live", None),

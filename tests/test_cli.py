@@ -99,6 +99,7 @@ def test_the_set_of_commands_is_known() -> None:
         "experiments",
         "faults",
         "feedback",
+        "page",
         "ingest",
         "memory",
         "score",

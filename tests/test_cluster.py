@@ -124,6 +124,9 @@ def test_health_and_api_description(client: httpx.Client) -> None:
     assert client.get("/health/live").status_code == 200
     assert client.get("/health/ready").json()["status"] == "ready"
     assert client.get("/docs").status_code == 200
+    page = client.get("/")
+    assert "default-src 'none'" in page.headers["Content-Security-Policy"]
+    assert client.get("/", headers={"If-None-Match": page.headers["ETag"]}).status_code == 304
     paths = set(client.get("/openapi.json").json()["paths"])
     assert paths == {
         "/v1/recommendations",
@@ -135,6 +138,8 @@ def test_health_and_api_description(client: httpx.Client) -> None:
         "/v1/users/{user_id}",
         "/v1/users/{user_id}:merge",
         "/v1/users/{user_id}/sequence",
+        "/v1/users:sample",
+        "/v1/domain",
         "/v1/models",
         "/v1/models/{version}:promote",
         "/v1/models/{version}:rollback",

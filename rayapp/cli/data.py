@@ -29,7 +29,16 @@ QUARANTINED_EXIT = 3
     "--days", "num_days", type=click.IntRange(1), help="Days, if made up; 20 unless told, of news 10, of a shop 90."
 )
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Same seed, same files.")
-def fetch(name: str, out: Path, num_users: int | None, num_items: int | None, num_days: int | None, seed: int) -> None:
+@click.option("--original-times", is_flag=True, help="MovieLens as of 1997 and 1998, not moved to end yesterday.")
+def fetch(
+    name: str,
+    out: Path,
+    num_users: int | None,
+    num_items: int | None,
+    num_days: int | None,
+    seed: int,
+    original_times: bool,
+) -> None:
     """Write a public or made-up data set as files that `rayapp import --domain NAME` reads."""
     from rayapp.sources import Size
     from rayapp.sources.data_sets import data_set
@@ -43,7 +52,7 @@ def fetch(name: str, out: Path, num_users: int | None, num_items: int | None, nu
             run_tasks(count, part, progress("users, lists and actions"))
 
     chosen = data_set(name)
-    size = Size(seed=seed, num_users=num_users, num_items=num_items, num_days=num_days)
+    size = Size(seed=seed, original_times=original_times, num_users=num_users, num_items=num_items, num_days=num_days)
     files = chosen.fetch(out.resolve(), size, in_ray)
     users = f" --users {files.users}" if files.users else ""
     click.echo(

@@ -1,7 +1,10 @@
 """`rayapp demo`: the whole loop, told step by step, and a session that shows the feed change."""
 
 import contextlib
+import os
+import sys
 import time
+import webbrowser
 from pathlib import Path
 
 import click
@@ -61,6 +64,8 @@ def run_demo(root: Path, port: int, source: str, preset_name: str, exit_after: b
                     with steps.step("start the Serve graph"):
                         url = graph.enter_context(running_graph(root, port))
                     say_first_feed(url)
+                    if not exit_after:
+                        open_page(url)
 
                 train_and_tell(root, domain, preset, split_of(root), steps, baselines_ready=serve)
                 wait_for(url, read_aliases(root)[CHAMPION])
@@ -75,7 +80,13 @@ def say_first_feed(url: str) -> None:
     """A feed answers by what serves now, while the rankers train."""
     with httpx.Client(base_url=url, timeout=30) as client:
         feed = Session(client).feed(FEED_SIZE)
-    click.echo(f"      {url} answers already: {len(feed['items'])} items by {feed['model_version']}")
+    click.echo(f"      the page at {url} shows a feed already: {len(feed['items'])} items by {feed['model_version']}")
+
+
+def open_page(url: str) -> None:
+    """Opens the page in a browser, where somebody sits at a terminal of a desktop; elsewhere nothing happens."""
+    if sys.stdout.isatty() and (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        webbrowser.open(url)
 
 
 def wait_for(url: str, version: str) -> None:

@@ -50,7 +50,8 @@ def cli() -> None:
 def demo(root: Path, port: int, source: str, preset: str, exit_after: bool) -> None:
     """The whole loop on real data: import, train, serve, and a feed that changes with what a user just did.
 
-    Takes about 8 minutes on 2 cores the first time; a rerun reuses every finished step.
+    Takes about 4 minutes on 2 cores the first time; a rerun reuses every finished step. A feed answers after two of
+    them, while the rankers train: its page is then opened in a browser, where there is a desktop.
     """
     from rayapp.cli.demo import run_demo
 

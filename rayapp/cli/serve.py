@@ -48,7 +48,7 @@ def run_serve(root: Path, store_url: str | None, host: str, port: int, profile: 
 
 def wait(url: str) -> None:
     """Serves until Ctrl-C."""
-    click.echo(f"serving at {url} (API: {url}/docs; Prometheus: {metrics_url()}); Ctrl-C stops")
+    click.echo(f"serving at {url} (the page; API: {url}/docs; Prometheus: {metrics_url()}); Ctrl-C stops")
     try:
         threading.Event().wait()
     except KeyboardInterrupt:

@@ -4,6 +4,7 @@ Shapes: N item table rows (row 0 is "absent"), S seeds, K neighbours of each.
 """
 
 import copy
+import heapq
 from collections.abc import Mapping
 
 import numpy as np
@@ -67,6 +68,17 @@ class CandidateIndex:
         allowed_N[ABSENT] = False
         return allowed_N
 
+    def categories(self, limit: int) -> dict[str, list[tuple[str, int]]]:
+        """Categorical attribute -> its values and how many items have each, the `limit` most frequent ones."""
+        counts: dict[str, list[tuple[str, int]]] = {}
+        for (attribute, value), rows in self._having.items():
+            if len(rows):
+                counts.setdefault(attribute, []).append((value, len(rows)))
+        return {
+            name: heapq.nsmallest(limit, values, key=lambda pair: (-pair[1], pair[0]))
+            for name, values in counts.items()
+        }
+
     def _with_category(self, attribute: str, values: frozenset[str]) -> NDArray[np.bool_]:
         """Rows whose item has one of the values; none for an attribute that is not categorical or not known."""
         has_N = np.zeros(self.table.num_rows, bool)
@@ -124,6 +136,11 @@ class CandidateIndex:
         lately_N[row_K], lasting_N[row_K] = self._positives.lately_K, self._positives.lasting_K
         lately_N[ABSENT] = lasting_N[ABSENT] = 0.0
         return Known(self.item_hash_N, self._created_ms_N, self.table.likes_N, lately_N, lasting_N)
+
+
+def _most_items_first(count: tuple[str, int]) -> tuple[int, str]:
+    value, items = count
+    return -items, value
 
 
 def _by_category(table: ItemTable, rows: Rows) -> dict[tuple[str, str], list[int]]:

@@ -144,6 +144,11 @@ class CandidateStage:
         async with self._searching:  # one thread at the most: feeds need them; and texts follow their table
             return await asyncio.to_thread(find)
 
+    async def categories(self, version: str, limit: int) -> dict[str, list[tuple[str, int]]] | None:
+        """Categorical attribute -> its `limit` most frequent values, and how many items have each."""
+        index = self._shelf.get(version)
+        return None if index is None else await asyncio.to_thread(index.categories, limit)
+
     async def versions(self) -> list[str]:
         """The models whose item tables this replica holds."""
         return self._shelf.versions

@@ -20,9 +20,11 @@ class SourceError(RayappError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """What a data set is asked for. A public one takes the seed alone; None is the size that a made-up one has."""
+    """What a data set is asked for. A public one takes the first two alone; None is the size that a made-up one has."""
 
     seed: int = 0
+    original_times: bool = False
+    """A public one with the times of its record; else they are moved to end yesterday, where a source can."""
     num_users: int | None = None
     num_items: int | None = None
     num_days: int | None = None

