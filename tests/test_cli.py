@@ -84,6 +84,10 @@ def test_the_set_of_commands_is_known() -> None:
         "experiment stop",
         "compare",
         "react",
+        "ray",
+        "ray start",
+        "ray run",
+        "ray stop",
     }
 
     assert set(benches.commands) == {
