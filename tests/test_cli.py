@@ -84,6 +84,7 @@ def test_the_set_of_commands_is_known() -> None:
         "experiment stop",
         "compare",
         "react",
+        "preflight",
         "ray",
         "ray start",
         "ray run",

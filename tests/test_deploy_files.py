@@ -1,4 +1,4 @@
-"""What operators run: cluster.yaml and the Serve configurations are valid, and say what they should."""
+"""What operators run: the Serve configurations are valid and say what they should, and HAProxy does."""
 
 import importlib
 import re
@@ -17,7 +17,7 @@ import yaml
 from deployments.haproxy import corrected
 from rayapp.launch.graph import serve_config
 from rayapp.launch.ports import BLOCKS, GraphError, check_port, free_port, held_port, is_free, own_block
-from rayapp.launch.runtime import HAPROXY, THROUGHPUT, haproxy_path
+from rayapp.launch.runtime import haproxy_path
 from tests.conftest import until
 
 ROOT = Path(__file__).parents[1]
@@ -103,24 +103,6 @@ def test_the_arguments_of_the_application_are_checked(tmp_path: Path) -> None:
     assert config["http_options"]["port"] == 8123
     args = config["applications"][0]["args"]
     assert (args["root"], args["store"], args["inline"]) == (str(tmp_path), "redis://host:1/0", [])
-
-
-def test_cluster_yaml_passes_ray_s_own_validator_and_gives_every_node_the_same_profile() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    text = yaml.safe_dump(config)
-    validate_config(prepare_config(config))
-    assert "nightly" not in text
-    assert "--dashboard-host=127.0.0.1" in text
-    starts = [config[f"{node}_start_ray_commands"][-1] for node in ("head", "worker")]
-    environments = [dict(re.findall(r"(\w+)=(\S+)", command.partition(" ray start ")[0])) for command in starts]
-    assert environments[0] == environments[1]
-    assert environments[0]["RAY_AUTH_MODE"] == "token"
-    serve = {name: value for name, value in environments[0].items() if name.startswith("RAY_SERVE_")}
-    assert f"BINARY_PATH=$(command -v {HAPROXY})" in starts[0]
-    assert serve.pop("RAY_SERVE_HAPROXY_BINARY_PATH") == "$(command"
-    assert serve == THROUGHPUT
 
 
 def ray_s_haproxy_config(directory: Path, port: int, metrics: int = 9101, stats: int = 8404) -> str:

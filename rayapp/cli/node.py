@@ -34,8 +34,8 @@ def start_node(arguments: tuple[str, ...]) -> None:
 
 @ray_group.command("run")
 def run_node() -> None:
-    """Run Ray here as `rayapp ray start` was told last, until SIGTERM: for a unit of systemd, so that a node that booted
-    joins again."""
+    """Run Ray here as `rayapp ray start` did last, until SIGTERM: for a unit of systemd, so that a node that
+    booted joins again."""
     from rayapp.launch.node import read, run
 
     run(read())

@@ -12,6 +12,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -83,7 +84,9 @@ def node_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Node:
         raise GraphError(f"{haproxy} can't be run; without it HAProxy's own pages would be open to everybody")
     token = Path(environment.get("RAY_AUTH_TOKEN_PATH") or "~/.ray/auth_token").expanduser()
     if not environment.get("RAY_AUTH_TOKEN") and not token.exists():
-        raise GraphError(f"{token} is missing; make it once with `ray get-auth-token --generate` and copy it to all nodes")
+        raise GraphError(
+            f"{token} is missing; make it once with `ray get-auth-token --generate` and copy it to all nodes"
+        )
     kept = {name: value for name, value in environment.items() if name.startswith(KEPT)}
     kept = {"RAY_SERVE_HAPROXY_BINARY_PATH": haproxy, **ENVIRONMENT, **kept}
     return Node(tuple(arguments), kept, _installed())
@@ -142,12 +145,11 @@ def run(node: Node, directory: Path | None = None) -> None:
 def supervise(command: Sequence[str], clean: Sequence[str], environment: Mapping[str, str]) -> None:
     """Runs `command` again and again until this process gets SIGTERM or SIGINT. After each end `clean` takes away what
     it left."""
-    stopping = False
+    stopping = threading.Event()
     process: subprocess.Popen[bytes] | None = None
 
     def end(*_: Any) -> None:
-        nonlocal stopping
-        stopping = True
+        stopping.set()
         if process is not None:
             with contextlib.suppress(ProcessLookupError):
                 process.terminate()
@@ -155,19 +157,19 @@ def supervise(command: Sequence[str], clean: Sequence[str], environment: Mapping
     before = {number: signal.signal(number, end) for number in (signal.SIGTERM, signal.SIGINT)}
     pause_s = FIRST_PAUSE_S
     try:
-        while not stopping:
+        while not stopping.is_set():
             subprocess.run(clean, env=environment, stdin=subprocess.DEVNULL, check=False)
             began = time.monotonic()
             process = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL)
-            if stopping:  # the signal came while it was made
+            if stopping.is_set():  # the signal came while it was made
                 process.terminate()
             code = process.wait()
             lasted_s = time.monotonic() - began
             pause_s = FIRST_PAUSE_S if lasted_s > QUIET_S else min(2 * pause_s, LONGEST_PAUSE_S)
-            if not stopping:
+            if not stopping.is_set():
                 sys.stdout.write(f"Ray ended after {lasted_s:.0f} s with exit code {code}; again in {pause_s:.0f} s\n")
                 sys.stdout.flush()
-                _wait(pause_s, lambda: stopping)
+                stopping.wait(pause_s)
         subprocess.run(clean, env=environment, stdin=subprocess.DEVNULL, check=False)
     finally:
         for number, handler in before.items():

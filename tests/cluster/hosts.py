@@ -19,7 +19,7 @@ ADDRESSES = {"head": 11, "w1": 12, "w2": 13, "gcs": 5, "redis": 6, "laptop": 20}
 RAY_HOSTS = ("head", "w1", "w2")
 ALIASES = {"gcs": "gcs.internal", "redis": "redis.internal"}
 
-# What a new process of a host sees, before it becomes the host's first process. /tmp is last: the bed itself lies there.
+# What a new process of a host sees, before it becomes its first process. /tmp is last: the bed itself lies there.
 ENTER = """
 set -e
 hostname "$NAME"
@@ -28,7 +28,7 @@ mount --bind "$BED/shared" /mnt/rayapp
 mount --bind "$BED/etc-hosts" /etc/hosts
 mount -t overlay overlay -o "lowerdir=$VENV,upperdir=$HERE/upper,workdir=$HERE/work" "$VENV"
 mount -t tmpfs -o size=3g tmpfs /dev/shm
-mkdir -p "$HERE/root/interpreter" "$HERE/root/source"
+mkdir -p "$HERE/root/source"
 mount --bind "$SOURCE" "$HERE/root/source"
 case $PYTHON in /root/*) mkdir -p "$HERE$PYTHON"; mount --bind "$PYTHON" "$HERE$PYTHON";; esac
 mount --rbind "$HERE/root" /root
@@ -119,12 +119,16 @@ class Bed:
             _run("ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(here / "root/.hostkey"))
             (here / "root/.sshd_config").write_text(SSHD.format(address=address(name)))
         self._inside("switch", "ip", "link", "set", f"{self.prefix}-{name}-b", "up")
-        command = ["/usr/sbin/sshd", "-D", "-e", "-f", "/root/.sshd_config"] if name in RAY_HOSTS else ["sleep", "infinity"]
+        command = (
+            ["/usr/sbin/sshd", "-D", "-e", "-f", "/root/.sshd_config"] if name in RAY_HOSTS else ["sleep", "infinity"]
+        )
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                ["ip", "netns", "exec", self._net(name)]
-                + ["unshare", "-pfmu", "--kill-child", "--mount-proc", "--propagation", "private"]
-                + ["bash", "-c", ENTER, "enter", *command],
+                [
+                    *("ip", "netns", "exec", self._net(name)),
+                    *("unshare", "-pfmu", "--kill-child", "--mount-proc", "--propagation", "private"),
+                    *("bash", "-c", ENTER, "enter", *command),
+                ],
                 env={
                     **{"NAME": name, "BED": str(self.directory), "HERE": str(here), "VENV": str(self.venv)},
                     **{"SOURCE": str(self.source), "PYTHON": str((self.venv / "bin/python").resolve().parents[1])},
@@ -155,14 +159,18 @@ class Bed:
         durable = ["--appendonly", "yes", "--appendfsync", "always", "--maxmemory-policy", "noeviction"]
         with (self.directory / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                ["ip", "netns", "exec", self._net(name), "redis-server", "--bind", address(name)]
-                + ["--protected-mode", "no", "--dir", str(home), *durable],
+                [
+                    *("ip", "netns", "exec", self._net(name), "redis-server", "--bind", address(name)),
+                    *("--protected-mode", "no", "--dir", str(home), *durable),
+                ],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
             )
 
-    def run(self, name: str, command: str, *, check: bool = True, timeout_s: float = 600) -> subprocess.CompletedProcess[str]:
+    def run(
+        self, name: str, command: str, *, check: bool = True, timeout_s: float = 600
+    ) -> subprocess.CompletedProcess[str]:
         """A command in a login shell of a machine."""
         done = subprocess.run(self.enter(name, command), capture_output=True, text=True, check=False, timeout=timeout_s)
         if check and done.returncode != 0:
@@ -171,16 +179,32 @@ class Bed:
 
     def enter(self, name: str, command: str) -> list[str]:
         """The command line that runs a command on a machine."""
-        children = Path(f"/proc/{self.processes[name].pid}/task/{self.processes[name].pid}/children").read_text().split()
+        children = (
+            Path(f"/proc/{self.processes[name].pid}/task/{self.processes[name].pid}/children").read_text().split()
+        )
         first = children[0] if children else "0"
-        return ["nsenter", "-t", first, "-a", "--", "env", "-i", "HOME=/root", "TERM=dumb", "LANG=C.UTF-8"] + [
-            "bash", "--login", "-c", f"cd ~; {command}"
-        ]  # fmt: skip
+        return [
+            *("nsenter", "-t", first, "-a", "--", "env", "-i", "HOME=/root", "TERM=dumb", "LANG=C.UTF-8"),
+            *("bash", "--login", "-c", f"cd ~; {command}"),
+        ]
 
     def _connect(self, name: str) -> None:
         inner, outer = f"{self.prefix}-{name}-a", f"{self.prefix}-{name}-b"
         self._ip("netns", "add", self._net(name))
-        self._ip("link", "add", inner, "netns", self._net(name), "type", "veth", "peer", "name", outer, "netns", self._net("switch"))
+        self._ip(
+            "link",
+            "add",
+            inner,
+            "netns",
+            self._net(name),
+            "type",
+            "veth",
+            "peer",
+            "name",
+            outer,
+            "netns",
+            self._net("switch"),
+        )
         self._inside(name, "ip", "link", "set", inner, "name", "eth0")
         self._inside(name, "ip", "addr", "add", f"{address(name)}/24", "dev", "eth0")
         for device in ("lo", "eth0"):
