@@ -11,7 +11,7 @@ from deployments.data import data_routes
 from deployments.feeds import feed_routes, now_ms
 from deployments.http import install_errors
 from deployments.items import item_routes
-from deployments.metrics import Metrics
+from deployments.metrics import Metrics, count_replica
 from deployments.middleware import EncodedSlashes, ReadBody, RequestIds
 from deployments.openapi import add_problem
 from deployments.operations import operation_routes
@@ -66,6 +66,7 @@ class Ingress:
         keys_needed: bool,
         random_share: float,
     ) -> None:
+        count_replica()
         self._root = Path(root)
         domain, _ = read_root(self._root)
         self._book = ExperimentBook(self._root, domain)

@@ -89,6 +89,7 @@ def test_the_set_of_commands_is_known() -> None:
         "ray start",
         "ray run",
         "ray stop",
+        "ray spread",
     }
 
     assert set(benches.commands) == {

@@ -1,4 +1,4 @@
-"""The files for `ray up` and the image: valid, of one mind with the code, and large enough for what they are to hold."""
+"""The files for `ray up` and the image: valid, of one mind with the code, and large enough."""
 
 import json
 import os
@@ -64,9 +64,8 @@ def test_two_nodes_serve_and_a_training_asks_for_a_gpu() -> None:
     assert types["cpu"]["min_workers"] >= 2, "with one node its death is everybody's"
     assert types["head"]["resources"] == {"CPU": 0}
     assert types["gpu"]["min_workers"] == 0
-    assert (
-        sum(row["max_workers"] for name, row in types.items() if name != "head") == read("cluster.yaml")["max_workers"]
-    )
+    workers = [row for name, row in types.items() if name != "head"]
+    assert sum(row["max_workers"] for row in workers) == read("cluster.yaml")["max_workers"]
     for page in (ROOT / "docs/cluster.md", ROOT / "cluster.yaml"):
         (asked_for,) = set(re.findall(r"--entrypoint-resources\s+(?:# )?'(\{.*?\})'", page.read_text()))
         (resource,) = json.loads(asked_for)
@@ -136,10 +135,8 @@ def test_the_set_up_installs_the_wheel_once_and_a_new_one_whole(tmp_path: Path) 
     for file in (".bashrc", ".profile"):
         assert (home / file).read_text().count("rayapp/env") == 1
     assert (home / ".bashrc").read_text().startswith(". ~/rayapp/env"), "before it returns for shells of scripts"
-    shell = subprocess.run(
-        ["bash", "-lc", "echo $RAY_AUTH_MODE"], env={"HOME": str(home)}, capture_output=True, text=True
-    )
-    assert shell.stdout.strip() == "token"
+    command = ["bash", "-lc", "echo $RAY_AUTH_MODE"]
+    assert subprocess.check_output(command, env={"HOME": str(home)}, text=True).strip() == "token"
     (home / "rayapp/rayapp-2-py3-none-any.whl").write_text("second")
     assert [line.split()[0] for line in set_up()] == ["install", "uninstall", "install"]
 

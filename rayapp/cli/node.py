@@ -64,4 +64,15 @@ def stop_node(forgets: bool) -> None:
         click.echo("the next head starts an empty cluster")
 
 
+@ray_group.command("spread")
+def spread_replicas() -> None:
+    """Spread the replicas of the running graph over all nodes again, after one was away. Run it on the head.
+
+    Replicas are replaced one at a time while the others answer; where they are spread already, nothing happens.
+    """
+    from rayapp.launch.spread import spread
+
+    spread(click.echo)
+
+
 COMMANDS = (ray_group,)

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from rayapp.contracts.errors import RayappError
+from rayapp.launch.spread import joined
 from rayapp.preflight import files, node_checks
 from rayapp.preflight.findings import Finding, Report
 from rayapp.preflight.node import look
@@ -42,7 +43,7 @@ def on_cluster(serve_path: Path) -> Report:
     Raises:
         GraphError: this machine is no node of a cluster.
     """
-    from rayapp.preflight.running import graph_runs, joined, look_at_cluster
+    from rayapp.preflight.running import graph_runs, look_at_cluster
 
     report = Report()
     serve = _serve(report, serve_path)
@@ -51,7 +52,7 @@ def on_cluster(serve_path: Path) -> Report:
     settings = arguments(serve)
     root, store_url = str(settings.get("root", "")), settings.get("store")
     shared = full_url(Path(root), store_url) if store_url else None  # with the environment's password
-    with joined():
+    with joined("preflight"):
         ports = () if graph_runs() else (int(serve.get("http_options", {}).get("port", 8000)), *HAPROXY_PORTS)
         found = look_at_cluster(root, shared, ports)
     nodes = found.nodes

@@ -1,16 +1,14 @@
 """The facts of every node of a running cluster, each from a process on that node."""
 
 import contextlib
-import logging
 import os
 import time
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from rayapp.launch.ports import GraphError
 from rayapp.preflight.files import Room
 from rayapp.preflight.node import PROBE, NodeFacts, clock_s, look
 
@@ -41,28 +39,6 @@ class _Looker:
 
     def clock_s(self) -> float:
         return clock_s()
-
-
-@contextlib.contextmanager
-def joined() -> Iterator[None]:
-    """The cluster that this machine is a node of.
-
-    Raises:
-        GraphError: it is none, or takes no call from here.
-    """
-    import ray
-
-    try:
-        ray.init(address="auto", log_to_driver=False, logging_level=logging.ERROR, namespace="preflight")
-    except Exception as error:
-        raise GraphError(
-            f"no cluster takes a call from here ({' '.join(str(error).split())[:200] or type(error).__name__}); run "
-            "this on the head with RAY_AUTH_MODE=token: `ray exec cluster.yaml 'rayapp preflight --running'`"
-        ) from None
-    try:
-        yield
-    finally:
-        ray.shutdown()
 
 
 def look_at_cluster(root: str | None, store_url: str | None, ports: Sequence[int]) -> Cluster:
