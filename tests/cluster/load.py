@@ -29,9 +29,8 @@ async def one(http: aiohttp.ClientSession, number: int, options: argparse.Namesp
     if number % 2:
         row |= {"kind": "event", "event_id": uuid.uuid4().hex}
         event = {"event_id": row["event_id"], "user_id": user, "item_id": random.choice(options.items.split(","))}
-        row["status"], answer = await ask(
-            http, target, "events", event | {"action": options.action, "timestamp_ms": int(began * 1000)}
-        )
+        event |= {"action": options.action, "timestamp_ms": int(began * 1000)}
+        row["status"], answer = await ask(http, target, "events", event)
         if row["status"] == "200" and answer.get("rejected"):
             row["status"] = "rejected"
     else:
