@@ -106,13 +106,13 @@ def test_a_clock_that_is_wrong(shift: str, word: str) -> None:
     there = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
     after = time.time()
     ahead_s, error_s = there - (before + after) / 2, (after - before) / 2
-    (found,) = node_checks.of_clocks({"10.0.0.11": (0.1, 0.01), "10.0.0.12": (ahead_s, error_s)})
+    (found,) = node_checks.of_clocks([("10.0.0.11", 0.1, 0.01), ("10.0.0.12", ahead_s, error_s)])
     assert (found.check, found.where) == ("clocks", "10.0.0.12")
     assert f"s {word} the head's" in found.problem
 
 
 def test_a_slow_answer_is_no_wrong_clock() -> None:
-    assert list(node_checks.of_clocks({"10.0.0.12": (1.4, 1.0)})) == []
+    assert list(node_checks.of_clocks([("10.0.0.12", 1.4, 1.0)])) == []
 
 
 def test_this_machine_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from rayapp.launch.ports import GraphError, is_free
 from rayapp.launch.runtime import THROUGHPUT, haproxy_path, raise_file_limit
+from rayapp.launch.spot import DRAIN, SPOT, drain_on_notice
 
 HTTP_PORT: Final = 8000
 METRICS_PORT: Final = 8080
@@ -136,9 +137,14 @@ def run(node: Node, directory: Path | None = None) -> None:
         raise GraphError(f"Ray is supervised here already (process {other}); `rayapp ray stop` stops it")
     raise_file_limit()
     _write(directory / PID_FILE, str(os.getpid()))
+    environment, ended = {**os.environ, **node.environment}, threading.Event()
+    if node.environment.get(SPOT) == "1":
+        watch = [program("ray"), *DRAIN], environment, ended
+        threading.Thread(target=drain_on_notice, args=watch, daemon=True).start()
     try:
-        supervise(node.command, [program("ray"), "stop"], {**os.environ, **node.environment})
+        supervise(node.command, [program("ray"), "stop"], environment)
     finally:
+        ended.set()
         (directory / PID_FILE).unlink(missing_ok=True)
 
 

@@ -1,7 +1,7 @@
 """Findings from the facts of one machine or of all nodes. Nothing here looks at a machine."""
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final
 
 from rayapp.launch.node import ENVIRONMENT
@@ -119,9 +119,9 @@ def of_token(mode: int | None, where: str) -> Iterable[Finding]:
         )
 
 
-def of_clocks(offset_s: Mapping[str, tuple[float, float]]) -> Iterable[Finding]:
-    """`clocks`: by node how far its clock is ahead of ours, and how far that may be off, in seconds."""
-    for node, (ahead_s, error_s) in offset_s.items():
+def of_clocks(clocks: Iterable[tuple[str, float, float]]) -> Iterable[Finding]:
+    """`clocks`: of each node how far its clock is ahead of ours, and how far that may be off, in seconds."""
+    for node, ahead_s, error_s in clocks:
         if abs(ahead_s) > MOST_CLOCK_S + error_s:
             word = "ahead of" if ahead_s > 0 else "behind"
             yield Finding(

@@ -59,7 +59,7 @@ def on_cluster(serve_path: Path) -> Report:
     report.add({"versions", "profile", "token"}, node_checks.of_cluster(nodes))
     report.add({"haproxy", "shared memory", "file handles", "disk", "ports"}, node_checks.of_machine(nodes))
     report.add({"root"}, node_checks.of_root(nodes, root))
-    report.add({"clocks"}, node_checks.of_clocks(found.ahead_s))
+    report.add({"clocks"}, node_checks.of_clocks(found.clocks))
     report.add({"capacity"}, files.check_capacity("the cluster", files.asked(serve), found.rooms))
     report.add({"capacity"}, _silent(found.silent))
     report.add({"store"}, files.check_store_choice(str(serve_path), store_url, len(nodes)))

@@ -21,8 +21,8 @@ class Cluster:
     """A running cluster as its nodes describe it."""
 
     nodes: list[NodeFacts]
-    ahead_s: dict[str, tuple[float, float]]
-    """By node, how far its clock is ahead of ours and how far that may be off."""
+    clocks: list[tuple[str, float, float]]
+    """Of each node, how far its clock is ahead of ours and how far that may be off, in seconds."""
     rooms: list[Room]
     """Every node that is there now."""
     head_state: str
@@ -52,22 +52,22 @@ def look_at_cluster(root: str | None, store_url: str | None, ports: Sequence[int
     try:
         actors, asked = {}, {}
         for row in alive:
-            address = row["NodeManagerAddress"]
-            where = NodeAffinitySchedulingStrategy(row["NodeID"], soft=False)
-            actors[address] = kind.options(scheduling_strategy=where).remote()
-            asked[address] = actors[address].look.remote(address, root, probe, store_url, tuple(ports))
+            node, address = row["NodeID"], row["NodeManagerAddress"]
+            where = NodeAffinitySchedulingStrategy(node, soft=False)
+            actors[node] = kind.options(scheduling_strategy=where).remote()
+            asked[node] = actors[node].look.remote(address, root, probe, store_url, tuple(ports))
         done, _ = ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_TIMEOUT_S)
-        found = {address: ray.get(ref) for address, ref in asked.items() if ref in done}
+        found = {node: ray.get(ref) for node, ref in asked.items() if ref in done}
     finally:
         if probe is not None and root is not None:
             Path(root, PROBE).unlink(missing_ok=True)
     rooms = [Room(1, row["Resources"].get("CPU", 0.0), dict(row.get("Labels") or {})) for row in alive]
     return Cluster(
         nodes=[facts for facts, _ in found.values()],
-        ahead_s={address: _ahead_s(actors[address]) for address in found},
+        clocks=[(facts.node, *_ahead_s(actors[node])) for node, (facts, _) in found.items()],
         rooms=rooms,
         head_state=next((redis for _, redis in found.values() if redis), ""),
-        silent=sorted(set(asked) - set(found)),
+        silent=sorted(row["NodeManagerAddress"] for row in alive if row["NodeID"] not in found),
     )
 
 
