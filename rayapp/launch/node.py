@@ -137,7 +137,9 @@ def run(node: Node, directory: Path | None = None) -> None:
         raise GraphError(f"Ray is supervised here already (process {other}); `rayapp ray stop` stops it")
     raise_file_limit()
     _write(directory / PID_FILE, str(os.getpid()))
-    environment, ended = {**os.environ, **node.environment}, threading.Event()
+    # Jobs name their programs without a path, and a unit of systemd knows none of ours.
+    path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
+    environment, ended = {**os.environ, "PATH": path, **node.environment}, threading.Event()
     if node.environment.get(SPOT) == "1":
         watch = [program("ray"), *DRAIN], environment, ended
         threading.Thread(target=drain_on_notice, args=watch, daemon=True).start()
