@@ -1,6 +1,7 @@
 """Ray on a node of a cluster: it is started again when it ends, and replicas are spread again when they are uneven."""
 
 import http.server
+import os
 import signal
 import subprocess
 import sys
@@ -110,10 +111,13 @@ def test_how_ray_was_started_is_kept_for_its_user_alone(tmp_path: Path, monkeypa
 
 def test_a_process_that_only_has_the_number_is_no_supervisor(tmp_path: Path) -> None:
     assert node.supervisor(tmp_path) is None
-    (tmp_path / node.PID_FILE).write_text("1")
-    assert node.supervisor(tmp_path) is None
-    (tmp_path / node.PID_FILE).write_text("none")
-    assert node.supervisor(tmp_path) is None
+    for text in ("1", "none", "1 7", f"{os.getpid()} 7", "4194304 7"):
+        (tmp_path / node.PID_FILE).write_text(text)
+        assert node.supervisor(tmp_path) is None, text
+    (tmp_path / node.PID_FILE).write_text(f"{os.getpid()} {node._began(os.getpid())}")
+    assert node.supervisor(tmp_path) == os.getpid()
+    with pytest.raises(GraphError, match="supervised here already"):
+        node.run(node.Node((), {}, ""), tmp_path)
 
 
 def test_the_cluster_s_state_is_forgotten_and_nothing_else(tmp_path: Path) -> None:

@@ -136,7 +136,7 @@ def run(node: Node, directory: Path | None = None) -> None:
     if (other := supervisor(directory)) is not None:
         raise GraphError(f"Ray is supervised here already (process {other}); `rayapp ray stop` stops it")
     raise_file_limit()
-    _write(directory / PID_FILE, str(os.getpid()))
+    _write(directory / PID_FILE, f"{os.getpid()} {_began(os.getpid())}")
     # Jobs name their programs without a path, and a unit of systemd knows none of ours.
     path = f"{Path(sys.executable).parent}:{os.environ.get('PATH', os.defpath)}"
     environment, ended = {**os.environ, "PATH": path, **node.environment}, threading.Event()
@@ -206,11 +206,10 @@ def stop(directory: Path | None = None) -> None:
 def supervisor(directory: Path) -> int | None:
     """The process that supervises Ray here; None where none does."""
     try:
-        pid = int((directory / PID_FILE).read_text())
-        words = Path("/proc", str(pid), "cmdline").read_bytes().split(b"\0")
+        pid, began = (directory / PID_FILE).read_text().split()
+        return int(pid) if _began(int(pid)) == began else None  # after a boot another process has the number
     except (OSError, ValueError):
         return None
-    return pid if b"run" in words else None
 
 
 def read(directory: Path | None = None) -> Node:
@@ -260,6 +259,11 @@ def program(name: str) -> str:
     if found is None:
         raise GraphError(f"{name} is not installed")
     return found
+
+
+def _began(pid: int) -> str:
+    """When a process began, in the kernel's own count; raises OSError where there is none."""
+    return Path("/proc", str(pid), "stat").read_text().rpartition(")")[2].split()[19]
 
 
 def _installed() -> str:

@@ -110,6 +110,7 @@ class Bed:
         (here / "root/.ssh").chmod(0o700)
         shutil.copy(f"{self.directory}/key.pub", here / "root/.ssh/authorized_keys")
         shutil.copy(self.directory / "key", here / "root/.ssh/id_ed25519")
+        (here / "root/.ssh/config").write_text("StrictHostKeyChecking accept-new\n")
         profile = here / "root/.bashrc"
         if not profile.exists():  # a new machine: no index of packages to be reached
             profile.write_text("export PIP_NO_INDEX=1 PIP_CONFIG_FILE=/dev/null PIP_ROOT_USER_ACTION=ignore\n")
