@@ -161,6 +161,11 @@ def first(cluster: Cluster) -> list[str]:
         assert part in answer, answer
     with cluster.load("first", "head,w1,w2", 20) as rows:
         pass
+    scrape = "for node in w1 w2; do curl -s http://$node:8080/metrics | grep ^ray_rayapp_replicas; done"
+    metrics = cluster.bed.run("laptop", scrape, check=False).stdout
+    counted = sorted(re.findall(r'deployment="(\w+)".*node="([\d.]+)"', metrics))
+    cluster.say(f"ray_rayapp_replicas: {counted}")
+    assert {deployment for deployment, _ in counted} == {"Ingress", "Ranker"}, metrics
     moved_s = promotion(cluster)
     cluster.say(f"promotion seen by every node after {moved_s:.1f} s")
     # Two days and the one that is known: what it says in the page takes the same way and, on two cores, half an hour.
