@@ -47,6 +47,8 @@ def test_every_node_starts_ray_under_the_supervisor_and_the_head_may_die(name: s
         assert not set(made) & set(ENVIRONMENT), "the environment of all nodes stands in one place, the code"
         assert ("RAY_REDIS_ADDRESS" in made) == (role == "--head")
         assert not any(word.startswith("--dashboard-host") for word in words), "the dashboard stays on loopback"
+    (there,) = [there for there, here in config["file_mounts"].items() if here == "dist"]
+    assert not "~/rayapp/venv".startswith(there), "the head copies its mounts to the workers, whole"
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in head
     store = read("deployments/production.yaml")["applications"][0]["args"]["store"]
     assert "RAY_REDIS_ADDRESS=" + store.split("//")[1].split("/")[0] not in head, "the GCS has a Redis of its own"
@@ -105,7 +107,7 @@ def test_the_set_up_installs_the_wheel_once_and_a_new_one_whole(tmp_path: Path) 
     home = tmp_path / "home"
     (home / ".ray").mkdir(parents=True)
     (home / ".ray/auth_token").write_text("t")
-    for name in ("venv/bin", ""):
+    for name in ("venv/bin", "dist"):
         (home / "rayapp" / name).mkdir(parents=True, exist_ok=True)
     for name, text in {
         "pip": f'echo "$@" >> {tmp_path}/pip.log',
@@ -115,7 +117,7 @@ def test_the_set_up_installs_the_wheel_once_and_a_new_one_whole(tmp_path: Path) 
         program = home / "rayapp/venv/bin" / name
         program.write_text(f"#!/bin/sh\n{text}\n")
         program.chmod(0o755)
-    (home / "rayapp/constraints.txt").touch()
+    (home / "rayapp/dist/constraints.txt").touch()
     (home / ".bashrc").write_text("case $- in *i*) ;; *) return;; esac\n")
 
     def set_up() -> list[str]:
@@ -124,8 +126,8 @@ def test_the_set_up_installs_the_wheel_once_and_a_new_one_whole(tmp_path: Path) 
         subprocess.run(["bash", ROOT / "deployments/cluster/setup.sh"], env=environment, check=True)
         return (tmp_path / "pip.log").read_text().splitlines()
 
-    (home / "rayapp/rayapp-1-py3-none-any.whl").write_text("first")
-    os.utime(home / "rayapp/rayapp-1-py3-none-any.whl", (1, 1))
+    (home / "rayapp/dist/rayapp-1-py3-none-any.whl").write_text("first")
+    os.utime(home / "rayapp/dist/rayapp-1-py3-none-any.whl", (1, 1))
     torch, removed, wheel = set_up()
     assert torch.endswith("--index-url https://download.pytorch.org/whl/cpu torch")
     assert removed.startswith("uninstall")
@@ -137,7 +139,7 @@ def test_the_set_up_installs_the_wheel_once_and_a_new_one_whole(tmp_path: Path) 
     assert (home / ".bashrc").read_text().startswith(". ~/rayapp/env"), "before it returns for shells of scripts"
     command = ["bash", "-lc", "echo $RAY_AUTH_MODE"]
     assert subprocess.check_output(command, env={"HOME": str(home)}, text=True).strip() == "token"
-    (home / "rayapp/rayapp-2-py3-none-any.whl").write_text("second")
+    (home / "rayapp/dist/rayapp-2-py3-none-any.whl").write_text("second")
     assert [line.split()[0] for line in set_up()] == ["install", "uninstall", "install"]
 
 

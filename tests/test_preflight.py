@@ -164,7 +164,7 @@ CLUSTER_FAULTS: dict[str, tuple[Callable[[dict[str, Any]], Any], str, str]] = {
         "cluster file",
         "AMI_UBUNTU_2404_GPU is left to be set",
     ),
-    "no wheel": (lambda c: c["file_mounts"].update({"~/rayapp": "nowhere"}), "cluster file", "nowhere"),
+    "no wheel": (lambda c: c["file_mounts"].update({"~/rayapp/dist": "nowhere"}), "cluster file", "nowhere"),
     "head": (drop_redis, "head", "in the head's memory alone"),
     "too small": (
         lambda c: c["available_node_types"]["cpu"].update(max_workers=2),

@@ -85,7 +85,7 @@ class Cluster:
 
     def preflight(self) -> str:
         """What it says; its exit code is not asked for: the hosts of a small machine may be short of something."""
-        command = "rayapp preflight --running --serve ~/rayapp/production.yaml"
+        command = "rayapp preflight --running --serve ~/rayapp/dist/production.yaml"
         done = self.bed.run("head", command, check=False, timeout_s=120)
         return done.stdout + done.stderr
 
