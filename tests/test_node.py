@@ -164,8 +164,8 @@ def test_a_deployment_is_replaced_by_a_mark_that_changes_nothing_else() -> None:
         "args": {"root": "/r"},
         "deployments": [{"name": "Ingress", "ray_actor_options": actor}, {"name": "Ranker"}],
     }
-    replica = {"node_ip": "a", "state": "RUNNING", "replica_id": "x"}
-    starting = {"node_ip": "b", "state": "STARTING", "replica_id": "y"}
+    replica = {"node_id": "a", "state": "RUNNING", "replica_id": "x"}
+    starting = {"node_id": "b", "state": "STARTING", "replica_id": "y"}
     there = {"Ingress": {"replicas": [replica, starting]}}
     details: dict[str, Any] = {
         "proxy_location": "EveryNode",

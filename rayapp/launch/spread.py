@@ -42,7 +42,7 @@ def joined(namespace: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def spread(say: Callable[[str], None]) -> None:
+def spread(say: Callable[[str], None], dashboard: str = DASHBOARD) -> None:
     """Replaces the replicas of every deployment that is uneven. Returns at once where none is.
 
     Raises:
@@ -53,21 +53,22 @@ def spread(say: Callable[[str], None]) -> None:
 
     with joined("spread"):
         alive = [row for row in ray.nodes() if row["Alive"] and row["Resources"].get("CPU")]
-    nodes = [row["NodeManagerAddress"] for row in alive]
+    nodes = {row["NodeID"]: row["NodeManagerAddress"] for row in alive}
     try:
-        client = ServeSubmissionClient(DASHBOARD)
+        client = ServeSubmissionClient(dashboard)
     except ConnectionError as error:
         raise GraphError(f"the dashboard does not answer ({error}); run this on the head") from None
     for _ in range(ATTEMPTS):
         details = client.get_serve_details()
         if not details.get("applications"):
             raise GraphError("no graph runs here; `serve deploy` starts one")
-        wanted = uneven(placed(details), nodes)
+        wanted = uneven(placed(details), list(nodes))
         if not wanted:
             say(f"replicas are spread over {len(nodes)} nodes")
             return
         for application, deployment in wanted:
-            say(f"{deployment}: {_words(placed(details)[application, deployment])}; replacing one after another …")
+            where = [nodes.get(node, node) for node in placed(details)[application, deployment]]
+            say(f"{deployment}: {_words(where)}; replacing one after another …")
             _roll(client, application, deployment)
     raise GraphError("replicas are still on few nodes; have the others room for them? `ray status` says")
 
@@ -83,9 +84,9 @@ def uneven(where: Mapping[tuple[str, str], Sequence[str]], nodes: Sequence[str])
 
 
 def placed(details: Mapping[str, Any]) -> dict[tuple[str, str], list[str]]:
-    """The nodes of each deployment's replicas, from what Serve says of itself."""
+    """The ids of the nodes of each deployment's replicas, from what Serve says of itself."""
     return {
-        (name, deployment): [replica["node_ip"] for replica in values["replicas"] if replica["state"] == "RUNNING"]
+        (name, deployment): [replica["node_id"] for replica in values["replicas"] if replica["state"] == "RUNNING"]
         for name, application in details["applications"].items()
         for deployment, values in application["deployments"].items()
     }
