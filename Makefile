@@ -11,7 +11,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check
 INSTALL := $(PIP) install --no-compile -c constraints.txt
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-all checked fast quick lint types bench-docs clean
+.PHONY: demo test test-all test-cluster checked fast quick lint types dist bench-docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/rayapp demo $(DEMO_ARGS)
@@ -40,6 +40,20 @@ lint: $(VENV)/.installed-dev
 
 types: $(VENV)/.installed-dev
 	$(BIN)/mypy
+
+# What a node of a cluster gets (docs/cluster.md): the wheel, its constraints, the set-up, the Serve configuration.
+dist: $(VENV)/.installed
+	rm -rf dist build
+	$(PIP) wheel --quiet --no-deps --wheel-dir dist .
+	cp constraints.txt deployments/cluster/setup.sh deployments/production.yaml dist
+	rm -rf build
+
+# Three hosts in network namespaces of this machine, as root, with iproute2, openssh-server, rsync and redis-server.
+# ROOT: a root with a live model, such as that of `make demo DEMO_ARGS=--exit`. SCENARIO: first, head, worker or redis.
+SCENARIO ?= first
+ROOT ?= rayapp-data
+test-cluster: $(VENV)/.installed-dev dist
+	$(BIN)/python -m tests.cluster $(SCENARIO) --venv $(VENV) --root $(ROOT)
 
 # The stamp files make a second run quick, and a changed dependency install again.
 $(VENV)/.installed: pyproject.toml constraints.txt

@@ -4,6 +4,7 @@ from pathlib import Path
 
 from ray import serve
 
+from deployments.metrics import count_replica
 from rayapp.serving.candidate_stage import CandidateStage
 from rayapp.store.opening import open_store
 
@@ -13,4 +14,5 @@ class CandidatesDeployment(CandidateStage):
     """`CandidateStage` over the root's item tables and the graph's store."""
 
     async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
+        count_replica()
         super().__init__(Path(root), open_store(Path(root), store))

@@ -12,7 +12,7 @@ from deployments.domain import domain_routes
 from deployments.feeds import feed_routes, now_ms
 from deployments.http import install_errors
 from deployments.items import item_routes
-from deployments.metrics import Metrics
+from deployments.metrics import Metrics, count_replica
 from deployments.middleware import EncodedSlashes, ReadBody, RequestIds
 from deployments.openapi import add_problem
 from deployments.operations import operation_routes
@@ -86,6 +86,7 @@ class Ingress:
         keys_needed: bool,
         random_share: float,
     ) -> None:
+        count_replica()
         self._root = Path(root)
         self._domain = FollowedDomain(self._root)
         domain = self._domain.now

@@ -1,5 +1,6 @@
 """What the ingress measures, for Prometheus through Ray's exporter. Names are prefixed `ray_` there."""
 
+import ray
 from ray.serve import metrics
 
 from rayapp.contracts.config import Domain
@@ -10,6 +11,13 @@ PROBABILITY = [0.001, 0.003, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 0.7, 0.9]
 AGE_S = [1, 10, 60, 600, 3_600, 86_400, 604_800]
 MEASURED_ITEMS = 10
 """Of a list, for the distribution of probabilities: all of them would cost more than they tell."""
+
+
+def count_replica() -> None:
+    """Says on which node this replica runs; `sum by (deployment, node) (ray_rayapp_replicas)` shows how they spread.
+    Replicas that all moved to one node stay there."""
+    gauge = metrics.Gauge("rayapp_replicas", "Replicas, each counted where it runs.", tag_keys=("node",))
+    gauge.set(1, {"node": ray.util.get_node_ip_address()})
 
 
 class Metrics:

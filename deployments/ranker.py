@@ -6,6 +6,7 @@ import ray
 import torch
 from ray import serve
 
+from deployments.metrics import count_replica
 from rayapp.model.batched import LARGEST_BATCH
 from rayapp.serving.ranking import RankCall, Ranking
 from rayapp.serving.ranking_stage import RankingStage
@@ -20,6 +21,7 @@ class RankerDeployment(RankingStage):
     """`RankingStage` on the device that Ray gave this replica."""
 
     async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
+        count_replica()
         self._gpu = own_gpu()
         super().__init__(Path(root), open_store(Path(root), store), self._gpu)
 

@@ -5,6 +5,7 @@ from pathlib import Path
 from ray import serve
 from ray.serve import metrics
 
+from deployments.metrics import count_replica
 from rayapp.serving.sequence_stage import SequenceStage
 from rayapp.store.opening import open_for_graph
 
@@ -16,6 +17,7 @@ class SequencesDeployment(SequenceStage):
     """`SequenceStage` over the graph's store, which every command finds from now on."""
 
     async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
+        count_replica()
         freshness = metrics.Histogram(
             "rayapp_freshness_ms", "From the receipt of an action to a look-up that shows it.", FRESHNESS_MS
         )

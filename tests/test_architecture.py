@@ -47,9 +47,10 @@ IMPORTS: dict[str, set[str]] = {
         *("root", "sources", "store", "training"),
     },
     "client": {"contracts", "features", "launch", "model", "record", "registry", "root"},
+    "preflight": {"contracts", "launch", "registry", "root", "serving", "store"},
     "deployments": {"contracts", "experiments", "model", "registry", "root", "serving", "store"},
     "cli": {
-        *("batch", "client", "contracts", "experiments", "importing", "launch", "loop", "pipeline"),
+        *("batch", "client", "contracts", "experiments", "importing", "launch", "loop", "pipeline", "preflight"),
         *("record", "registry", "root", "serving", "sources", "store", "training"),
     },
     "benchmarks": {

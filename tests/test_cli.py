@@ -89,6 +89,12 @@ def test_the_set_of_commands_is_known() -> None:
         "experiment stop",
         "compare",
         "react",
+        "preflight",
+        "ray",
+        "ray start",
+        "ray run",
+        "ray stop",
+        "ray spread",
     }
 
     assert set(benches.commands) == {

@@ -1,4 +1,4 @@
-"""What operators run: cluster.yaml and the Serve configurations are valid, and say what they should."""
+"""What operators run: the Serve configurations are valid and say what they should, and HAProxy does."""
 
 import importlib
 import re
@@ -17,7 +17,7 @@ import yaml
 from deployments.haproxy import corrected
 from rayapp.launch.graph import serve_config
 from rayapp.launch.ports import BLOCKS, GraphError, check_port, free_port, held_port, is_free, own_block
-from rayapp.launch.runtime import HAPROXY, THROUGHPUT, haproxy_path
+from rayapp.launch.runtime import haproxy_path
 from tests.conftest import until
 
 ROOT = Path(__file__).parents[1]
@@ -103,24 +103,6 @@ def test_the_arguments_of_the_application_are_checked(tmp_path: Path) -> None:
     assert config["http_options"]["port"] == 8123
     args = config["applications"][0]["args"]
     assert (args["root"], args["store"], args["inline"]) == (str(tmp_path), "redis://host:1/0", [])
-
-
-def test_cluster_yaml_passes_ray_s_own_validator_and_gives_every_node_the_same_profile() -> None:
-    from ray.autoscaler._private.util import prepare_config, validate_config
-
-    config: dict[str, Any] = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-    text = yaml.safe_dump(config)
-    validate_config(prepare_config(config))
-    assert "nightly" not in text
-    assert "--dashboard-host=127.0.0.1" in text
-    starts = [config[f"{node}_start_ray_commands"][-1] for node in ("head", "worker")]
-    environments = [dict(re.findall(r"(\w+)=(\S+)", command.partition(" ray start ")[0])) for command in starts]
-    assert environments[0] == environments[1]
-    assert environments[0]["RAY_AUTH_MODE"] == "token"
-    serve = {name: value for name, value in environments[0].items() if name.startswith("RAY_SERVE_")}
-    assert f"BINARY_PATH=$(command -v {HAPROXY})" in starts[0]
-    assert serve.pop("RAY_SERVE_HAPROXY_BINARY_PATH") == "$(command"
-    assert serve == THROUGHPUT
 
 
 def ray_s_haproxy_config(directory: Path, port: int, metrics: int = 9101, stats: int = 8404) -> str:
@@ -215,21 +197,12 @@ def test_graphs_that_start_at_once_share_no_port() -> None:
         assert not is_free(first.start + 7), "a block with a listener is passed over"
 
 
-def test_the_examples_of_schedules_run_commands_that_exist() -> None:
+def test_the_crontab_runs_commands_that_exist() -> None:
     from rayapp.cli.main import cli
 
-    job: dict[str, Any] = yaml.safe_load((ROOT / "docs/examples/retrain-cronjob.yaml").read_text())
-    assert (job["apiVersion"], job["kind"]) == ("batch/v1", "CronJob")
-    pod = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]
-    (container,) = pod["containers"]
-    assert {mount["name"] for mount in container["volumeMounts"]} == {volume["name"] for volume in pod["volumes"]}
-    (rule,) = job["spec"]["jobTemplate"]["spec"]["podFailurePolicy"]["rules"]
-    assert rule["onExitCodes"]["containerName"] == container["name"]
-    assert pod["restartPolicy"] == "Never", "a podFailurePolicy needs it"
-    commands = [[*container["command"], *container["args"]]]
     lines = [line for line in (ROOT / "docs/examples/crontab").read_text().splitlines() if not line.startswith("#")]
-    commands += [shlex.split(line.split("&&")[1].split(">")[0]) for line in lines]
-    assert len(commands) == 3
+    commands = [shlex.split(line.split("&&")[1].split(">")[0]) for line in lines]
+    assert len(commands) == 2
     for program, name, *arguments in commands:
         assert Path(program).name == "rayapp"
         cli.commands[name].make_context(name, arguments)

@@ -77,7 +77,7 @@ def test_a_redis_that_hangs_is_given_up_on_in_words(
     tmp_path: Path, domain: Domain, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped, not ended: connections stand and nobody answers. Retrying is bounded."""
-    monkeypatch.setattr("rayapp.store.redis.ANSWER_TIMEOUT_S", 0.2)
+    monkeypatch.setattr("rayapp.store.redis_client.ANSWER_TIMEOUT_S", 0.2)
     port = free_port()
     server = start(tmp_path, port)
     store = RedisStore(f"redis://127.0.0.1:{port}/0", domain.vocabulary, 4)

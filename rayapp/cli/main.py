@@ -14,7 +14,9 @@ from rayapp.cli.experiments import COMMANDS as EXPERIMENT_COMMANDS
 from rayapp.cli.keys import COMMANDS as KEY_COMMANDS
 from rayapp.cli.learn import COMMANDS as LEARN_COMMANDS
 from rayapp.cli.models import COMMANDS as MODEL_COMMANDS
+from rayapp.cli.node import COMMANDS as NODE_COMMANDS
 from rayapp.cli.options import GROUP_SETTINGS, root_option, store_option
+from rayapp.cli.preflight import COMMANDS as PREFLIGHT_COMMANDS
 from rayapp.cli.retrain import COMMANDS as RETRAIN_COMMANDS
 from rayapp.cli.store import COMMANDS as STORE_COMMANDS
 from rayapp.sources.data_sets import names, summaries
@@ -92,6 +94,8 @@ COMMANDS = (
     *STORE_COMMANDS,
     *EXPERIMENT_COMMANDS,
     *KEY_COMMANDS,
+    *NODE_COMMANDS,
+    *PREFLIGHT_COMMANDS,
     batch_score,
 )
 for command in COMMANDS:

@@ -55,6 +55,11 @@ as_of_option = click.option(
 @click.option("--every", "every", help="Go on, a run every 12h (30m, 1d, …), until Ctrl-C. Failed runs don't end it.")
 @click.option("--again", is_flag=True, help="Train also when no day is new: after a change of limits or settings.")
 @click.option("--dry-run", is_flag=True, help="Only say which days and models a run would take. Writes nothing.")
+@click.option(
+    "--exit-zero",
+    is_flag=True,
+    help="Exit with 0 instead of 4 and 5, for schedulers that take every other code for a failure.",
+)
 @click.option("--accept-window", "accepted", metavar="NAME", help="First take back the refusal of this day's window.")
 @as_of_option
 def retrain(
@@ -69,6 +74,7 @@ def retrain(
     every: str | None,
     again: bool,
     dry_run: bool,
+    exit_zero: bool,
     accepted: str | None,
     as_of: str | None,
 ) -> None:
@@ -100,7 +106,8 @@ def retrain(
         _dry_run(root, options, _as_of(as_of))
         return
     if pause_s is None:
-        sys.exit(_run(root, options, as_of, store_url))
+        code = _run(root, options, as_of, store_url)
+        sys.exit(0 if exit_zero and code in (NOT_PROMOTED_EXIT, NO_NEW_DATA_EXIT) else code)
     _go_on(pause_s, root, options, as_of, store_url)
 
 

@@ -45,7 +45,7 @@ def local_ray(spare_cpus: int = 2, profile: Profile = "plain") -> Iterator[None]
     _quieten()
     import ray
 
-    _raise_file_limit()
+    raise_file_limit()
     with contextlib.ExitStack() as stack:
         # Sockets are below it, whose paths may have 97 characters, and Ray alone adds 68; hence not the user's TMPDIR.
         temporary = tempfile.TemporaryDirectory(prefix="rayapp-", dir="/tmp", ignore_cleanup_errors=True)
@@ -110,7 +110,7 @@ def _children() -> set[int]:
     return {int(pid) for path in tasks for pid in path.read_text().split()}
 
 
-def _raise_file_limit() -> None:
+def raise_file_limit() -> None:
     """A graph opens some hundred files and sockets a process; the usual limit is lower than what may be had.
 
     Raises:

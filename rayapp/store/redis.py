@@ -21,11 +21,6 @@ import logging
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, TypeVar
 
-import redis
-import redis.exceptions
-from redis.backoff import ExponentialWithJitterBackoff
-from redis.retry import Retry
-
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary, bucket_of
 from rayapp.store import (
@@ -34,7 +29,6 @@ from rayapp.store import (
     AppendStatus,
     Committed,
     ItemChange,
-    OutboxFull,
     OutboxKind,
     StoreError,
     StoreStats,
@@ -53,6 +47,7 @@ from rayapp.store.contents import (
     too_old,
 )
 from rayapp.store.packed import head, packed_time
+from rayapp.store.redis_client import answered, connect, primaries, problems_of
 from rayapp.store.scripts import ADVANCE, AGREE, COMMIT, ERASE, PUT_ITEM, PUT_USER, READ
 
 log = logging.getLogger(__name__)
@@ -60,10 +55,6 @@ T = TypeVar("T")
 
 DEFAULT_MAX_OUTBOX: Final = 5_000_000
 """Of all buckets; each may hold its share."""
-RETRIES: Final = 3
-CONNECT_TIMEOUT_S: Final = 2.0
-ANSWER_TIMEOUT_S: Final = 5.0
-SETTINGS: Final = ("appendonly", "appendfsync", "no-appendfsync-on-rewrite", "maxmemory", "maxmemory-policy")
 META: Final = "{rayapp:store}"
 AGREED: Final = f"{META}:agreed"
 ITEMS: Final = "{rayapp:items}"
@@ -91,15 +82,7 @@ class RedisStore:
         """
         self.num_buckets, self.cap, self.max_outbox = num_buckets, cap, max_outbox
         self._learn(vocabulary)
-        self._cluster = cluster
-        settings: dict[str, Any] = {
-            "socket_connect_timeout": CONNECT_TIMEOUT_S,
-            "socket_timeout": ANSWER_TIMEOUT_S,
-            "retry": Retry(ExponentialWithJitterBackoff(base=0.05, cap=0.5), RETRIES),
-        }
-        self._redis: redis.Redis = (
-            redis.RedisCluster.from_url(url, **settings) if cluster else redis.Redis.from_url(url, **settings)  # type: ignore[assignment]
-        )
+        self._redis = self._answered(lambda: connect(url, cluster))
         self._append_script = importlib.resources.files("rayapp.store").joinpath("append.lua").read_text()
         self.identity = self._answered(self._check)
 
@@ -125,57 +108,16 @@ class RedisStore:
         wanted["id"] = found["id"]
         if found != wanted:
             self._redis.set(META, json.dumps(wanted))
-        for problem in self._problems():
+        for problem in problems_of(self._redis):
             log.warning("Redis: %s", problem)
         return str(wanted["id"])
-
-    def _problems(self) -> list[str]:
-        """What in the settings of a primary breaks the promise that nothing acknowledged is lost, in words."""
-        problems: dict[str, None] = {}
-        for node in self._primaries():
-            try:
-                found = {name: _text(node.config_get(name).get(name)) for name in SETTINGS}
-            except redis.exceptions.ResponseError:
-                return ["its settings can't be read; make sure that it syncs every write and evicts nothing"]
-            if found["appendonly"] != "yes":
-                problems["acknowledged events are lost when it ends: set `appendonly yes`, `appendfsync always`"] = None
-            elif found["appendfsync"] != "always":
-                problems["a crash loses the last second of acknowledged events: set `appendfsync always`"] = None
-            elif found["no-appendfsync-on-rewrite"] == "yes":
-                problems["it does not sync while it rewrites its file: set `no-appendfsync-on-rewrite no`"] = None
-            if found["maxmemory"] != "0" and found["maxmemory-policy"] != "noeviction":
-                problems[
-                    f"under pressure it throws users' events away ({found['maxmemory-policy']}): "
-                    "set `maxmemory-policy noeviction`"
-                ] = None
-        return list(problems)
-
-    def _primaries(self) -> list[redis.Redis]:
-        if not self._cluster:
-            return [self._redis]
-        cluster: Any = self._redis
-        return [cluster.get_redis_connection(node) for node in cluster.get_primaries()]
 
     def close(self) -> None:
         self._redis.close()
 
     def _answered(self, ask: Callable[[], T]) -> T:
         """What Redis answers, its errors in our words."""
-        try:
-            return ask()
-        except redis.exceptions.ResponseError as error:
-            if "OUTBOXFULL" in str(error):
-                raise OutboxFull(
-                    f"the outbox holds {self.max_outbox} rows that nobody has exported; run `rayapp export`"
-                ) from None
-            raise StoreError(f"Redis refuses: {error}") from None
-        except redis.exceptions.AuthenticationError:
-            raise StoreError(
-                "Redis wants a password, or another one: RAYAPP_STORE, or the file that RAYAPP_STORE_FILE names, holds "
-                "the whole URL, redis://:PASSWORD@HOST:PORT/0"
-            ) from None
-        except (redis.exceptions.RedisError, OSError) as error:
-            raise StoreError(f"Redis does not answer: {type(error).__name__}") from None  # its text may hold the URL
+        return answered(ask, self.max_outbox)
 
     def _eval(self, calls: Sequence[tuple[str, Sequence[str], Sequence[Any]]]) -> list[Any]:
         """Runs scripts with their keys and arguments, all sent at once: a server syncs once for what it reads at once.
@@ -349,7 +291,7 @@ class RedisStore:
             for bucket in range(self.num_buckets):
                 lengths.xlen(_key(bucket, "outbox"))
             rows = sum(lengths.execute())
-            nodes = [node.info("memory") for node in self._primaries()]
+            nodes = [node.info("memory") for node in primaries(self._redis)]
             limits = [int(node["maxmemory"]) for node in nodes]
             used = sum(int(node["used_memory"]) for node in nodes)
             return StoreStats(rows, self.max_outbox, used, sum(limits) if all(limits) else None)
