@@ -39,9 +39,10 @@ LATER_FIELDS: Final = {
     "seen_ms": {},
     "seen_again_after_ms": 0,
     "caps": {},
+    "calibration": None,
 }
 """Fields that a domain's JSON leaves out at their default: versions are named by it, and keep their names."""
-SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps"})
+SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps", "calibration"})
 """Fields that only feeds go by: what was trained before they changed stays what it is, under its name."""
 MAX_CAPPED: Final = 500
 MAX_HALF_LIVES: Final = 4
@@ -79,6 +80,18 @@ class Cap:
     def __post_init__(self) -> None:
         if not 1 <= self.most < self.of <= MAX_CAPPED:
             raise ValueError(f"must be 1 <= most < of <= {MAX_CAPPED}, not {self.most} of {self.of}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibratedRanking:
+    """A list's values of an attribute follow those of the user's last likes; `weight` of that against the score."""
+
+    attribute: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < 1:
+            raise ValueError(f"weight must be above 0 and below 1, not {self.weight}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -125,6 +138,8 @@ class Domain:
     """Where nothing else is left, what was seen comes back so long after the last action on it; None: never."""
     caps: dict[str, Cap] = field(default_factory=dict)
     """Categorical attribute of items -> how many of one value a list may hold."""
+    calibration: CalibratedRanking | None = None
+    """None: lists go by score and diversity alone."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -172,6 +187,8 @@ class Domain:
         categories = [a.name for a in self.attributes if a.kind is AttributeKind.CATEGORIES]
         if unknown := set(self.caps) - set(categories):
             raise ValueError(f"caps names {sorted(unknown)}, no categorical attribute of the items; {categories} are")
+        if self.calibration is not None and (name := self.calibration.attribute) not in categories:
+            raise ValueError(f"calibration names {name!r}, no categorical attribute of the items; {categories} are")
 
     @model_serializer(mode="wrap")
     def _as_before(self, values: Callable[["Domain"], dict[str, Any]]) -> dict[str, Any]:

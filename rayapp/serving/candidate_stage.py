@@ -79,9 +79,16 @@ class CandidateStage:
         index = self._shelf.get(version)
         if index is None:
             return None
-        domain = self._domain
+        domain, calibration = self._domain, self._domain.calibration
         return await asyncio.to_thread(
-            fetch, index, user.history, domain.vocabulary, query, seen=self._seen, capped=domain.caps
+            fetch,
+            index,
+            user.history,
+            domain.vocabulary,
+            query,
+            seen=self._seen,
+            capped=domain.caps,
+            likes_by=calibration.attribute if calibration else None,
         )
 
     async def popular(self, version: str, now_ms: int) -> list[str] | None:

@@ -278,6 +278,8 @@ class Feed:
             again_C=again_C,
             caps=caps,
             values=found.values,
+            calibration=self.domain.calibration,
+            liked=found.liked,
         )
 
 

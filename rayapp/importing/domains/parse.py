@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, YEAR_2000_MS, Cap, Domain, Head
+from rayapp.contracts.config import (
+    DAY_MS,
+    FOREVER,
+    HALF_LIVES_MS,
+    MINUTE_MS,
+    YEAR_2000_MS,
+    CalibratedRanking,
+    Cap,
+    Domain,
+    Head,
+)
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind, Vocabulary
 from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, duration_ms, read_table, read_toml
@@ -77,6 +87,11 @@ class _Cap(Table):
     of: int
 
 
+class _Calibration(Table):
+    attribute: str
+    weight: float
+
+
 class _Action(Table):
     name: str
     kind: Annotated[ActionKind, Field(strict=False)]
@@ -130,6 +145,7 @@ class _DomainTables(Table):
     user_weights: dict[str, dict[str, float]] = Field(default={})
     seen: _Seen = _Seen()
     caps: dict[str, _Cap] = Field(default={})
+    calibration: _Calibration | None = None
     actions: ListOf[_Action]
     heads: ListOf[_Head]
     items: _Items
@@ -162,6 +178,7 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         seen_ms=file.seen.actions,
         seen_again_after_ms=file.seen.again_after,
         caps=_caps(file.caps),
+        calibration=_calibration(file.calibration),
     )
     for number, events in enumerate(file.events, 1):
         _known(f"events[{number}] action names", events.action.actions, domain.vocabulary.names, "[[actions]]")
@@ -189,6 +206,13 @@ def _caps(tables: dict[str, _Cap]) -> dict[str, Cap]:
         except ValueError as error:
             raise ValueError(f"caps {name} {error}") from None
     return caps
+
+
+def _calibration(table: _Calibration | None) -> CalibratedRanking | None:
+    try:
+        return None if table is None else CalibratedRanking(attribute=table.attribute, weight=table.weight)
+    except ValueError as error:
+        raise ValueError(f"calibration {error}") from None
 
 
 def _label_weights(heads: Sequence[_Head]) -> tuple[tuple[float, ...], ...]:

@@ -1,0 +1,113 @@
+"""Calibrated re-ranking: lists whose categories follow what the user liked, as far as the weight says."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from rayapp.contracts.config import CalibratedRanking, Cap, Domain
+from rayapp.contracts.json_values import from_json, to_json
+from rayapp.serving.blend import blend
+from rayapp.serving.calibrated import CALIBRATED_PLACES, Target
+
+UTILITIES = (1.0, 0.0)
+GENRES = "abcd"
+HALF = CalibratedRanking(attribute="genres", weight=0.9)
+candidates = st.lists(
+    st.tuples(st.lists(st.sampled_from(GENRES), max_size=3, unique=True).map(tuple), st.integers(0, 100)),
+    min_size=1,
+    max_size=40,
+)
+likes = st.lists(st.lists(st.sampled_from(GENRES), max_size=2, unique=True).map(tuple), max_size=10)
+
+
+def ranked(
+    values: list[tuple[str, ...]], scores: list[float], number: int, liked: list[tuple[str, ...]], **more: object
+) -> list[int]:
+    probability = np.array([[score, 0.0] for score in scores], np.float32).reshape(-1, 2)
+    settings = {"calibration": HALF, **more}
+    rows = blend(probability, UTILITIES, number, values={"genres": values}, liked=liked, **settings)  # type: ignore[arg-type]
+    return [row.index for row in rows]
+
+
+def divergence(
+    values: list[tuple[str, ...]], liked: list[tuple[str, ...]], scores: list[float], rows: list[int]
+) -> float:
+    """Of the whole list: what the paper's metric says."""
+    first = np.argsort(-np.array(scores), kind="stable")[: len(rows)].tolist()
+    target = Target(values, liked, first)
+    for row in rows[:-1]:
+        target.take(row)
+    return float(target.divergence(np.array(rows[-1:]))[0])
+
+
+def test_five_likes_of_a_kind_bring_it_and_the_best_of_the_rest_stays() -> None:
+    values: list[tuple[str, ...]] = [("a",)] * 20 + [("b",)] * 20
+    scores = np.linspace(1, 0.8, 20).tolist() + np.linspace(0.7, 0.5, 20).tolist()
+    assert ranked(values, scores, 10, []) == list(range(10)), "a new user's list is the feed's own"
+    rows = ranked(values, scores, 10, [("b",)] * 5)
+    assert 4 <= sum(row >= 20 for row in rows) <= 8
+    assert rows[0] in (0, 20)
+    assert [row for row in rows if row < 20] == sorted(row for row in rows if row < 20), "each kind best first"
+    slight = CalibratedRanking(attribute="genres", weight=0.01)
+    assert sum(row >= 20 for row in ranked(values, scores, 10, [("b",)] * 5, calibration=slight)) <= 2
+
+
+@given(candidates, likes, st.integers(1, 40), st.sampled_from([0.1, 0.5, 0.9]))
+def test_lists_stay_whole_and_are_nearer_to_their_target_than_by_score(
+    given_C: list[tuple[tuple[str, ...], int]], liked: list[tuple[str, ...]], number: int, weight: float
+) -> None:
+    values, scores = [has for has, _ in given_C], [score / 100 for _, score in given_C]
+    rows = ranked(values, scores, number, liked, calibration=CalibratedRanking(attribute="genres", weight=weight))
+    plain = ranked(values, scores, number, liked, calibration=None)
+    assert len(rows) == len(set(rows)) == min(number, len(values))
+    if len(rows) == 1:  # greedy: exact for the first place
+        spread = max(max(scores) - min(scores), 1e-9)
+
+        def worth(row: int) -> float:
+            relative = (scores[row] - min(scores)) / spread
+            return (1 - weight) * relative - weight * divergence(values, liked, scores, [row])
+
+        if any(liked):
+            assert worth(rows[0]) >= max(map(worth, range(len(values)))) - 1e-6
+        else:
+            assert rows == plain
+
+
+@given(candidates, likes)
+def test_the_divergence_is_none_negative_and_zero_on_target(
+    given_C: list[tuple[tuple[str, ...], int]], liked: list[tuple[str, ...]]
+) -> None:
+    values = [has for has, _ in given_C]
+    target = Target(values, liked, range(len(values)))
+    # Values that the target lacks take from the list's other shares, so only a list of its values can reach it.
+    assert (target.divergence(np.arange(len(values))) >= -1e-9).all()
+    on_target = Target(values, [], range(len(values)))
+    for row in range(len(values) - 1):
+        on_target.take(row)
+    if all(values):
+        assert on_target.divergence(np.array([len(values) - 1]))[0] == pytest.approx(0, abs=1e-9)
+
+
+def test_caps_bind_a_calibrated_list_too_and_far_places_go_by_score() -> None:
+    values: list[tuple[str, ...]] = [("a",)] * 30 + [("b",)] * 30
+    scores = np.linspace(1, 0, 60).tolist()
+    rows = ranked(values, scores, 10, [("b",)] * 9, caps={"genres": Cap(most=3, of=6)})
+    kinds = ["ab"[row >= 30] for row in rows]
+    assert all(kinds[n : n + 6].count(kind) <= 3 for n in range(5) for kind in "ab")
+    rows = ranked(values, scores, 60, [("b",)] * 9)
+    assert sorted(rows) == list(range(60))
+    assert rows[CALIBRATED_PLACES:] == sorted(rows[CALIBRATED_PLACES:])
+
+
+def test_the_domain_says_what_is_wrong_and_keeps_the_names_of_versions(domain: Domain) -> None:
+    assert "calibration" not in to_json(domain)
+    with_it = dataclasses.replace(domain, calibration=HALF)
+    assert from_json(Domain, to_json(with_it)) == with_it
+    with pytest.raises(ValueError, match="'colour', no categorical attribute"):
+        dataclasses.replace(domain, calibration=CalibratedRanking(attribute="colour", weight=0.5))
+    for weight in (0.0, 1.0, -1.0, float("nan")):
+        with pytest.raises(ValueError, match="above 0 and below 1"):
+            CalibratedRanking(attribute="genres", weight=weight)
