@@ -42,6 +42,9 @@ class Query:
     fewest: int = 0
     """With fewer new items than this, what the user acted on is shown again, least recently first."""
 
+    likes_by: str | None = None
+    """The categorical attribute whose values of the user's newest likes are wanted."""
+
     def __post_init__(self) -> None:
         if unknown := set(self.mix) - set(SOURCES):
             raise ValueError(f"no source is called {sorted(unknown)[0]!r}; there are {sorted(SOURCES)}")
@@ -66,9 +69,9 @@ class Candidates:
     propensity_C: NDArray[np.float32]
     """The probability with which a source drew the item; 1 where nothing was drawn."""
     values: Values = field(default_factory=dict)
-    """Of the attributes that the query names."""
+    """Of capped attributes, and of the query's `likes_by`."""
     liked: Sequence[tuple[str, ...]] = ()
-    """Values of `likes_by` of the user's newest likes, newest first."""
+    """Values of the query's `likes_by` of the user's newest likes, newest first."""
 
 
 def fetch(
@@ -79,10 +82,9 @@ def fetch(
     *,
     seen: Seen = EVERYTHING,
     capped: Iterable[str] = (),
-    likes_by: str | None = None,
 ) -> Candidates:
     """As many items as asked for, or all that are left, then up to `query.fewest` that the user has `seen` before, each
-    with its values of the `capped` attributes; and the values of `likes_by` of the user's newest likes.
+    with its values of the `capped` attributes.
 
     `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. What lies
     near a just hidden item, and not nearer to a like, comes only where nothing else new is left. May be called from
@@ -112,8 +114,8 @@ def fetch(
         again_N[index.rows_of(history.item_hash_E[seen.too_lately(history, query.now_ms)])] = False
         again = _seen_again(index, history, vocabulary, allowed_N & again_N, nothing_else=not len(chosen))[:count]
         chosen.take(SEEN_AGAIN, Found(again, np.zeros(len(again), np.float32)))
-    liked = [_values(index.table.item(row), likes_by) for row in tastes.newest.tolist()] if likes_by else ()
-    return chosen.candidates(dict.fromkeys([*capped, *([likes_by] if likes_by else [])]), liked)
+    liked = [_values(index.table.item(row), query.likes_by) for row in tastes.newest.tolist()] if query.likes_by else ()
+    return chosen.candidates(dict.fromkeys([*capped, *([query.likes_by] if query.likes_by else [])]), liked)
 
 
 def _values(item: Item, name: str) -> tuple[str, ...]:

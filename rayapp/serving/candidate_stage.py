@@ -79,16 +79,9 @@ class CandidateStage:
         index = self._shelf.get(version)
         if index is None:
             return None
-        domain, calibration = self._domain, self._domain.calibration
+        domain = self._domain
         return await asyncio.to_thread(
-            fetch,
-            index,
-            user.history,
-            domain.vocabulary,
-            query,
-            seen=self._seen,
-            capped=domain.caps,
-            likes_by=calibration.attribute if calibration else None,
+            fetch, index, user.history, domain.vocabulary, query, seen=self._seen, capped=domain.caps
         )
 
     async def popular(self, version: str, now_ms: int) -> list[str] | None:
