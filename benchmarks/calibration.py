@@ -110,9 +110,8 @@ async def _measure(
         for weight in (0.0, *weights):
             said = CalibratedRanking(attribute=attribute, weight=weight) if weight else None
             own = dataclasses.replace(domain, calibration=said)
-            rows.append(
-                await _row(Feed(own, stages, live, ExperimentBook(root, own)), past, questions, weight, attribute)
-            )
+            feed = Feed(own, stages, live, ExperimentBook(root, own))
+            rows.append(await _row(feed, stages, past, questions, weight, attribute))
             say(f"weight {weight:g}: recall@{TOP} {rows[-1].recall:.2%}, own categories {rows[-1].kept_categories:.0%}")
         return rows, len(questions), live.version
     finally:
