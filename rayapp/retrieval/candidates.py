@@ -5,7 +5,7 @@ Shapes: N item table rows, C candidates.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,13 @@ from rayapp.retrieval.tastes import SAME_INTEREST, tastes_of
 
 SEEN_AGAIN: Final = "seen_again"
 """Marks what the user acted on before, where nothing else is left."""
+
+
+class Judged(NamedTuple):
+    """An item that the user liked, or hid."""
+
+    values: tuple[str, ...]
+    liked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,8 +49,8 @@ class Query:
     fewest: int = 0
     """With fewer new items than this, what the user acted on is shown again, least recently first."""
 
-    likes_by: str | None = None
-    """The categorical attribute whose values of the user's newest likes are wanted."""
+    judged_by: str | None = None
+    """The categorical attribute by which the user's newest likes and hidden items are wanted."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.mix) - set(SOURCES):
@@ -69,9 +76,9 @@ class Candidates:
     propensity_C: NDArray[np.float32]
     """The probability with which a source drew the item; 1 where nothing was drawn."""
     values: Values = field(default_factory=dict)
-    """Of capped attributes, and of the query's `likes_by`."""
-    liked: Sequence[tuple[str, ...]] = ()
-    """Values of the query's `likes_by` of the user's newest likes, newest first."""
+    """Of capped attributes, and of the query's `judged_by`."""
+    judged: Sequence[Judged] = ()
+    """The user's newest likes and hidden items by the query's `judged_by`, newest first."""
 
 
 def fetch(
@@ -114,8 +121,12 @@ def fetch(
         again_N[index.rows_of(history.item_hash_E[seen.too_lately(history, query.now_ms)])] = False
         again = _seen_again(index, history, vocabulary, allowed_N & again_N, nothing_else=not len(chosen))[:count]
         chosen.take(SEEN_AGAIN, Found(again, np.zeros(len(again), np.float32)))
-    liked = [_values(index.table.item(row), query.likes_by) for row in tastes.newest.tolist()] if query.likes_by else ()
-    return chosen.candidates(dict.fromkeys([*capped, *([query.likes_by] if query.likes_by else [])]), liked)
+    judged: list[Judged] = []
+    if query.judged_by:
+        hidden = set(tastes.hidden.tolist())
+        of_rows = ((row, index.table.item(row)) for row in tastes.judged.tolist())
+        judged = [Judged(_values(item, query.judged_by), row not in hidden) for row, item in of_rows]
+    return chosen.candidates(dict.fromkeys([*capped, *([query.judged_by] if query.judged_by else [])]), judged)
 
 
 def _values(item: Item, name: str) -> tuple[str, ...]:
@@ -160,7 +171,7 @@ class _Chosen:
         self._propensities.append(np.full(size, found.propensity, np.float32))
         self._sources += [source] * size
 
-    def candidates(self, names: Iterable[str], liked: Sequence[tuple[str, ...]]) -> Candidates:
+    def candidates(self, names: Iterable[str], judged: Sequence[Judged]) -> Candidates:
         row_C = np.concatenate(self._rows)
         items = [self._index.table.item(row) for row in row_C.tolist()]
         return Candidates(
@@ -170,5 +181,5 @@ class _Chosen:
             np.concatenate(self._scores),
             np.concatenate(self._propensities),
             {name: [_values(item, name) for item in items] for name in names},
-            liked,
+            judged,
         )

@@ -45,6 +45,8 @@ class Tastes:
     """Items with a negative action; a like does not outweigh it."""
     just_hidden: Rows
     """Those of them that were hidden among the last actions of all."""
+    judged: Rows
+    """The newest likes and hidden items together."""
 
 
 class Index(Protocol):

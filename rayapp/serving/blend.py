@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.contracts.config import CalibratedRanking, Cap
+from rayapp.retrieval.candidates import Judged
 from rayapp.retrieval.caps import Places, Values, capped, capped_by_tier
 from rayapp.serving.calibrated import Target
 
@@ -45,7 +46,7 @@ def blend(
     caps: Mapping[str, Cap] = MappingProxyType({}),
     values: Values = MappingProxyType({}),
     calibration: CalibratedRanking | None = None,
-    liked: Sequence[tuple[str, ...]] = (),
+    judged: Sequence[Judged] = (),
 ) -> list[Ranked]:
     """The best `num_results` candidates by the feed score, the sum of utility times probability.
 
@@ -57,8 +58,8 @@ def blend(
     `caps` hold for the list as it is shown, with the candidates' `values`: they choose what diversity may reorder, and
     bind it at each place. Items at `fixed` places do not count.
 
-    With `calibration` the list follows the categories of what the user `liked` (newest first), by its weight against
-    the rest, out of all candidates; without likes nothing changes.
+    With `calibration` the list follows the categories of what the user liked and hid, `judged` (newest first), by its
+    weight against the rest, out of all candidates; without likes nothing changes.
     """
     count = len(probability_CH)
     known_C = np.ones(count, bool) if known_C is None else known_C
@@ -69,10 +70,10 @@ def blend(
     best_first = np.argsort(-score_C, kind="stable")
     if fixed:
         best_first = best_first[~np.isin(best_first, list(fixed.values()))]
-    target = None
-    if calibration is not None and liked and calibration.attribute in values and len(best_first):
-        target = Target(values[calibration.attribute], liked, best_first[:num_results].tolist())
-    weight = calibration.weight if calibration is not None and target is not None else 0.0
+    target, weight = None, 0.0
+    if calibration is not None and calibration.attribute in values and any(one.liked for one in judged):
+        weight = calibration.weight
+        target = Target(values[calibration.attribute], judged, best_first[:num_results].tolist())
     rules = _Rules(diversity if vectors_CE is not None else 0.0, places, target, weight)
     rows: list[int] = []
     for tier_C in (known_C & ~again_C, ~known_C & ~again_C, known_C & again_C, ~known_C & again_C):

@@ -1,8 +1,8 @@
 """Calibrated re-ranking: a list whose categories are those of what the user liked lately (Steck, RecSys 2018).
 
 Place by place the greedy choice weighs an item's score against how far the list with it would be from the target, by
-the Kullback-Leibler divergence of their categories. The target mixes what the user liked lately, the newest most, with
-what the feed would show by score alone: a new user's feed is the feed's own.
+the Kullback-Leibler divergence of their categories. The target mixes what the user liked lately less what they hid, the
+newest most, with what the feed would show by score alone: a new user's feed is the feed's own.
 
 Shapes: C candidates, P candidates that are still free, G categories of the target.
 """
@@ -13,9 +13,12 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
+from rayapp.retrieval.candidates import Judged
+
 Floats = NDArray[np.float64]
-HALF_LIFE_LIKES: Final = 5.0
-"""A like counts half as much as the one that came so many likes later."""
+HALF_LIFE: Final = 5.0
+"""A like counts half as much as the one that came so many likes or hidden items later; what was hidden counts against
+its categories, as much."""
 FEED_LIKES: Final = 2.0
 """The feed's own categories count as so many of the newest likes."""
 SMOOTHING: Final = 0.01
@@ -27,19 +30,18 @@ CALIBRATED_PLACES: Final = 50
 class Target:
     """What a list's categories should be, and what they are so far. Filled from the top."""
 
-    def __init__(
-        self, values: Sequence[tuple[str, ...]], liked: Sequence[tuple[str, ...]], first: Sequence[int]
-    ) -> None:
-        """`values`: of each candidate; `liked`: of the user's likes, newest first; `first`: candidates that would be
-        shown by score alone."""
-        like_L = np.exp2(-np.arange(len(liked)) / HALF_LIFE_LIKES)
-        wanted: dict[str, float] = {}
-        for has, weight in [
-            *zip(liked, like_L.tolist(), strict=True),
-            *((values[c], FEED_LIKES / len(first)) for c in first),
-        ]:
-            for value in has:
-                wanted[value] = wanted.get(value, 0.0) + weight / len(has)
+    def __init__(self, values: Sequence[tuple[str, ...]], judged: Sequence[Judged], first: Sequence[int]) -> None:
+        """`values`: of each candidate; `judged`: likes and hidden items, newest first; `first`: the candidates that
+        would be shown by score alone."""
+        net: dict[str, float] = {}
+        for n, one in enumerate(judged):
+            weight = 0.5 ** (n / HALF_LIFE) * (1 if one.liked else -1)
+            for value in one.values:
+                net[value] = net.get(value, 0.0) + weight / len(one.values)
+        wanted = {value: weight for value, weight in net.items() if weight > 0}
+        for c in first:
+            for value in values[c]:
+                wanted[value] = wanted.get(value, 0.0) + FEED_LIKES / len(first) / len(values[c])
         number = {value: g for g, value in enumerate(wanted)}
         total = sum(wanted.values())
         self._wanted_G = np.array(list(wanted.values())) / max(total, 1e-12)

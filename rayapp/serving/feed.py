@@ -235,7 +235,7 @@ class Feed:
             seed=hash64(ask.request_id),
             now_ms=ask.at_ms,
             fewest=ask.num_results,
-            likes_by=self.domain.calibration.attribute if self.domain.calibration else None,
+            judged_by=self.domain.calibration.attribute if self.domain.calibration else None,
         )
 
     def _popular(self, ask: Ask, user: UserSequence) -> Candidates:
@@ -280,7 +280,7 @@ class Feed:
             caps=caps,
             values=found.values,
             calibration=self.domain.calibration,
-            liked=found.liked,
+            judged=found.judged,
         )
 
 
