@@ -104,7 +104,11 @@ def score(preset: str, repeats: int, as_json: bool, write: Path | None) -> None:
 @root_option
 @click.option("--people", type=click.IntRange(1), default=300, show_default=True, help="Drawn from the log.")
 @click.option(
-    "--weight", "weights", type=click.FloatRange(0.01, 0.99), multiple=True, help="0.5, 0.8, 0.9 and 0.95 unless told."
+    "--weight",
+    "weights",
+    type=click.FloatRange(0.01, 0.99),
+    multiple=True,
+    help="0.1, 0.2, 0.3, 0.5 and 0.8 unless told.",
 )
 @output_options
 def calibration(root: Path, people: int, weights: tuple[float, ...], as_json: bool, write: Path | None) -> None:
@@ -114,7 +118,7 @@ def calibration(root: Path, people: int, weights: tuple[float, ...], as_json: bo
     """
     from benchmarks.calibration import run_calibration
 
-    run_calibration(root, people, weights or (0.5, 0.8, 0.9, 0.95), as_json, write)
+    run_calibration(root, people, weights or (0.1, 0.2, 0.3, 0.5, 0.8), as_json, write)
 
 
 @cli.command("batch")

