@@ -60,6 +60,10 @@ class Row:
     """Share of the TOP that has a category of one of the five newest likes."""
     categories: float
     """Different categories in the TOP."""
+    difference: float = 0.0
+    """Of the recall from that without re-ranking."""
+    half_width: float = 0.0
+    """Of the difference's 95 % interval, over pairs of feeds."""
 
 
 class Past:
@@ -106,12 +110,15 @@ async def _measure(
         questions = list(_questions(root, domain, stores[2], people))
         if not questions:
             raise PublishError(f"nobody in {root} has {FEWEST_BEFORE} stored actions before a positive one")
-        rows = []
+        rows: list[Row] = []
+        first: list[bool] = []
         for weight in (0.0, *weights):
             said = CalibratedRanking(attribute=attribute, weight=weight) if weight else None
             own = dataclasses.replace(domain, calibration=said)
             feed = Feed(own, stages, live, ExperimentBook(root, own))
-            rows.append(await _row(feed, stages, past, questions, weight, attribute))
+            row, hits = await _row(feed, stages, past, questions, weight, attribute)
+            first = first or hits
+            rows.append(_compared(row, hits, first))
             say(f"weight {weight:g}: recall@{TOP} {rows[-1].recall:.2%}, own categories {rows[-1].kept_categories:.0%}")
         return rows, len(questions), live.version
     finally:
@@ -138,7 +145,8 @@ def _questions(root: Path, domain: Domain, store: Store, people: int) -> Iterato
 
 async def _row(
     feed: Feed, stages: Stages, past: Past, questions: Sequence[Question], weight: float, attribute: str
-) -> Row:
+) -> tuple[Row, list[bool]]:
+    """And for each question whether its item was there."""
     is_positive = feed.domain.vocabulary.flags(kind=ActionKind.POSITIVE)
     hits, kept, different = [], [], []
     for number, question in enumerate(questions):
@@ -162,22 +170,31 @@ async def _row(
         hits.append(question.item_id in shown)
         kept.append(statistics.mean([bool(values & own) for values in has]) if has else 0.0)
         different.append(len(set().union(*has)))
-    return Row(weight, statistics.mean(hits), statistics.mean(kept), statistics.mean(different))
+    return Row(weight, statistics.mean(hits), statistics.mean(kept), statistics.mean(different)), hits
+
+
+def _compared(row: Row, hits: Sequence[bool], first: Sequence[bool]) -> Row:
+    change = np.array(hits, float) - np.array(first, float)
+    half_width = 1.96 * float(change.std()) / len(change) ** 0.5
+    return dataclasses.replace(row, difference=float(change.mean()), half_width=half_width)
 
 
 def _table(rows: Sequence[Row], attribute: str, count: int, version: str) -> str:
-    first = rows[0].recall
     lines = [
-        f"| weight | recall@{TOP} of the next engaged item | against none | top {TOP} of the last likes' {attribute} "
-        f"| different {attribute} |",
+        f"| weight | recall@{TOP} of the next engaged item | against none, points | top {TOP} of the last likes' "
+        f"{attribute} | different {attribute} |",
         "|---:|---:|---:|---:|---:|",
         *(
-            f"| {row.weight or 'none'} | {row.recall:.2%} | "
-            f"{(row.recall / first - 1 if first else 0):+.1%} | {row.kept_categories:.0%} | {row.categories:.1f} |"
+            f"| {row.weight or 'none'} | {row.recall:.1%} | {_against(row)} | {row.kept_categories:.0%} | "
+            f"{row.categories:.1f} |"
             for row in rows
         ),
         "",
         f"{count:,} positive actions, each asked for just before it happened, through the stages and the feed that "
-        f"serve; model `{version}`.",
+        f"serve; model `{version}`. After ± half of the 95 % interval over pairs of feeds.",
     ]
     return "\n".join(lines)
+
+
+def _against(row: Row) -> str:
+    return f"{row.difference * 100:+.1f} ± {row.half_width * 100:.1f}" if row.weight else ""
