@@ -70,6 +70,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 bench-docs: $(VENV)/.installed
 	$(BIN)/rayapp demo --exit
 	$(BIN)/rayapp compare --seeds 3 --write docs/benchmarks/models_movielens.md
+	$(BIN)/python -m benchmarks calibration --write docs/benchmarks/calibration.md
 	$(BIN)/rayapp react --write docs/benchmarks/react_movielens.md
 	$(INSTALL) -e ".[bench,redis]"
 	$(BIN)/python -m benchmarks ingest --write docs/benchmarks/ingest.md

@@ -100,6 +100,27 @@ def score(preset: str, repeats: int, as_json: bool, write: Path | None) -> None:
     run_score(preset, repeats, as_json, write)
 
 
+@cli.command("calibration")
+@root_option
+@click.option("--people", type=click.IntRange(1), default=300, show_default=True, help="Drawn from the log.")
+@click.option(
+    "--weight",
+    "weights",
+    type=click.FloatRange(0.01, 0.99),
+    multiple=True,
+    help="0.1, 0.2, 0.3, 0.5 and 0.8 unless told.",
+)
+@output_options
+def calibration(root: Path, people: int, weights: tuple[float, ...], as_json: bool, write: Path | None) -> None:
+    """The price of calibrated re-ranking: recall of the next engaged item, by its weight, through the served path.
+
+    Needs a trained root, such as the one of `rayapp demo`.
+    """
+    from benchmarks.calibration import run_calibration
+
+    run_calibration(root, people, weights or (0.1, 0.2, 0.3, 0.5, 0.8), as_json, write)
+
+
 @cli.command("batch")
 @output_options
 def batch(as_json: bool, write: Path | None) -> None:

@@ -194,6 +194,84 @@ class RecommendationsAnswer(BaseModel):
     next_page_token: str | None
 
 
+class ExplainReason(BaseModel):
+    """One of the last actions, or several on one category, and where the item would stand without."""
+
+    kind: Literal["action", "category"]
+    item_id: str | None = None
+    action: str | None = None
+    """Of a category: the one action that all of them are, if they are one."""
+    timestamp_ms: int | None = None
+    category: str | None = None
+    count: int
+    score_without: float
+    rank_without: int
+
+
+class ExplainedItem(BaseModel):
+    """One item; `rank` is its place by score among the candidates of the user's feed. `score` and `rank` are null where
+    nothing scored in time."""
+
+    item_id: str
+    score: float | None
+    rank: int | None
+    probabilities: dict[str, float]
+    reasons: list[ExplainReason]
+    """At most 5, the largest change of the score first."""
+
+
+class ExplainAnswer(BaseModel):
+    """Why the caller's items stand where they do, in the caller's order. `kept`: what stays in while an action is left
+    out."""
+
+    model_config = _like(
+        {
+            "request_id": "6b1f0a7e-3a0b-4a53-9a3c-2f8f3b8f8d11",
+            "items": [
+                {
+                    "item_id": "i2",
+                    "score": 0.31,
+                    "rank": 2,
+                    "probabilities": {"save": 0.31},
+                    "reasons": [
+                        {
+                            "kind": "action",
+                            "item_id": "i7",
+                            "action": "save",
+                            "timestamp_ms": 1_760_000_000_000,
+                            "count": 1,
+                            "score_without": 0.12,
+                            "rank_without": 11,
+                        },
+                        {
+                            "kind": "category",
+                            "category": "drama",
+                            "count": 4,
+                            "score_without": 0.2,
+                            "rank_without": 7,
+                        },
+                    ],
+                }
+            ],
+            "kept": ["statistics of items and their categories"],
+            "model_version": "v1",
+            "statistics_at": AT,
+            "degraded": False,
+            "fallback_reason": "candidates_timeout",
+            "sequence": SEQUENCE,
+        }
+    )
+
+    request_id: str
+    items: list[ExplainedItem]
+    kept: list[str]
+    model_version: str | None
+    statistics_at: str | None
+    degraded: bool
+    fallback_reason: str | None
+    sequence: SequenceSeen
+
+
 class UserAnswer(BaseModel):
     """From when on the attributes hold."""
 

@@ -8,6 +8,7 @@ from deployments.http import ENCODED_SLASH
 from rayapp.contracts.schema import id_problem
 
 MAX_RANK_ITEMS: Final = 1_000
+MAX_EXPLAINED: Final = 10
 MAX_EXCLUDED: Final = 1_000
 MAX_FIELDS: Final = 64
 MAX_UTILITY: Final = 100.0
@@ -86,6 +87,19 @@ class RankBody(BaseModel):
     deadline_ms: Deadline = DEADLINE_MS
     explain: bool = False
     fields: Fields = []
+
+
+class ExplainBody(BaseModel):
+    """Ask why items stand where they do for a user: each of the user's last 20 actions is left out in turn, and the
+    model scores the items again."""
+
+    model_config = _like({"user_id": "ann", "item_ids": ["i2"]})
+
+    user_id: Id
+    item_ids: Annotated[list[Id], Field(min_length=1, max_length=MAX_EXPLAINED)]
+    context: Context = {}
+    model: str | None = Field(None, description="An alias or a loaded version; the model of the user's feeds if absent")
+    deadline_ms: Deadline = DEADLINE_MS
 
 
 class MergeBody(BaseModel):

@@ -1,4 +1,4 @@
-"""Routes that rank: `POST /v1/recommendations` and `POST /v1/rank`."""
+"""Routes that rank: `POST /v1/recommendations`, `POST /v1/rank` and `POST /v1/explain`."""
 
 import time
 import uuid
@@ -9,19 +9,20 @@ from fastapi import APIRouter
 from fastapi.responses import JSONResponse
 from starlette.background import BackgroundTask
 
-from deployments.answers import RankAnswer, RecommendationsAnswer
-from deployments.bodies import RankBody, RecommendationsBody
+from deployments.answers import ExplainAnswer, RankAnswer, RecommendationsAnswer
+from deployments.bodies import ExplainBody, RankBody, RecommendationsBody
 from deployments.http import Problem, invalid
 from deployments.openapi import ERRORS
 from deployments.service import Service
 from rayapp.contracts.config import Domain
 from rayapp.contracts.schema import AttributeKind
-from rayapp.serving.answers import feed_body, model_fields, sequence_body
+from rayapp.serving.answers import explain_body, feed_body, model_fields, sequence_body
 from rayapp.serving.attribute_checks import OWN_FIELDS, BadAttribute, check_attributes
 from rayapp.serving.blend import blend
 from rayapp.serving.feed import Ask
 from rayapp.serving.feed import RankAnswer as Ranked
 from rayapp.serving.paging import BadToken, ExpiredToken, Page, read_token
+from rayapp.serving.stages import ExplainsFull
 
 
 def now_ms() -> int:
@@ -44,11 +45,9 @@ def feed_routes(service: Service) -> APIRouter:
     @router.post("/v1/rank", response_model=RankAnswer)
     async def rank(body: RankBody) -> JSONResponse:
         """Ranks the caller's candidates for a user."""
-        if len(set(body.item_ids)) != len(body.item_ids):
-            raise invalid("item_ids", "item_ids holds an item twice; each may be named once", "duplicate")
+        _check_once(body.item_ids)
         utilities = _utilities(body.utilities, domain) or domain.utilities
-        aliases = service.live.aliases
-        wanted = aliases.get(body.model, body.model) if body.model else None
+        wanted = _version(body.model, service)
         answer = await service.feed.rank(
             body.user_id,
             body.item_ids,
@@ -59,8 +58,8 @@ def feed_routes(service: Service) -> APIRouter:
             fields=_fields(body.fields, domain),
         )
         ranking, run = answer.ranking, answer.run
-        if ranking is None and wanted and wanted not in aliases.values():
-            raise Problem(404, f"no loaded model is called {body.model!r}; GET /v1/models lists the aliases")
+        if ranking is None:
+            _check_model(body.model, service)
         content = {
             "request_id": str(uuid.uuid4()),
             "items": _ranked_items(body, answer, utilities, domain.head_names),
@@ -71,7 +70,45 @@ def feed_routes(service: Service) -> APIRouter:
         }
         return JSONResponse(content, headers={"Server-Timing": run.server_timing()})
 
+    @router.post("/v1/explain", response_model=ExplainAnswer)
+    async def explain(body: ExplainBody) -> JSONResponse:
+        """Why items stand where they do: the user's last actions that matter most, and each item's place without."""
+        _check_once(body.item_ids)
+        at_ms = now_ms()
+        ask = Ask(
+            request_id=str(uuid.uuid4()),
+            user_id=body.user_id,
+            at_ms=at_ms,
+            page=Page.first(at_ms),
+            context=_context(body.context, domain),
+            deadline_ms=body.deadline_ms,
+        )
+        try:
+            answer = await service.feed.explain(ask, body.item_ids, _version(body.model, service))
+        except ExplainsFull:
+            raise Problem(503, "too many explanations are waiting", retry_after_s=1) from None
+        if answer.explanation is None:
+            _check_model(body.model, service)
+        content = explain_body(answer, body.item_ids, domain.head_names)
+        return JSONResponse(content, headers={"Server-Timing": answer.run.server_timing()})
+
     return router
+
+
+def _check_once(item_ids: list[str]) -> None:
+    if len(set(item_ids)) != len(item_ids):
+        raise invalid("item_ids", "item_ids holds an item twice; each may be named once", "duplicate")
+
+
+def _version(model: str | None, service: Service) -> str | None:
+    """What an alias names, or a version as it is."""
+    return service.live.aliases.get(model, model) if model else None
+
+
+def _check_model(model: str | None, service: Service) -> None:
+    """Why nothing ranked, where it is the caller's mistake."""
+    if model and _version(model, service) not in service.live.aliases.values():
+        raise Problem(404, f"no loaded model is called {model!r}; GET /v1/models lists the aliases")
 
 
 def _ranked_items(

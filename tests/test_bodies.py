@@ -196,6 +196,7 @@ def test_answers_are_what_the_document_says(api: Any, models: Any) -> None:
             "/v1/rank",
             {"user_id": "u", "item_ids": ["i1", "x"], "explain": True, "fields": ["title"]},
         ),
+        ("post", "/v1/explain", "/v1/explain", {"user_id": "ann", "item_ids": ["i1", "x"]}),
         ("put", "/v1/users/{user_id}", "/v1/users/ann", {}),
         ("get", "/v1/users/{user_id}", "/v1/users/ann", None),
         ("get", "/v1/users/{user_id}/sequence", "/v1/users/ann/sequence", None),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.schema import Vocabulary
+from rayapp.features.seen import ALWAYS_MS, Seen
 from rayapp.features.sequence import History
 from rayapp.retrieval import neighbours
 from rayapp.retrieval.candidates import SEEN_AGAIN, Query, fetch
@@ -53,10 +54,13 @@ def test_each_source_brings_its_share(index: CandidateIndex, words: Vocabulary) 
     found = fetch(index.ordered(trends), history(*likes), words, Query(100, NOW))
     groups = by_source(found)
     assert {source: len(ids) for source, ids in groups.items()} == {
-        **{"nearest": 45, "interests": 15, "trending": 2, "newest": 10, "popular": 23, "explore": 5}
+        **{"nearest": 35, "interests": 10, "categories": 15},
+        **{"trending": 2, "newest": 10, "popular": 23, "explore": 5},
     }
     assert genres(groups["nearest"]) == {0}, "the newest likes are of one genre"
     assert genres(groups["interests"]) == {1}, "the older ones of another"
+    assert genres(groups["categories"]) == {0}
+    assert groups["categories"] == sorted(groups["categories"], key=lambda i: -int(i[1:])), "the most popular first"
     assert groups["trending"] == ["i200", "i203"]
     assert all(0 <= score <= 1 for score in found.score_C)
 
@@ -76,14 +80,33 @@ def test_a_user_with_only_hides_gets_a_feed_without_what_was_hidden(index: Candi
 
 def test_what_is_nearer_to_a_hidden_item_than_to_a_like_is_not_near(words: Vocabulary) -> None:
     items = [item(n, genres=["g0"]) for n in range(6)]
-    angle = np.radians([0, 40, 30, 10, -12, 90])  # liked, hidden, three between, one far
+    angle = np.radians([0, 40, 30, 10, -12, 120])  # liked, hidden, three between, one far
     vectors = np.zeros((6, WIDTH), np.float32)
     vectors[:, 0], vectors[:, 1] = np.cos(angle), np.sin(angle)
     table = dataclasses.replace(table_of(items), vectors_NE=np.concatenate([np.zeros((1, WIDTH), np.float32), vectors]))
     acted = history(("i0", SAVE), ("i1", HIDE))
     found = fetch(CandidateIndex(table), acted, words, Query(4, NOW, mix={"nearest": 1.0}))
     assert sorted(by_source(found)["nearest"]) == ["i3", "i4"]
-    assert sorted(found.item_ids) == ["i2", "i3", "i4", "i5"], "popular ones fill the places"
+    assert by_source(found)["popular"] == ["i5"], (
+        "popular ones fill the places, but for those near what was just hidden"
+    )
+    found = fetch(CandidateIndex(table), acted, words, Query(4, NOW, mix={"nearest": 1.0}, fewest=4))
+    assert found.item_ids[-1] == "i2", "which comes last, where nothing else is left"
+    later = history(*((f"gone{n}", SAVE) for n in range(20)), ("i0", SAVE), ("i1", HIDE))
+    found = fetch(CandidateIndex(table), later, words, Query(4, NOW, mix={"nearest": 1.0}))
+    assert by_source(found)["popular"] == ["i5", "i2"], "it was not just hidden any more"
+
+
+def test_each_category_of_the_newest_likes_brings_items(words: Vocabulary) -> None:
+    """One like among nine of another kind has as many turns as they have."""
+    index = CandidateIndex(table_of([item(n) for n in range(300)]))
+    likes = [(f"i{3 * n}", SAVE) for n in range(4)] + [("i1", SAVE)] + [(f"i{3 * n}", SAVE) for n in range(4, 9)]
+    found = fetch(index, history(*likes), words, Query(40, NOW, mix={"categories": 0.25}))
+    brought = by_source(found)["categories"]
+    assert brought == ["i297", "i298", "i294", "i295", "i291", "i292", "i288", "i289", "i285", "i286"]
+    acted = history(("i297", HIDE), *likes, ("i298", SAVE))
+    brought = by_source(fetch(index, acted, words, Query(40, NOW, mix={"categories": 0.25})))["categories"]
+    assert not {"i297", "i298"} & set(brought), "what was seen or hidden is not brought"
 
 
 def test_a_liked_item_that_was_hidden_later_is_no_seed(index: CandidateIndex, words: Vocabulary) -> None:
@@ -182,8 +205,10 @@ def test_nothing_struck_out_comes_back_and_no_source_takes_more_than_its_share(
 ) -> None:
     table = table_of([item(n) for n in range(40)]).with_items(put)
     require = {} if required is None else {"genres": required}
-    query = Query(number, NOW, exclude_hash=np.array([hash64(i) for i in exclude], np.uint64), require=require)
-    found = fetch(CandidateIndex(table, positives(lately, lasting)), history(*acted), words, query)
+    never = np.array([hash64(i) for i in exclude], np.uint64)
+    query = Query(number, NOW, exclude_hash=never, require=require, fewest=number)
+    again = Seen(None, ALWAYS_MS)
+    found = fetch(CandidateIndex(table, positives(lately, lasting)), history(*acted), words, query, seen=again)
     assert found.item_hash_C.tolist() == [hash64(i) for i in found.item_ids]
     struck_out = exclude | {i for i, _ in acted}
     may_come = {

@@ -100,6 +100,7 @@ def test_the_set_of_commands_is_known() -> None:
     assert set(benches.commands) == {
         "autoscale",
         "batch",
+        "calibration",
         "crash",
         "decay",
         "experiments",

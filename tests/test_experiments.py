@@ -71,7 +71,10 @@ def test_a_file_says_what_an_arm_is() -> None:
         ({"alias": '"../x"'}, "arms[2] alias: string should match pattern"),
         ({"utilities": "{ likes = 1 }"}, "arm 'treatment': utilities name head 'likes'; known: "),
         ({"utilities": f"{{ {HEAD} = nan }}"}, f"arms[2] utilities {HEAD}: input should be a finite number"),
-        ({"mix": "{ magic = 0.5 }"}, "mix names source 'magic'; known: nearest, interests, trending, newest, popular"),
+        (
+            {"mix": "{ magic = 0.5 }"},
+            "mix names source 'magic'; known: nearest, interests, categories, trending, newest",
+        ),
         ({"mix": "{ nearest = 0.7, explore = 0.4 }"}, "mix sums to 1.1"),
         ({"starts": '"soon"'}, "experiments[1] starts: must be a date like 2026-12-01"),
         ({"planned_days": "0"}, "experiments[1] planned_days: input should be greater than or equal to 1, not 0"),

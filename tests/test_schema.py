@@ -11,7 +11,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rayapp.contracts.config import FOREVER, HALF_LIVES_MS, LATER_FIELDS, Cap, Domain, version_values
+from rayapp.contracts.config import (
+    FOREVER,
+    HALF_LIVES_MS,
+    LATER_FIELDS,
+    CalibratedRanking,
+    Cap,
+    Domain,
+    version_values,
+)
 from rayapp.contracts.hashing import hash64, hash64_column
 from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.presets import PRESETS, Preset
@@ -70,6 +78,7 @@ def test_a_setting_that_came_later_is_in_the_json_where_it_is_set(domain: Domain
     changed["time_zone"] = "Asia/Kathmandu"
     feeds = {"seen_ms": {"save": FOREVER}, "seen_again_after_ms": None, "caps": {"genres": Cap(most=2, of=10)}}
     feeds["mix"] = {"nearest": 0.5}
+    feeds["calibration"] = CalibratedRanking(attribute="genres", weight=0.5)
     assert not set(LATER_FIELDS) & set(to_json(domain))
     assert from_json(Domain, to_json(domain)).half_lives_ms == HALF_LIVES_MS
     for name, value in {**changed, **feeds}.items():

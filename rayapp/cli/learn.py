@@ -127,16 +127,19 @@ def compare(
 
 @click.command("react")
 @root_option
+@click.option("--people", type=click.IntRange(1), default=10, show_default=True, help="Of each kind, a category.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON line instead of the table.")
 @write_option
-def react(root: Path, as_json: bool, write: Path | None) -> None:
-    """Does ranking follow five saves, and five dislikes, of a genre? Ten genres, over real HTTP.
+def react(root: Path, people: int, as_json: bool, write: Path | None) -> None:
+    """Does the feed follow? Five positive and five negative actions on each category of 30 items or more, over HTTP.
 
-    Needs the champion and the ranker without the sequence that `rayapp train` or `rayapp demo` leaves in a root.
+    Shares of the top 10: of 200 fixed items, which shows the model alone; of the feed's candidates by score; of the
+    feed as it is served. Acts as made-up new users, and takes some minutes; needs a trained root, which `rayapp train`
+    or `rayapp demo` leaves, and starts the graph itself.
     """
     from rayapp.client.reactions import run_react
 
-    run_react(root, as_json, write)
+    run_react(root, people, as_json, write)
 
 
 COMMANDS = (train, evaluate, compare, react)

@@ -36,19 +36,32 @@ class Session:
         Raises:
             SessionError: the server did not take it; its words.
         """
-        event = {
-            "event_id": str(uuid.uuid4()),
-            "user_id": self.user_id,
-            "item_id": item_id,
-            "action": action,
-            "timestamp_ms": time.time_ns() // 1_000_000,
-        }
-        if self._post("/v1/events", event)["accepted"] != 1:
-            raise SessionError(f"the event was not accepted: {event}")
+        self.act_on([item_id], action)
 
-    def feed(self, num_results: int) -> dict[str, Any]:
+    def act_on(self, item_ids: Sequence[str], action: str) -> None:
+        """Posts an event for each item, the last one as of now and each a second after the one before.
+
+        Raises:
+            SessionError: the server did not take all; its words.
+        """
+        now_ms = time.time_ns() // 1_000_000
+        events = [
+            {
+                "event_id": str(uuid.uuid4()),
+                "user_id": self.user_id,
+                "item_id": item_id,
+                "action": action,
+                "timestamp_ms": now_ms - 1_000 * before,
+            }
+            for before, item_id in zip(reversed(range(len(item_ids))), item_ids, strict=True)
+        ]
+        if events and (answer := self._post("/v1/events", events))["accepted"] != len(events):
+            raise SessionError(f"not all events were accepted: {answer}")
+
+    def feed(self, num_results: int, *, num_candidates: int = 200, exclude: Sequence[str] = ()) -> dict[str, Any]:
         """`POST /v1/recommendations`."""
-        return self._post("/v1/recommendations", {"user_id": self.user_id, "num_results": num_results})
+        body = {"num_results": num_results, "num_candidates": num_candidates, "exclude_item_ids": list(exclude)}
+        return self._post("/v1/recommendations", {"user_id": self.user_id, **body})
 
     def rank(self, item_ids: Sequence[str], model: str | None = None) -> dict[str, Any]:
         """`POST /v1/rank`, with the champion or the model behind an alias."""
@@ -63,8 +76,15 @@ class Session:
 
 
 def strongest(domain: Domain, kind: ActionKind) -> str:
-    """The action of that kind with the highest priority: the clearest word a user can say."""
-    return max((a for a in domain.vocabulary.actions if a.kind is kind), key=lambda a: a.priority).name
+    """The action of that kind with the highest priority: the clearest word a user can say.
+
+    Raises:
+        SessionError: the domain has none.
+    """
+    of_kind = [a for a in domain.vocabulary.actions if a.kind is kind]
+    if not of_kind:
+        raise SessionError(f"the domain {domain.name} has no {kind} action")
+    return max(of_kind, key=lambda a: a.priority).name
 
 
 class Genres:
@@ -79,10 +99,27 @@ class Genres:
     def of(self, item: Item) -> list[str]:
         return list(item.get(self.attribute) or ())
 
+    def has(self, genre: str, item_id: str) -> bool:
+        """Whether the item has the genre; no for one that is newer than the table."""
+        return genre in self.of(self.items.get(item_id, {}))
+
     def share(self, genre: str, item_ids: Iterable[str]) -> float:
         """The share of these items that have the genre."""
-        hits = [genre in self.of(self.items[i]) for i in item_ids]
+        hits = [self.has(genre, i) for i in item_ids]
         return sum(hits) / len(hits) if hits else 0.0
+
+    def sizes(self) -> dict[str, int]:
+        """Items of each genre, by name."""
+        counts = Counter(name for item in self.items.values() for name in self.of(item))
+        return dict(sorted(counts.items()))
+
+    def mixture(self, genre: str, count: int, fewest: int, most: int) -> list[str]:
+        """The `count` most liked items of all, but that at least `fewest` and at most `most` of them have the genre."""
+        of_genre = self.liked(genre, len(self.items))
+        natural = sum(genre in self.of(self.items[i]) for i in self.most_liked(count))
+        chosen = of_genre[: min(max(natural, fewest), most)]
+        others = [i for i in self._by_likes if genre not in self.of(self.items[i])]
+        return chosen + others[: count - len(chosen)]
 
     def common_in(self, item_ids: Iterable[str], count: int) -> list[str]:
         """The `count` genres that most of these items have."""

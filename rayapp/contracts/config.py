@@ -40,9 +40,10 @@ LATER_FIELDS: Final = {
     "seen_again_after_ms": 0,
     "caps": {},
     "mix": {},
+    "calibration": None,
 }
 """Fields that a domain's JSON leaves out at their default: versions are named by it, and keep their names."""
-SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps", "mix"})
+SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps", "mix", "calibration"})
 """Fields that only feeds go by: what was trained before they changed stays what it is, under its name."""
 MAX_CAPPED: Final = 500
 MAX_HALF_LIVES: Final = 4
@@ -80,6 +81,18 @@ class Cap:
     def __post_init__(self) -> None:
         if not 1 <= self.most < self.of <= MAX_CAPPED:
             raise ValueError(f"must be 1 <= most < of <= {MAX_CAPPED}, not {self.most} of {self.of}")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CalibratedRanking:
+    """A list's values of an attribute follow those of the user's last likes; `weight` of that against the score."""
+
+    attribute: str
+    weight: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.weight < 1:
+            raise ValueError(f"weight must be above 0 and below 1, not {self.weight}")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +141,8 @@ class Domain:
     """Categorical attribute of items -> how many of one value a list may hold."""
     mix: dict[str, float] = field(default_factory=dict)
     """Candidate source -> the most that it brings of a feed's candidates, as a share. Empty: the usual shares."""
+    calibration: CalibratedRanking | None = None
+    """None: lists go by score and diversity alone."""
 
     def __post_init__(self) -> None:
         known = set(self.vocabulary.names)
@@ -177,6 +192,8 @@ class Domain:
             raise ValueError(f"caps names {sorted(unknown)}, no categorical attribute of the items; {categories} are")
         if self.mix and not 0 < sum(self.mix.values()) <= 1 + 1e-9:
             raise ValueError(f"mix sums to {sum(self.mix.values()):g}; it must be above 0 and at most 1")
+        if self.calibration is not None and (name := self.calibration.attribute) not in categories:
+            raise ValueError(f"calibration names {name!r}, no categorical attribute of the items; {categories} are")
 
     @model_serializer(mode="wrap")
     def _as_before(self, values: Callable[["Domain"], dict[str, Any]]) -> dict[str, Any]:

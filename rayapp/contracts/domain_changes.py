@@ -108,6 +108,9 @@ RULES: Final[dict[str, _Rule]] = {
     ),
     "caps": _Rule("caps", lambda value: _table(value, lambda cap: f"{cap.most} of {cap.of}"), FEEDS),
     "mix": _Rule("mix", lambda value: _table(value, "{:g}".format), FEEDS),
+    "calibration": _Rule(
+        "calibration", lambda value: f"{value.attribute} {value.weight:g}" if value else ABSENT, FEEDS
+    ),
 }
 """Fields of `Domain` whose value is compared as a whole."""
 COMPARED_BY_NAME: Final = frozenset(

@@ -3,24 +3,32 @@
 Shapes: N item table rows, C candidates.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.contracts.schema import ActionKind, Vocabulary
+from rayapp.features.content import Item
 from rayapp.features.seen import EVERYTHING, Seen
 from rayapp.features.sequence import History
 from rayapp.retrieval.caps import Values
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.retrieval.orders import Rows
-from rayapp.retrieval.sources import NO_ROWS, NO_SCORES, SOURCES, Found, Pool, default_mix
-from rayapp.retrieval.tastes import tastes_of
+from rayapp.retrieval.sources import NO_ROWS, NO_SCORES, POPULAR, SOURCES, Found, Pool, default_mix
+from rayapp.retrieval.tastes import SAME_INTEREST, tastes_of
 
 SEEN_AGAIN: Final = "seen_again"
 """Marks what the user acted on before, where nothing else is left."""
+
+
+class Judged(NamedTuple):
+    """An item that the user liked, or hid."""
+
+    values: tuple[str, ...]
+    liked: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +48,9 @@ class Query:
     """Of the exploration draw; not negative."""
     fewest: int = 0
     """With fewer new items than this, what the user acted on is shown again, least recently first."""
+
+    judged_by: str | None = None
+    """The categorical attribute by which the user's newest likes and hidden items are wanted."""
 
     def __post_init__(self) -> None:
         if unknown := set(self.mix) - set(SOURCES):
@@ -65,7 +76,9 @@ class Candidates:
     propensity_C: NDArray[np.float32]
     """The probability with which a source drew the item; 1 where nothing was drawn."""
     values: Values = field(default_factory=dict)
-    """Of capped attributes."""
+    """Of capped attributes, and of the query's `judged_by`."""
+    judged: Sequence[Judged] = ()
+    """The user's newest likes and hidden items by the query's `judged_by`, newest first."""
 
 
 def fetch(
@@ -80,13 +93,17 @@ def fetch(
     """As many items as asked for, or all that are left, then up to `query.fewest` that the user has `seen` before, each
     with its values of the `capped` attributes.
 
-    `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. May be
-    called from several threads.
+    `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. What lies
+    near a just hidden item, and not nearer to a like, comes only where nothing else new is left. May be called from
+    several threads.
     """
     allowed_N = index.allowed(query.now_ms, query.require, query.exclude_hash)
     seen_row_E = index.rows_of(history.item_hash_E[seen.counts(history, query.now_ms)])
     chosen = _Chosen(index, allowed_N, seen_row_E)
-    pool = Pool(index, chosen.free_N, tastes_of(index.table, history, vocabulary), query.seed)
+    tastes = tastes_of(index.table, history, vocabulary)
+    kept_away = index.around(tastes.just_hidden, tastes.newest, SAME_INTEREST, chosen.free_N)
+    chosen.free_N[kept_away] = False
+    pool = Pool(index, chosen.free_N, tastes, query.seed)
     reserved = sum(query.quota(name) for name in SOURCES)
     for name, source in SOURCES.items():
         count = query.quota(name)
@@ -95,13 +112,25 @@ def fetch(
             count = query.num_candidates - len(chosen) - reserved
         if count > 0:
             chosen.take(name, source.fetch(pool, count))
+    if len(kept_away) and (count := query.fewest - len(chosen)) > 0:
+        chosen.free_N[kept_away] = True
+        chosen.take(POPULAR, SOURCES[POPULAR].fetch(pool, count))
     if (count := query.fewest - len(chosen)) > 0:
         again_N = np.zeros(len(allowed_N), bool)
         again_N[seen_row_E] = True
         again_N[index.rows_of(history.item_hash_E[seen.too_lately(history, query.now_ms)])] = False
         again = _seen_again(index, history, vocabulary, allowed_N & again_N, nothing_else=not len(chosen))[:count]
         chosen.take(SEEN_AGAIN, Found(again, np.zeros(len(again), np.float32)))
-    return chosen.candidates(capped)
+    judged: list[Judged] = []
+    if query.judged_by:
+        hidden = set(tastes.hidden.tolist())
+        of_rows = ((row, index.table.item(row)) for row in tastes.judged.tolist())
+        judged = [Judged(_values(item, query.judged_by), row not in hidden) for row, item in of_rows]
+    return chosen.candidates(dict.fromkeys([*capped, *([query.judged_by] if query.judged_by else [])]), judged)
+
+
+def _values(item: Item, name: str) -> tuple[str, ...]:
+    return tuple(item.get(name) or ())
 
 
 def _seen_again(
@@ -142,7 +171,7 @@ class _Chosen:
         self._propensities.append(np.full(size, found.propensity, np.float32))
         self._sources += [source] * size
 
-    def candidates(self, capped: Iterable[str]) -> Candidates:
+    def candidates(self, names: Iterable[str], judged: Sequence[Judged]) -> Candidates:
         row_C = np.concatenate(self._rows)
         items = [self._index.table.item(row) for row in row_C.tolist()]
         return Candidates(
@@ -151,5 +180,6 @@ class _Chosen:
             self._sources,
             np.concatenate(self._scores),
             np.concatenate(self._propensities),
-            {name: [tuple(item.get(name) or ()) for item in items] for name in capped},
+            {name: [_values(item, name) for item in items] for name in names},
+            judged,
         )

@@ -6,6 +6,7 @@ Shapes: N item table rows (row 0 is "absent"), S seeds, K neighbours of each.
 import copy
 import heapq
 from collections.abc import Mapping
+from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,6 +17,11 @@ from rayapp.model.item_table import ItemTable
 from rayapp.retrieval.neighbours import Neighbours
 from rayapp.retrieval.orders import NO_POSITIVES, Known, Orders, Positives, Rows, Scores
 from rayapp.retrieval.sources import NO_ROWS, NO_SCORES
+
+MOST_CATEGORIES: Final = 20
+"""Categories of one user's likes that bring items."""
+MOST_KEPT_AWAY: Final = 100
+"""Nearest rows of one hidden item."""
 
 
 class CandidateIndex:
@@ -101,6 +107,39 @@ class CandidateIndex:
             keep = (vectors_NE[found] @ vectors_NE[hidden].T).max(axis=1) <= similarity + 1e-5
             found, similarity = found[keep], similarity[keep]
         return found, np.clip(similarity, 0, 1)
+
+    def of_categories(self, likes: Rows, count: int, free_N: NDArray[np.bool_]) -> Rows:
+        """Free rows by turns: the most popular one of the category that most likes have, of the next, and so on round.
+        Of categories with as many likes, the newest like's comes first."""
+        having = _by_category(self.table, likes)
+        frequent = sorted(having, key=lambda key: -len(having[key]))[:MOST_CATEGORIES]
+        rows = [self._most_popular(self._having.get(key, NO_ROWS), count, free_N) for key in frequent]
+        row_K = np.concatenate([NO_ROWS, *rows])
+        turn_K = np.concatenate([NO_ROWS, *(np.arange(len(of_one)) for of_one in rows)])
+        row_K = row_K[np.argsort(turn_K, kind="stable")]
+        return row_K[np.sort(np.unique(row_K, return_index=True)[1])][:count]
+
+    def _most_popular(self, rows: Rows, count: int, free_N: NDArray[np.bool_]) -> Rows:
+        rows = rows[free_N[rows]]
+        # Ties end at the hash, as those of the orders do.
+        last_K = self.item_hash_N[rows] / 2.0**64 * 1e-9 - self.orders.popularity_N[rows]
+        if len(rows) > count:
+            best = np.argpartition(last_K, count - 1)[:count]
+            rows, last_K = rows[best], last_K[best]
+        return rows[np.argsort(last_K)]
+
+    def around(self, hidden: Rows, likes: Rows, nearer_than: float, free_N: NDArray[np.bool_]) -> Rows:
+        """Free rows with at least this cosine to a hidden row, and none larger to a like; of each the nearest
+        MOST_KEPT_AWAY."""
+        if not len(hidden):
+            return NO_ROWS
+        vectors_NE = self.table.vectors_NE
+        row_SK, similarity_SK = self._neighbours.search(vectors_NE[hidden], MOST_KEPT_AWAY, free_N)
+        near = np.unique(row_SK[(similarity_SK >= nearer_than) & (row_SK != ABSENT)])
+        if not len(likes) or not len(near):
+            return near
+        to_hidden, to_likes = ((vectors_NE[near] @ vectors_NE[rows].T).max(axis=1) for rows in (hidden, likes))
+        return np.asarray(near[to_hidden > to_likes])
 
     def similar(self, item_hash: np.uint64, count: int, now_ms: int) -> tuple[Rows, Scores] | None:
         """The nearest rows that are available, without the item's own, and their cosines; None where the table does not

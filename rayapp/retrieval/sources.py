@@ -43,6 +43,10 @@ class Tastes:
     """One like for each of the largest groups among the older likes, the largest first."""
     hidden: Rows
     """Items with a negative action; a like does not outweigh it."""
+    just_hidden: Rows
+    """Those of them that were hidden among the last actions of all."""
+    judged: Rows
+    """The newest likes and hidden items together."""
 
 
 class Index(Protocol):
@@ -53,6 +57,9 @@ class Index(Protocol):
     def near(self, seeds: Rows, hidden: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
         """Free rows around the seeds, by turns of the seeds, none that lies nearer to a hidden row, and their cosines;
         up to `count` for each seed."""
+
+    def of_categories(self, likes: Rows, count: int, free_N: NDArray[np.bool_]) -> Rows:
+        """Free rows of the likes' categories, the most popular of each by turns; up to `count`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +124,11 @@ def _near(pool: Pool, seeds: Rows, count: int) -> Found:
     return Found(row_K[:count], cosine_K[:count])
 
 
+def _categories(pool: Pool, count: int) -> Found:
+    row_K = pool.index.of_categories(pool.tastes.newest, count, pool.free_N)
+    return Found(row_K, pool.index.orders.popularity_N[row_K])
+
+
 def _trending(pool: Pool, count: int) -> Found:
     row_K = first_free(pool.index.orders.trending, pool.free_N, count)
     return Found(row_K, pool.index.orders.trend_N[row_K])
@@ -144,8 +156,15 @@ POPULAR: Final = "popular"
 SOURCES: Final[dict[str, Source]] = {
     source.name: source
     for source in (
-        Source("nearest", 0.45, (HISTORY, VECTORS), "neighbours of the newest likes, by turns", _nearest),
-        Source("interests", 0.15, (HISTORY, VECTORS), "neighbours of likes that stand for older interests", _interests),
+        Source("nearest", 0.35, (HISTORY, VECTORS), "neighbours of the newest likes, by turns", _nearest),
+        Source("interests", 0.1, (HISTORY, VECTORS), "neighbours of likes that stand for older interests", _interests),
+        Source(
+            "categories",
+            0.15,
+            (HISTORY, STATISTICS),
+            "popular items of each category of the newest likes, by turns",
+            _categories,
+        ),
         Source("trending", 0.1, (STATISTICS,), "the most positive actions lately: the shortest half-life", _trending),
         Source("newest", 0.1, (Need.DATES, STATISTICS), "the newest items, of one date the most popular", _newest),
         Source(POPULAR, None, (STATISTICS,), "the most positive actions: the longest half-life that ends", _popular),

@@ -19,6 +19,9 @@ NUM_NEWEST: Final = 10
 """Newest likes that each look for their neighbours."""
 NUM_INTERESTS: Final = 5
 NUM_HIDDEN: Final = 20
+NUM_JUDGED: Final = 20
+JUST: Final = 20
+"""An item was just hidden while fewer actions of any kind have followed."""
 SAME_INTEREST: Final = 0.6
 """Likes whose vectors have at least this cosine are one interest."""
 
@@ -27,11 +30,15 @@ def tastes_of(table: ItemTable, history: History, vocabulary: Vocabulary) -> Tas
     """`history` is the user's, newest first."""
     row_E = table.rows_of(history.item_hash_E)
     has_vector_E = (row_E != ABSENT) & table.vectors_NE[row_E].any(axis=1)
-    hidden = _unique(row_E[has_vector_E & vocabulary.flags(kind=ActionKind.NEGATIVE)[history.action_E]])
-    liked = _unique(row_E[has_vector_E & vocabulary.flags(kind=ActionKind.POSITIVE)[history.action_E]])
+    rejected_E = has_vector_E & vocabulary.flags(kind=ActionKind.NEGATIVE)[history.action_E]
+    hidden = _unique(row_E[rejected_E])
+    positive_E = has_vector_E & vocabulary.flags(kind=ActionKind.POSITIVE)[history.action_E]
+    judged = _unique(row_E[rejected_E | positive_E])[:NUM_JUDGED]
+    liked = _unique(row_E[positive_E])
     liked = liked[~np.isin(liked, hidden)]
     older = liked[NUM_NEWEST:]
-    return Tastes(liked[:NUM_NEWEST], older[_medoids(table.vectors_NE[older])], hidden[:NUM_HIDDEN])
+    interests, just_hidden = older[_medoids(table.vectors_NE[older])], _unique(row_E[:JUST][rejected_E[:JUST]])
+    return Tastes(liked[:NUM_NEWEST], interests, hidden[:NUM_HIDDEN], just_hidden, judged)
 
 
 def _medoids(vectors_LE: NDArray[np.float32]) -> list[int]:

@@ -3,12 +3,16 @@
 Shapes: P items shown, H heads.
 """
 
+import dataclasses
+import uuid
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 import numpy as np
 
-from rayapp.serving.feed import Answer, Shown
+from rayapp.serving.explaining import KEPT
+from rayapp.serving.feed import Answer, ExplainAnswer, Shown
 from rayapp.serving.ranking import Ranking
 from rayapp.statistics.logged import pack
 from rayapp.store import UserSequence
@@ -39,6 +43,33 @@ def feed_body(answer: Answer, head_names: tuple[str, ...], *, explain: bool) -> 
         "fallback_reason": answer.reason,
         "sequence": sequence_body(answer.user, answer.ranking),
         "next_page_token": answer.next_page_token,
+    }
+
+
+def explain_body(answer: ExplainAnswer, item_ids: Sequence[str], head_names: tuple[str, ...]) -> dict[str, Any]:
+    """JSON of `POST /v1/explain`, items in the caller's order."""
+    explanation, run = answer.explanation, answer.run
+    items: list[dict[str, Any]] = []
+    for c, item_id in enumerate(item_ids):
+        item: dict[str, Any] = {"item_id": item_id, "score": None, "rank": None, "probabilities": {}, "reasons": []}
+        if explanation is not None:
+            one = explanation.items[c]
+            reasons = [
+                {name: value for name, value in dataclasses.asdict(reason).items() if value is not None}
+                for reason in one.reasons
+            ]
+            probabilities = dict(zip(head_names, one.probability_H.tolist(), strict=False))
+            item |= {"score": one.score, "rank": one.rank, "probabilities": probabilities, "reasons": reasons}
+        items.append(item)
+    ranking = explanation.ranking if explanation is not None else None
+    return {
+        "request_id": str(uuid.uuid4()),
+        "items": items,
+        "kept": list(KEPT),
+        **model_fields(ranking),
+        "degraded": bool(run.reasons),
+        "fallback_reason": run.reasons[0] if run.reasons else None,
+        "sequence": sequence_body(answer.user, ranking),
     }
 
 

@@ -23,6 +23,7 @@ from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query
 from rayapp.retrieval.sources import POPULAR, default_mix
 from rayapp.serving.blend import Ranked, blend, in_order, shuffled
 from rayapp.serving.candidate_stage import Described
+from rayapp.serving.explaining import ExplainCall, Explanation
 from rayapp.serving.live import Live
 from rayapp.serving.paging import Page
 from rayapp.serving.ranking import RankCall, Ranking
@@ -111,6 +112,15 @@ class RankAnswer:
     """As in `Answer`, of the caller's items."""
 
 
+@dataclass(frozen=True, slots=True)
+class ExplainAnswer:
+    """Why items stand where they do; `explanation` is None where nothing scored them in time."""
+
+    user: UserSequence
+    explanation: Explanation | None
+    run: Run
+
+
 class Arms(Protocol):
     """Who is in which arm of the running experiment."""
 
@@ -177,6 +187,33 @@ class Feed:
         described = await self._describe(run, self.live.versions_for(None), item_ids, fields)
         return RankAnswer(user, ranking, run, described)
 
+    async def explain(self, ask: Ask, item_ids: Sequence[str], version: str | None) -> ExplainAnswer:
+        """Why the items stand where they do in the feed that `ask` would get: scored by `version`, or by the model that
+        the user's feeds have. Without candidates in time they have their ranks among themselves.
+
+        Raises:
+            ExplainsFull: too many wait for theirs.
+        """
+        with self._stages.explains:
+            run = Run(ask.deadline_ms / 1000)
+            arm = self._arms.arm_of(ask.user_id, ask.at_ms)
+            versions = [version] if version else self.live.versions_for(arm.alias if arm else None)
+            user = await run.stage("store", STORE_UNTIL, lambda: self._stages.sequences.lookup(ask.user_id))
+            user = user or UserSequence.unknown()
+            query = self._query(ask, arm)
+            found = await run.with_model(
+                "candidates", CANDIDATES_UNTIL, versions, lambda v: self._stages.candidates.fetch(v, user, query)
+            )
+            others = np.zeros(0, np.uint64) if found is None else found.item_hash_C
+            call = RankCall.of(ask.user_id, user, ask.at_ms, item_ids, ask.context)
+            asked = ExplainCall(call, others, (arm.utilities if arm else None) or self.domain.utilities)
+            explanation = await run.with_model(
+                "ranker", RANKER_UNTIL, versions, lambda v: self._stages.explain(v, asked)
+            )
+            if explanation is not None and not explanation.ranking.statistics.fresh:
+                run.reasons.append("statistics")
+            return ExplainAnswer(user, explanation, run)
+
     async def _describe(
         self, run: Run, versions: Sequence[str], item_ids: Sequence[str], fields: Sequence[str]
     ) -> list[Described]:
@@ -198,6 +235,7 @@ class Feed:
             seed=hash64(ask.request_id),
             now_ms=ask.at_ms,
             fewest=ask.num_results,
+            judged_by=self.domain.calibration.attribute if self.domain.calibration else None,
         )
 
     def _popular(self, ask: Ask, user: UserSequence) -> Candidates:
@@ -242,6 +280,8 @@ class Feed:
             again_C=again_C,
             caps=caps,
             values=found.values,
+            calibration=self.domain.calibration,
+            judged=found.judged,
         )
 
 

@@ -1,6 +1,6 @@
 """Statistics as a ranker reads them: those of all items looked up once a step, those of a user with each request.
 
-Shapes: C candidates, I items, P items put since, K columns.
+Shapes: C candidates, I items, P items put since, K columns, E events of a user, R histories.
 """
 
 import dataclasses
@@ -18,12 +18,14 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64, places_of
 from rayapp.contracts.schema import is_deleted, item_schema
 from rayapp.features.item_values import ItemValues
+from rayapp.features.sequence import History
 from rayapp.features.statistic_columns import Columns
 from rayapp.features.statistics import Hashes
 from rayapp.root.erasure import tombstones
 from rayapp.serving.closed_steps import ClosedSteps
 from rayapp.serving.refreshed import PutItems
 from rayapp.statistics.known import Base, Statistics
+from rayapp.statistics.left_out import gone_counts
 from rayapp.store import Store
 
 Numbers = NDArray[np.float32]
@@ -77,6 +79,13 @@ class StepStatistics:
             return np.zeros(self.statistics.columns.num_user, np.float32)
         return np.asarray(self.statistics.users(np.array([user_hash], np.uint64), np.array([self.step]))[0])
 
+    def of_user_without(self, user_hash: int, history: History, keep_RE: NDArray[np.bool_], domain: Domain) -> Numbers:
+        """`[R, K]`: `of_user` as it would be had only the kept actions happened."""
+        if user_hash in self.erased:
+            return np.zeros((len(keep_RE), self.statistics.columns.num_user), np.float32)
+        gone_RSA = gone_counts(history, keep_RE, domain, self.step)
+        return self.statistics.users_without(np.uint64(user_hash), self.step, gone_RSA)
+
 
 @dataclass(frozen=True, slots=True)
 class Read:
@@ -106,6 +115,20 @@ class FreshStatistics:
         if closed is None:
             num_item, num_user = Columns.of(self._domain).widths
             return Read(np.zeros(num_user, np.float32), np.zeros((len(hash_C), num_item), np.float32), None, False)
+        return self._read(closed, user_id, hash_C)
+
+    def read_without(
+        self, user_id: str, hash_C: Hashes, history: History, keep_RE: NDArray[np.bool_]
+    ) -> tuple[Read, Numbers]:
+        """`read`, and of the same moment the user's numbers `[R, K]` had only the kept actions happened."""
+        closed = self._closed
+        if closed is None:
+            read = self.read(user_id, hash_C)
+            return read, np.repeat(read.user_K[None], len(keep_RE), axis=0)
+        user_RK = closed.of_user_without(hash64(user_id), history, keep_RE, self._domain)
+        return self._read(closed, user_id, hash_C), user_RK
+
+    def _read(self, closed: StepStatistics, user_id: str, hash_C: Hashes) -> Read:
         fresh = self._steps.last_over() - closed.step <= LATE_STEPS
         at_ms = closed.step * closed.statistics.grid.step_ms
         return Read(closed.of_user(hash64(user_id)), closed.of_items(hash_C), at_ms, fresh)

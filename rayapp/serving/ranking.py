@@ -61,7 +61,7 @@ class Ranking:
 def rank(model: LoadedModel, statistics: FreshStatistics, domain: Domain, call: RankCall) -> Ranking:
     """Scores the call's items with `model`, over what its user had done before the call's time."""
     request, read = request_of(model, statistics, domain, call)
-    return _ranking(model, request, read, model.scorer.score(request))
+    return ranking_of(model, request, read, model.scorer.score(request))
 
 
 def rank_many(
@@ -91,7 +91,7 @@ def rank_many(
             scores = []
             answers = [error if n in made else answer for n, answer in enumerate(answers)]
         for (n, (request, read)), one in zip(made.items(), scores, strict=False):
-            answers[n] = _ranking(model, request, read, one)
+            answers[n] = ranking_of(model, request, read, one)
     return answers
 
 
@@ -100,6 +100,12 @@ def request_of(
 ) -> tuple[Requests, Read]:
     """What the model reads of a call, and the statistics in it, which must be those of the model's own domain; `domain`
     is today's."""
+    read = statistics.read(call.user_id, call.item_hash_C)
+    return request_from(model, domain, call, read), read
+
+
+def request_from(model: LoadedModel, domain: Domain, call: RankCall, read: Read) -> Requests:
+    """What the model reads of a call with these statistics."""
     sequences = at_request(
         call.user.history,
         timestamp_ms=call.timestamp_ms,
@@ -107,15 +113,14 @@ def request_of(
         length=model.config.history_length,
         vocabulary=domain.vocabulary,
     )
-    read = statistics.read(call.user_id, call.item_hash_C)
     context = context_row(model.domain.context_attributes, call.timestamp_ms, call.context)
-    request = Requests.of_one(
+    return Requests.of_one(
         hash64(call.user_id), call.timestamp_ms, context, sequences, call.item_hash_C, read.user_K, read.item_CK
     )
-    return request, read
 
 
-def _ranking(model: LoadedModel, request: Requests, read: Read, scores: Scores) -> Ranking:
+def ranking_of(model: LoadedModel, request: Requests, read: Read, scores: Scores) -> Ranking:
+    """The answer; the sequence is the first request's."""
     return Ranking(
         model.version,
         scores.probability_CH,

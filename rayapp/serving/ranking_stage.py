@@ -11,6 +11,7 @@ import torch
 from rayapp.contracts.config import Domain
 from rayapp.registry.models import LoadedModel
 from rayapp.serving.background import POLL_S, Background
+from rayapp.serving.explaining import ExplainCall, Explaining, Explanation
 from rayapp.serving.followed_domain import FollowedDomain
 from rayapp.serving.fresh_statistics import FreshStatistics
 from rayapp.serving.ranking import RankCall, Ranking, rank, rank_many
@@ -39,6 +40,7 @@ class RankingStage:
         self._shelf = ModelShelf(root, self._domain.now, store, device, self._read_for)
         # One thread that scores: two of one replica would fight for its core.
         self._scoring = ThreadPoolExecutor(max_workers=1, thread_name_prefix="scoring")
+        self._explaining = asyncio.Semaphore(1)
         self._background = Background()
         self._background.every(POLL_S, lambda: asyncio.to_thread(self._refresh))
 
@@ -74,6 +76,19 @@ class RankingStage:
             return None
         domain = self._domain.knowing(call.user.history.action_E)
         return await self._on_thread(rank, model, self._of_model(model), domain, call)
+
+    async def explain(self, version: str, asked: ExplainCall) -> Explanation | None:
+        """None when this replica does not hold `version`. One at a time, and in steps between which rankings get the
+        scoring thread: a feed waits for one step at the most."""
+        model = self._shelf.get(version)
+        if model is None:
+            return None
+        async with self._explaining:
+            domain = self._domain.knowing(asked.call.user.history.action_E)
+            explaining = await self._on_thread(Explaining, model, self._of_model(model), domain, asked)
+            for part in explaining.parts():
+                await self._on_thread(explaining.score, part)
+            return explaining.explanation()
 
     async def rank_many(self, calls: list[tuple[str, RankCall]]) -> list[Ranking | Exception | None]:
         """`rank` of several calls at once, each with its version; a call that fails has its exception."""

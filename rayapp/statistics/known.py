@@ -93,6 +93,12 @@ class Statistics:
         own_NSA = self._at(lambda part: part.users, hash_N, step_N)
         return self.columns.user(own_NSA, self._everything(step_N))
 
+    def users_without(self, user_hash: np.uint64, step: int, gone_NSA: Floats) -> NDArray[np.float32]:
+        """`[N, K]` of one user, each time with other counts taken out."""
+        step_N = np.full(len(gone_NSA), step)
+        own_1SA = self._at(lambda part: part.users, np.array([user_hash], np.uint64), step_N[:1])
+        return self.columns.user((own_1SA - gone_NSA).clip(0), self._everything(step_N))
+
     def of_requests(self, requests: Requests) -> Requests:
         """The requests with what was known of their users and candidates at their time."""
         step_R = self.grid.step(requests.timestamp_ms_R)

@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, YEAR_2000_MS, Cap, Domain, Head
+from rayapp.contracts.config import (
+    DAY_MS,
+    FOREVER,
+    HALF_LIVES_MS,
+    MINUTE_MS,
+    YEAR_2000_MS,
+    CalibratedRanking,
+    Cap,
+    Domain,
+    Head,
+)
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind, Vocabulary
 from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, duration_ms, read_table, read_toml
@@ -78,6 +88,11 @@ class _Cap(Table):
     of: int
 
 
+class _Calibration(Table):
+    attribute: str
+    weight: float
+
+
 class _Action(Table):
     name: str
     kind: Annotated[ActionKind, Field(strict=False)]
@@ -132,6 +147,7 @@ class _DomainTables(Table):
     seen: _Seen = _Seen()
     caps: dict[str, _Cap] = Field(default={})
     mix: dict[str, Annotated[float, Field(ge=0, le=1)]] = Field(default={})
+    calibration: _Calibration | None = None
     actions: ListOf[_Action]
     heads: ListOf[_Head]
     items: _Items
@@ -165,6 +181,7 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         seen_again_after_ms=file.seen.again_after,
         caps=_caps(file.caps),
         mix=file.mix,
+        calibration=_calibration(file.calibration),
     )
     _known("mix names", domain.mix, tuple(SOURCES), "the sources of candidates")
     for number, events in enumerate(file.events, 1):
@@ -193,6 +210,13 @@ def _caps(tables: dict[str, _Cap]) -> dict[str, Cap]:
         except ValueError as error:
             raise ValueError(f"caps {name} {error}") from None
     return caps
+
+
+def _calibration(table: _Calibration | None) -> CalibratedRanking | None:
+    try:
+        return None if table is None else CalibratedRanking(attribute=table.attribute, weight=table.weight)
+    except ValueError as error:
+        raise ValueError(f"calibration {error}") from None
 
 
 def _label_weights(heads: Sequence[_Head]) -> tuple[tuple[float, ...], ...]:
