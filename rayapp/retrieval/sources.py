@@ -26,6 +26,8 @@ class Need(enum.StrEnum):
     HISTORY = "history"
     """The user's; without it the source brings nothing."""
     VECTORS = "vectors"
+    COVISITS = "covisits"
+    """Which items are acted on beside each other: counted with the item table where a log has no shown lists."""
     STATISTICS = "statistics"
     """What people did up to the last step of the grid."""
     DATES = "dates"
@@ -43,6 +45,8 @@ class Tastes:
     """One like for each of the largest groups among the older likes, the largest first."""
     hidden: Rows
     """Items with a negative action; a like does not outweigh it."""
+    last: Rows
+    """What was acted on last, in any way but a negative one, with a vector or without."""
 
 
 class Index(Protocol):
@@ -53,6 +57,10 @@ class Index(Protocol):
     def near(self, seeds: Rows, hidden: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
         """Free rows around the seeds, by turns of the seeds, none that lies nearer to a hidden row, and their cosines;
         up to `count` for each seed."""
+
+    def beside(self, last: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
+        """Free rows that people act on beside the last items, and how often, up to 1; none where the item table has not
+        counted it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,6 +125,10 @@ def _near(pool: Pool, seeds: Rows, count: int) -> Found:
     return Found(row_K[:count], cosine_K[:count])
 
 
+def _beside(pool: Pool, count: int) -> Found:
+    return Found(*pool.index.beside(pool.tastes.last, count, pool.free_N))
+
+
 def _trending(pool: Pool, count: int) -> Found:
     row_K = first_free(pool.index.orders.trending, pool.free_N, count)
     return Found(row_K, pool.index.orders.trend_N[row_K])
@@ -144,6 +156,9 @@ POPULAR: Final = "popular"
 SOURCES: Final[dict[str, Source]] = {
     source.name: source
     for source in (
+        Source(
+            "beside", None, (HISTORY, Need.COVISITS), "what people act on beside the last items", _beside
+        ),
         Source("nearest", 0.45, (HISTORY, VECTORS), "neighbours of the newest likes, by turns", _nearest),
         Source("interests", 0.15, (HISTORY, VECTORS), "neighbours of likes that stand for older interests", _interests),
         Source("trending", 0.1, (STATISTICS,), "the most positive actions lately: the shortest half-life", _trending),

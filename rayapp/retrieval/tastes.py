@@ -31,7 +31,8 @@ def tastes_of(table: ItemTable, history: History, vocabulary: Vocabulary) -> Tas
     liked = _unique(row_E[has_vector_E & vocabulary.flags(kind=ActionKind.POSITIVE)[history.action_E]])
     liked = liked[~np.isin(liked, hidden)]
     older = liked[NUM_NEWEST:]
-    return Tastes(liked[:NUM_NEWEST], older[_medoids(table.vectors_NE[older])], hidden[:NUM_HIDDEN])
+    last = row_E[(row_E != ABSENT) & ~vocabulary.flags(kind=ActionKind.NEGATIVE)[history.action_E]]
+    return Tastes(liked[:NUM_NEWEST], older[_medoids(table.vectors_NE[older])], hidden[:NUM_HIDDEN], last)
 
 
 def _medoids(vectors_LE: NDArray[np.float32]) -> list[int]:
