@@ -69,13 +69,15 @@ class Prepared:
 
 def log_size(root: Path, prepared: Prepared) -> LogSize:
     """How much a training has to learn from: lists by the manifests of its windows, items by the files' footers."""
-    validation = root / WINDOWS / prepared.validation_window
     windows = [root / WINDOWS / name for name in prepared.train_windows]
     files = [file for window in windows for file in (window / "requests").glob("*.parquet")]
-    return LogSize(sum(map(_num_lists, windows)), sum(map(_num_shown, files)), _num_lists(validation))
+    lists = sum(num_lists(root, name) for name in prepared.train_windows)
+    return LogSize(lists, sum(map(_num_shown, files)), num_lists(root, prepared.validation_window))
 
 
-def _num_lists(window: Path) -> int:
+def num_lists(root: Path, name: str) -> int:
+    """Of a published window."""
+    window = root / WINDOWS / name
     return sum(bucket["requests"] for bucket in read_manifest(window)["buckets"])
 
 
@@ -112,7 +114,7 @@ def build_windows(root: Path, domain: Domain, split: Split) -> tuple[Prepared, b
     """
     prepared, built = Prepared(domain, split.spans), make_windows(root, domain, split.spans)
     for window in prepared.windows:
-        if not _num_lists(root / WINDOWS / window):
+        if not num_lists(root, window):
             raise PublishError(
                 f"no list can be made for {window}: in it nobody did {' or '.join(chosen_actions(domain))} on an item "
                 "that the catalogue knows and that `seen` would have let the user see. Import more days, choose others "

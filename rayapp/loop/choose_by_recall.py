@@ -54,6 +54,16 @@ class Recalls:
         return f"{some} next actions in {self.window}, all {len(actions.hash_N):,} items as candidates"
 
 
+def recall_note(root: Path, domain: Domain, window: str, versions: Mapping[str, str]) -> str:
+    """What a comparison of published models on made-up lists has to say besides."""
+    recalls = Recalls.of(root, domain, window, versions)
+    told = ", ".join(f"{name} {recalls.value(name):.4f}" for name in versions)
+    return (
+        "Nobody saw the lists of this window (docs/data.md#logs-without-shown-lists): how they are ordered says less than "
+        f"{MEASURED} over the whole catalogue does. {MEASURED}, {recalls.sample}: {told}."
+    )
+
+
 def keep_sequence(recalls: Recalls, name: str) -> Choice:
     """`choose.judge` by recall: the sequence is taken out only where it certainly does harm."""
     gain = recalls.gap(name, NO_SEQUENCE)

@@ -156,9 +156,7 @@ POPULAR: Final = "popular"
 SOURCES: Final[dict[str, Source]] = {
     source.name: source
     for source in (
-        Source(
-            "beside", None, (HISTORY, Need.COVISITS), "what people act on beside the last items", _beside
-        ),
+        Source("beside", None, (HISTORY, Need.COVISITS), "what people act on beside the last items", _beside),
         Source("nearest", 0.45, (HISTORY, VECTORS), "neighbours of the newest likes, by turns", _nearest),
         Source("interests", 0.15, (HISTORY, VECTORS), "neighbours of likes that stand for older interests", _interests),
         Source("trending", 0.1, (STATISTICS,), "the most positive actions lately: the shortest half-life", _trending),
