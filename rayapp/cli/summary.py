@@ -49,8 +49,8 @@ def print_summary(summary: Summary) -> None:
 
 def _without_lists(actions: Sequence[str]) -> str:
     return (
-        f"shown lists: none, so `rayapp train` makes them, each of an item that a user chose ({', '.join(actions)}) and "
-        "others of that time.\n"
+        "shown lists: none, so `rayapp train` makes them, each of an item that a user chose "
+        f"({', '.join(actions)}) and others of that time.\n"
         "    Statistics then hold counts of actions and no rates, and models are compared by recall@20 over the whole\n"
         "    catalogue. Once the graph serves, its own request log takes over (docs/data.md#logs-without-shown-lists)."
     )

@@ -59,7 +59,7 @@ def recall_note(root: Path, domain: Domain, window: str, versions: Mapping[str, 
     recalls = Recalls.of(root, domain, window, versions)
     told = ", ".join(f"{name} {recalls.value(name):.4f}" for name in versions)
     return (
-        "Nobody saw the lists of this window (docs/data.md#logs-without-shown-lists): how they are ordered says less than "
+        "Nobody saw the lists of this window (docs/data.md#logs-without-shown-lists): their order says less than "
         f"{MEASURED} over the whole catalogue does. {MEASURED}, {recalls.sample}: {told}."
     )
 
