@@ -67,7 +67,8 @@ def challenge(
         asked += recall_gates(recalls, versions, limits)
         if champion is not None and of_a_kind:
             asked.append(_latency(models, domain, limits))
-        return _judged(window_name, champion, challenger, asked, recall_table(recalls, told_lists(root, window_name)))
+        told = recall_table(recalls, told_lists(root, window_name))
+        return _judged(window_name, champion, challenger, asked, f"```\n{told}\n```")
     logits = {name: score_window(model.scorer, root, window_name, domain) for name, model in models.items()}
     rows = compare(window, {n: [x] for n, x in logits.items()}, domain, references=[CHAMPION] if champion else [])
     labels = gates.segment_labels(
@@ -82,10 +83,10 @@ def challenge(
     if champion is not None and of_a_kind:
         asked += _shift(window, logits, domain, limits)
         asked.append(_latency(models, domain, limits))
-    told = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
+    tables = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
     if champion is not None:
-        told += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
-    return _judged(window_name, champion, challenger, asked, "\n\n".join(told))
+        tables += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
+    return _judged(window_name, champion, challenger, asked, "\n\n".join(tables))
 
 
 def _judged(window: str, champion: str | None, version: str, asked: list[Gate], tables: str) -> Challenge:

@@ -49,18 +49,14 @@ def lacks_lists(root: Path) -> bool:
     return bool(events.get("partitions")) and not requests.get("partitions")
 
 
-def lists_of(root: Path, window: str) -> str:
-    """MADE_UP or REAL, as the window's manifest says; windows of older releases hold real lists.
+def is_made_up(root: Path, window: str) -> bool:
+    """Whether nobody saw the lists of a published window, as its manifest says. Those of older releases were shown.
 
     Raises:
-        PublishError: there is no such window.
+        PublishError: the manifest can't be read.
     """
-    return str(read_manifest(root / WINDOWS / window).get("lists", {}).get("kind", REAL))
-
-
-def is_made_up(root: Path, window: str) -> bool:
-    """Whether nobody saw the window's lists."""
-    return lists_of(root, window) == MADE_UP
+    directory = root / WINDOWS / window
+    return directory.exists() and read_manifest(directory).get("lists", {}).get("kind", REAL) == MADE_UP
 
 
 def told_lists(root: Path, window: str) -> str:

@@ -33,10 +33,10 @@ from rayapp.training.evaluate import BATCH_REQUESTS
 from rayapp.training.metrics import mean_known
 
 K: Final = 20
-MOST_ACTIONS: Final = 2_000
+MOST_ACTIONS: Final = 1_000
 FEWEST_ACTIONS: Final = 300
-MOST_SCORES: Final = 10_000_000
-"""Of one model: with a large catalogue fewer actions are looked at, so that it takes no more than a minute or two."""
+MOST_SCORES: Final = 3_000_000
+"""Of one model: with a large catalogue fewer actions are looked at, so that it stays with some ten seconds a model."""
 SCORED_AT_ONCE: Final = 20_000
 Hits = NDArray[np.float64]
 
