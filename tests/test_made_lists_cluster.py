@@ -54,7 +54,7 @@ def test_a_shop_without_lists_from_files_to_a_feed(tmp_path: Path, rayapp_here: 
         said = rayapp_here("evaluate", "--root", root, model)
         assert "Nobody saw the lists of this window" in said.output
 
-    assert rayapp_here("models", "promote", "--root", root, CHAMPION, aliases[COVISITATION]).exit_code == 0
+    assert rayapp_here("models", "promote", "--root", root, aliases[COVISITATION]).exit_code == 0
 
     async def session() -> None:
         async with running(root, domain) as graph:

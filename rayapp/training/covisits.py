@@ -19,11 +19,17 @@ PLACES: Final = 5
 WITHIN_MS: Final = DAY_MS
 """and no more than this time."""
 
+MOST_ACTS: Final = 5_000_000
+"""The newest so many are counted, which takes some 2 GB."""
+
 
 def count_covisits(acts: Engagements, num_items: int) -> Covisits:
     """Of actions of any kind but negative. An item's weight beside another: how often they were acted on together, over
     the root of how often the item was at all, so that what is popular everywhere is not near to everything."""
     user_P, item_P, time_P = acts.user_P, acts.item_P, acts.timestamp_ms_P
+    if len(acts) > MOST_ACTS:
+        newest_P = time_P >= np.partition(time_P, -MOST_ACTS)[-MOST_ACTS]
+        user_P, item_P, time_P = user_P[newest_P], item_P[newest_P], time_P[newest_P]
     moved_P = np.r_[True, (np.diff(user_P) != 0) | (np.diff(item_P) != 0)][: len(user_P)]
     user_P, item_P, time_P = user_P[moved_P], item_P[moved_P], time_P[moved_P]
     codes = [np.zeros(0, np.int64)]
