@@ -97,5 +97,5 @@ def earned_by_recall(recalls: Recalls, ranker: str, baselines: Sequence[str]) ->
 def recall_table(recalls: Recalls, made: str) -> str:
     """The comparison for people. `made`: how the lists of the windows came about."""
     width = max(map(len, recalls.hits)) + 2
-    lines = [f"{made}; {MEASURED}: {recalls.sample}", f"{'':{width}}{MEASURED:>10}"]
+    lines = [made, f"{MEASURED}: {recalls.sample}", f"{'':{width}}{MEASURED:>10}"]
     return "\n".join([*lines, *(f"{name:{width}}{recalls.value(name):>10.4f}" for name in recalls.hits)])
