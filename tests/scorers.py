@@ -62,9 +62,7 @@ def make_scorer(num_items: int = 40, config: ModelConfig = CONFIG) -> Scorer:
         AttributeEncoder.fit(users, USER_ATTRIBUTES),
         AttributeEncoder.fit(context, CONTEXT_ATTRIBUTES),
     )
-    inputs = FeatureTables.of(
-        table, UserTable.of(users, encoders.user), encoders, DOMAIN, reads_weekday=config.reads_weekday
-    )
+    inputs = FeatureTables.of(table, UserTable.of(users, encoders.user), encoders, DOMAIN, config=config)
     torch.manual_seed(0)
     ranker = Ranker(config, encoders, DOMAIN)
     return Scorer(ranker.eval(), inputs, Calibration.none(2))

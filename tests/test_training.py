@@ -255,7 +255,7 @@ def test_a_run_reads_the_day_of_the_week_as_its_own_preset_says(
     """Not as the model that it starts from, whose weights fit either way."""
     publish_models(root, domain)
     begun = start(root, nano().replace(reads_weekday=reads_weekday), "table", domain, parent)
-    assert begun.inputs.reads_weekday == reads_weekday
+    assert begun.inputs.config.reads_weekday == reads_weekday
     assert begun.drawn == ()
 
 

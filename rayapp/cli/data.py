@@ -166,6 +166,7 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     """
     from rayapp.cli.progress import progress
     from rayapp.launch.runtime import local_ray
+    from rayapp.pipeline.made_lists import is_made_up, told_lists
     from rayapp.pipeline.statistics import count_statistics
     from rayapp.pipeline.windows import Window, build, check_closed, is_current, window_name
     from rayapp.root.facts import read_root
@@ -186,6 +187,8 @@ def windows(root: Path, since: str, until: str, history: int) -> None:
     click.echo(
         f"windows/{name}: {total['requests']:,} requests, {total['users']:,} users with {total['events']:,} actions"
     )
+    if is_made_up(root, name):
+        click.echo(told_lists(root, name))
 
 
 @click.command("erase")

@@ -47,6 +47,9 @@ def train(
     calibrates the training. A ranker without the sequence is trained beside it, and takes its place where the sequence
     certainly does harm on that eighth. The ranker goes live if it is certainly better on the test than both baselines,
     counts and popularity; else the better one does. A run that was killed goes on from its last checkpoint.
+
+    A log without shown lists has them made, and recall@20 over the whole catalogue decides, against co-visitation too
+    (docs/data.md).
     """
     from rayapp.cli.train import run_train
     from rayapp.contracts.presets import DEFAULT_VARIANT, VARIANTS

@@ -2,6 +2,7 @@
 
 import datetime
 from collections import Counter
+from collections.abc import Sequence
 
 import click
 
@@ -39,9 +40,20 @@ def print_summary(summary: Summary) -> None:
             click.echo(f"{name} of erased users, passed over: {counts.erased:,}")
         if counts.unknown_items:
             click.echo(f"{name} on items that the catalogue lacks: {counts.unknown_items:,} (kept)")
+    if summary.lists_made_of and not summary.requests.accepted:
+        click.echo(_without_lists(summary.lists_made_of))
     for note, count in summary.notes.counts.most_common():
         click.echo(f"{note}: {count:,}{summary.example(note)}")
     _quarantine(summary.reasons, summary)
+
+
+def _without_lists(actions: Sequence[str]) -> str:
+    return (
+        "shown lists: none, so `rayapp train` makes them, each of an item that a user chose "
+        f"({', '.join(actions)}) and others of that time.\n"
+        "    Statistics then hold counts of actions and no rates, and models are compared by recall@20 over the whole\n"
+        "    catalogue. Once the graph serves, its own request log takes over (docs/data.md#logs-without-shown-lists)."
+    )
 
 
 def _days(counts: LogCounts) -> str:

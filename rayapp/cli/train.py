@@ -14,8 +14,10 @@ import click
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, PRESETS, Preset, variant
 from rayapp.launch.runtime import local_ray
+from rayapp.loop.choose_by_recall import recall_table
 from rayapp.loop.first_training import Done, nothing, split_of, train_first
 from rayapp.loop.plan import Split
+from rayapp.pipeline.made_lists import told_lists
 from rayapp.pipeline.restore import seed_store
 from rayapp.root.facts import read_root
 from rayapp.root.publish import exclusive
@@ -108,7 +110,10 @@ def train_and_tell(
     """The first training, and the table of its metrics."""
     trained = train_first(root, domain, preset, split, steps, num_workers, baselines_ready)
     click.echo()
-    click.echo(metric_table(trained.reports, domain, trained.test_window))
+    if trained.recalls is None:
+        click.echo(metric_table(trained.reports, domain, trained.test_window))
+    else:
+        click.echo(recall_table(trained.recalls, told_lists(root, trained.test_window)))
     for name, told in trained.trainings.items():
         click.echo(f"{name}: {told}")
     for choice in trained.choices:

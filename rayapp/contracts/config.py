@@ -222,7 +222,13 @@ Fusion = Literal["concat", "append", "none"]
 Positions = Literal["none", "learned"]
 Reads = Literal["all", "numbers"]
 Scope = Literal["full", "sequence", "heads"]
-LATER_OF_MODEL: Final = {"reads": "all", "match_dim": 0, "readout_dim": 0}
+LATER_OF_MODEL: Final = {
+    "reads": "all",
+    "match_dim": 0,
+    "readout_dim": 0,
+    "reads_rates": True,
+    "reads_covisits": False,
+}
 READOUT_PARTS: Final = ("latest", "random", "all", "max")
 CAME_LATER: Final = {"scope": "full", "min_steps": 0, "evaluations": 0, "patience_evaluations": 0}
 """Fields that are left out of JSON at this value: versions and runs are named by it, and keep their names."""
@@ -263,6 +269,10 @@ class ModelConfig:
     """`numbers`: statistics, ages, gaps and numeric attributes alone; no vectors and no categories."""
     reads_weekday: bool = False
     """False: the day of the week reads as zeros. Each training sets it by how many days its windows hold."""
+    reads_rates: bool = True
+    """False: whatever counts shown lists reads as zeros. Each training sets it by whether its lists were shown."""
+    reads_covisits: bool = False
+    """Reads of the item table what is acted on beside the user's last items (`model.covisits`)."""
 
     def __post_init__(self) -> None:
         for name, allowed in (("encoder", Encoder), ("fusion", Fusion), ("positions", Positions), ("reads", Reads)):

@@ -33,9 +33,13 @@ class Seen:
 
     def counts(self, history: History, now_ms: int) -> NDArray[np.bool_]:
         """`[E]`: the actions whose items must not be shown now."""
+        return np.asarray(now_ms < self.until_ms(history.action_E, history.timestamp_ms_E))
+
+    def until_ms(self, action: NDArray[np.uint8], timestamp_ms: Ints) -> Ints:
+        """Until when the items of some actions, in any shape, must not be shown."""
         if self.lasts_ms_A is None:
-            return np.ones(len(history), bool)
-        return np.asarray(now_ms - history.timestamp_ms_E < self.lasts_ms_A[history.action_E])
+            return np.full(action.shape, ALWAYS_MS)
+        return np.asarray(timestamp_ms + self.lasts_ms_A[action])
 
     def too_lately(self, history: History, now_ms: int) -> NDArray[np.bool_]:
         """`[E]`: the actions whose items must not be shown again yet, even where nothing else is left."""

@@ -55,6 +55,10 @@ class Columns:
         """The item's column of positive actions that fade with the s-th half-life."""
         return self.num_half_lives * (2 * len(self.kinds_G) + 1) + s
 
+    def without_lists(self) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+        """`[K]` of an item and of a user: the numbers that mean something where no list was ever shown."""
+        return np.arange(self.num_item) >= self.positives(0), np.zeros(self.num_user, bool)
+
     @property
     def widths(self) -> tuple[int, int]:
         """Numbers of an item and of a user."""

@@ -30,6 +30,7 @@ from rayapp.importing.log_warnings import warnings_of
 from rayapp.importing.rows import Clock, entity_rows, event_rows, impression_rows, list_rows
 from rayapp.importing.settle import items_seen, settle_events, settle_requests, unpack_bits
 from rayapp.importing.staging import Notes, QuarantineFile, Staging, group, read_checked, read_staged, stage_task
+from rayapp.pipeline.made_lists import chosen_actions, lacks_lists
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.catalogue import read_catalogue
 from rayapp.root.catalogue_writer import merge
@@ -86,6 +87,8 @@ def import_files(
             run.entities(USERS, found["users"], domain_file.users)
         run.logs(found["events"], found["requests"])
         run.publish_quarantine()
+        if lacks_lists(root):
+            run.summary.lists_made_of = chosen_actions(domain_file.domain)
         run.summary.warnings = warnings_of(run.summary, domain_file)
     finally:
         shutil.rmtree(directory, ignore_errors=True)

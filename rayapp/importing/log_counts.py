@@ -48,6 +48,8 @@ class Summary:
     actions: Counter[str] = field(default_factory=Counter)
     quarantine: Path | None = None
     catalogue_ids: IdSketch = field(default_factory=IdSketch)
+    lists_made_of: list[str] = field(default_factory=list)
+    """Where the log has no shown lists: the actions that a training makes lists of."""
     warnings: list[str] = field(default_factory=list)
     """What makes the whole of it doubtful."""
 

@@ -15,13 +15,14 @@ from rayapp.contracts.presets import AUTO, Preset
 from rayapp.contracts.schema import fingerprint
 from rayapp.loop.plan import Span, Split
 from rayapp.model.item_table import ItemTable
+from rayapp.pipeline.made_lists import chosen_actions, is_made_up
 from rayapp.pipeline.statistics import count_for_models
 from rayapp.pipeline.windows import Window, build, is_current, window_name
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
 from rayapp.registry.models import model_manifest
 from rayapp.root.places import ITEM_TABLES, MODELS, WINDOWS
-from rayapp.root.publish import read_manifest
+from rayapp.root.publish import PublishError, read_manifest
 from rayapp.training.build_table import build_item_table
 from rayapp.training.run import TrainingRun, train_and_publish
 
@@ -71,13 +72,15 @@ class Prepared:
 
 def log_size(root: Path, prepared: Prepared) -> LogSize:
     """How much a training has to learn from: lists by the manifests of its windows, items by the files' footers."""
-    validation = root / WINDOWS / prepared.validation_window
     windows = [root / WINDOWS / name for name in prepared.train_windows]
     files = [file for window in windows for file in (window / "requests").glob("*.parquet")]
-    return LogSize(sum(map(_num_lists, windows)), sum(map(_num_shown, files)), _num_lists(validation))
+    lists = sum(num_lists(root, name) for name in prepared.train_windows)
+    return LogSize(lists, sum(map(_num_shown, files)), num_lists(root, prepared.validation_window))
 
 
-def _num_lists(window: Path) -> int:
+def num_lists(root: Path, name: str) -> int:
+    """Of a published window."""
+    window = root / WINDOWS / name
     return sum(bucket["requests"] for bucket in read_manifest(window)["buckets"])
 
 
@@ -108,21 +111,35 @@ def make_windows(root: Path, domain: Domain, spans: Iterable[Span], *, history_l
 
 
 def build_windows(root: Path, domain: Domain, split: Split) -> tuple[Prepared, bool]:
-    """The windows of a split and the statistics that their requests see; whether anything was built."""
-    return Prepared(domain, split.spans), make_windows(root, domain, split.spans)
+    """The windows of a split and the statistics that their requests see; whether anything was built.
+
+    Raises:
+        PublishError: a window holds no list, or can't be built.
+    """
+    prepared, built = Prepared(domain, split.spans), make_windows(root, domain, split.spans)
+    for window in prepared.windows:
+        if not num_lists(root, window):
+            raise PublishError(
+                f"no list can be made for {window}: in it nobody did {' or '.join(chosen_actions(domain))} on an item "
+                "that the catalogue knows and that `seen` would have let the user see. Import more days, choose others "
+                "with --since and --test-since, or say in the domain file which actions are positive and which count "
+                "as seen (docs/data.md#logs-without-shown-lists)"
+            )
+    return prepared, built
 
 
 def item_table(root: Path, prepared: Prepared, preset: Preset) -> tuple[str, bool]:
     """The name of an item table that knows what the training knows, and no more; whether it was built."""
     width, until_ms = preset.model.item_dim, prepared.validation_ms
-    name = f"{day_name(until_ms)}-{width}d"
+    covisits = is_made_up(root, prepared.test_window)
+    name = f"{day_name(until_ms)}-{width}d{'-covisits' if covisits else ''}"
     if (root / ITEM_TABLES / name).exists():
         if reads_all(load_table(root, name), prepared.domain):
             return name, False
         name += f"-{fingerprint(prepared.domain.attributes)[:8]}"
         if (root / ITEM_TABLES / name).exists():
             return name, False
-    build_item_table(root, name, prepared.domain, until_ms=until_ms, width=width, seed=0)
+    build_item_table(root, name, prepared.domain, until_ms=until_ms, width=width, seed=0, covisits=covisits)
     return name, True
 
 
@@ -141,7 +158,8 @@ def training_run(
     num_workers: int = 1,
     init_from: str | None = None,
 ) -> TrainingRun:
-    """The run for a preset, as wide as the table's vectors; it reads the day of the week where the windows teach it.
+    """The run for a preset, as wide as the table's vectors; it reads the day of the week where the windows teach it,
+    and rates where all lists of the windows were shown.
 
     `title`: of the version's name; the preset and its variant unless told.
     `init_from`: the published model that a warm start takes its weights from; see `training.start`.
@@ -149,9 +167,11 @@ def training_run(
     width = int(read_manifest(root / ITEM_TABLES / table)["width"])
     if preset.train.scope == "full" or init_from is None:
         reads_weekday = prepared.teaches_weekdays
+        reads_rates = not any(is_made_up(root, window) for window in prepared.train_windows)
     else:  # what the scope leaves as it is was trained with the parent's inputs
-        reads_weekday = from_json(Preset, model_manifest(root, init_from)["preset"]).model.reads_weekday
-    preset = preset.replace(item_dim=width, reads_weekday=reads_weekday)
+        parent = from_json(Preset, model_manifest(root, init_from)["preset"]).model
+        reads_weekday, reads_rates = parent.reads_weekday, parent.reads_rates
+    preset = preset.replace(item_dim=width, reads_weekday=reads_weekday, reads_rates=reads_rates)
     return TrainingRun(
         root=root,
         version=version_of(prepared, preset, table, title, num_workers, init_from),

@@ -4,6 +4,7 @@ Shapes: R requests, C candidates, H heads, N shown items.
 """
 
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -12,14 +13,17 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
+from rayapp.contracts.presets import COUNTS
 from rayapp.features.requests import Requests, full_request
 from rayapp.features.segments import SEGMENTS
 from rayapp.features.statistic_columns import Columns
 from rayapp.loop import gates
 from rayapp.loop.choose import advantage, told_gain
+from rayapp.loop.choose_by_recall import MEASURED, Recalls, recall_table
 from rayapp.loop.gates import CHALLENGER, CHAMPION, Challenge, Gate
 from rayapp.loop.limits import GateLimits
 from rayapp.model.scorer import Scorer
+from rayapp.pipeline.made_lists import is_made_up, told_lists
 from rayapp.registry.models import LoadedModel, load_model
 from rayapp.root.facts import read_root
 from rayapp.root.places import MODELS
@@ -55,6 +59,16 @@ def challenge(
     models = {CHALLENGER: load_model(root, challenger, domain)}
     if champion is not None:
         models[CHAMPION] = load_model(root, champion, domain)
+    if is_made_up(root, window_name):
+        versions = {CHALLENGER: challenger, COUNTS: counts, CHAMPION: champion}
+        recalls = Recalls.of(root, domain, window_name, {name: v for name, v in versions.items() if v is not None})
+        again = score_window(models[CHALLENGER].scorer, root, window_name, domain)
+        asked = [_reload(root, challenger, window_name, window, again, domain, limits)]
+        asked += recall_gates(recalls, versions, limits)
+        if champion is not None and of_a_kind:
+            asked.append(_latency(models, limits))
+        told = recall_table(recalls, told_lists(root, window_name))
+        return _judged(window_name, champion, challenger, asked, f"```\n{told}\n```")
     logits = {name: score_window(model.scorer, root, window_name, domain) for name, model in models.items()}
     rows = compare(window, {n: [x] for n, x in logits.items()}, domain, references=[CHAMPION] if champion else [])
     labels = gates.segment_labels(
@@ -70,17 +84,34 @@ def challenge(
     if champion is not None and of_a_kind:
         asked += _shift(window, logits, domain, limits, len(known))
         asked.append(_latency(models, limits))
-    told = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
+    tables = [table(rows, head, "all", TABLE_METRICS) for head in domain.head_names]
     if champion is not None:
-        told += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
-    return Challenge(
-        window=window_name,
-        champion=champion,
-        version=challenger,
-        gates=tuple(asked),
-        tables="\n\n".join(told),
-        why="; ".join(gates.reasons(asked)),
-    )
+        tables += [difference_table(rows, CHAMPION, h, s, ("auc",)) for h in domain.head_names for s in SEGMENTS]
+    return _judged(window_name, champion, challenger, asked, "\n\n".join(tables))
+
+
+def _judged(window: str, champion: str | None, version: str, asked: list[Gate], tables: str) -> Challenge:
+    why = "; ".join(gates.reasons(asked))
+    return Challenge(window=window, champion=champion, version=version, gates=tuple(asked), tables=tables, why=why)
+
+
+def recall_gates(recalls: Recalls, versions: Mapping[str, str | None], limits: GateLimits) -> list[Gate]:
+    """Of a challenger where nobody saw a list: against the champion, and against counts where there are any of another
+    version. With too few next actions neither is judged."""
+    asked = list[Gate]()
+    for name, other in ((f"{MEASURED} over the champion", CHAMPION), (OVER_COUNTS, COUNTS)):
+        version = versions[other]
+        if version is None or version == versions[CHALLENGER]:
+            continue
+        if len(recalls.actions) < limits.min_labels:
+            asked.append(gates.not_judged(name, 0.0, f"{len(recalls.actions)} next actions in the window"))
+            continue
+        gap = recalls.gap(CHALLENGER, other)
+        if other == CHAMPION:
+            asked.append(gates.recall_gate(name, MEASURED, version, gap, limits))
+        else:
+            asked.append(gates.baseline_gate(name, f"{MEASURED} {told_gain(gap)} over {version}", gap))
+    return asked
 
 
 def over_counts(
@@ -109,6 +140,10 @@ def champion_over_counts(root: Path, window_name: str, champion: str, counts: st
         PublishError: one of them, or the window, does not load.
     """
     domain, _ = read_root(root)
+    if is_made_up(root, window_name):
+        versions = {CHALLENGER: champion, COUNTS: counts}
+        recalls = Recalls.of(root, domain, window_name, versions)
+        return recall_gates(recalls, {**versions, CHAMPION: None}, limits)[0]
     window = read_window(root, window_name, domain)
     logits = score_version(root, champion, window_name, domain)
     return over_counts(root, domain, window_name, window, logits, counts, limits)
@@ -118,6 +153,8 @@ def champion_gate(root: Path, domain: Domain, window_name: str, champion: str, l
     """Whether the champion still orders a day's items as it did in its last test; when it does not from one day to the
     next, the day's labels are to be doubted. Labels of another meaning keep every rate that the watch counts."""
     name, limit = "champion's AUC", limits.max_champion_auc_drop
+    if is_made_up(root, window_name):
+        return gates.not_judged(name, limit, "nobody saw the lists of this day")
     metrics = read_json(root / MODELS / champion / "metrics.json")
     head = domain.positive_head
     before = metrics["heads"].get(head, {}).get("auc")

@@ -27,7 +27,9 @@ from rayapp.contracts.presets import (
 from rayapp.features.segments import SEGMENTS
 from rayapp.launch.runtime import local_ray
 from rayapp.loop.artifacts import build_windows, fitted, item_table, train_model, training_run
+from rayapp.loop.choose_by_recall import recall_note
 from rayapp.loop.first_training import split_of
+from rayapp.pipeline.made_lists import is_made_up
 from rayapp.record import Bars, say, tell
 from rayapp.registry.aliases import read_aliases
 from rayapp.registry.item_tables import load_table
@@ -81,7 +83,11 @@ def run_evaluate(
             known = score_version(root, version, window_name, domain)
         logits[name] = [known]
     rows = compare(window, logits, domain, references=[reference or models[0]], heads=heads or None)
-    _tell(rows, domain, window_name, "Models on one window", as_json, write, heads or domain.head_names, [])
+    notes = []
+    if is_made_up(root, window_name):
+        published = {name: version for name, version in versions.items() if version != POPULARITY}
+        notes.append(recall_note(root, domain, window_name, published))
+    _tell(rows, domain, window_name, "Models on one window", as_json, write, heads or domain.head_names, notes)
 
 
 def run_compare(
@@ -134,6 +140,9 @@ def run_compare(
         f"requests of {users:,} users, {int(window.valid_RC.sum()):,} shown items. Trained on "
         f"{prepared.train_windows[0]}, validated on {prepared.validation_window}."
     ]
+    if is_made_up(root, prepared.test_window):
+        first = {name: trained[0] for name, trained in versions.items()}
+        notes.append(recall_note(root, domain, prepared.test_window, first))
     if window.valid_RC.shape[1] > 3:
         category_RCW = candidate_categories(items, domain, root, prepared.test_window)
         shares = {

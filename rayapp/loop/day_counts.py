@@ -19,9 +19,10 @@ from rayapp.features.requests import known_columns
 from rayapp.loop.watch import DayFacts
 from rayapp.pipeline.labels import LabelledRequests, between
 from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.made_lists import lacks_lists
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.facts import read_root
-from rayapp.root.places import REQUESTS
+from rayapp.root.places import EVENTS, REQUESTS
 
 NOT_DEGRADED: Final = "unknown_user"
 """A fallback that is nobody's failure."""
@@ -39,13 +40,16 @@ COLUMNS: Final = columns_of(
 
 
 def days_with_requests(root: Path, until_ms: int) -> list[int]:
-    """Starts of the UTC days before `until_ms` that hold a request, oldest first."""
+    """Starts of the UTC days before `until_ms` that hold a request, oldest first; or an action, where lists are made of
+    actions."""
     _, num_buckets = read_root(root)
     view = LogView.of(root)
+    kinds = [REQUESTS, EVENTS] if lacks_lists(root) else [REQUESTS]
     schema = columns_of(REQUEST_SCHEMA, "user_id", "timestamp_ms")
 
     def task(bucket: int) -> dict[str, Any]:
-        days = [table["timestamp_ms"].to_numpy() // DAY_MS for table in view.stored(REQUESTS, bucket, schema)]
+        tables = [table for kind in kinds for table in view.stored(kind, bucket, schema)]
+        days = [table["timestamp_ms"].to_numpy() // DAY_MS for table in tables]
         return {"days": np.unique(np.concatenate(days)).tolist() if days else []}
 
     found = {day * DAY_MS for result in run_tasks(num_buckets, task) for day in result["days"]}

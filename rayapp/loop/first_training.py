@@ -11,15 +11,25 @@ import pyarrow.compute as pc
 
 from rayapp.contracts.config import DAY_MS, Domain, day_start_ms
 from rayapp.contracts.presets import COUNTS, NO_SEQUENCE, Preset, variant
-from rayapp.loop.artifacts import build_windows, fitted, item_table, train_model, training_run
+from rayapp.loop.artifacts import Prepared, build_windows, fitted, item_table, train_model, training_run
 from rayapp.loop.choose import Choice, choose, earned_over
-from rayapp.loop.plan import Split, make_split
+from rayapp.loop.choose_by_recall import Recalls, earned_by_recall, keep_sequence
+from rayapp.loop.plan import HELD_OUT_DAYS, Split, make_split
+from rayapp.pipeline.made_lists import ENOUGH_LISTS, is_made_up, lacks_lists
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.models import training_in_words
 from rayapp.root.logs import read_log
-from rayapp.root.places import MODELS, REQUESTS
-from rayapp.root.publish import PublishError, read_json
-from rayapp.training.baselines import BASELINES, POPULARITY, publish_popularity
+from rayapp.root.places import EVENTS, MODELS, REQUESTS
+from rayapp.root.publish import PublishError, log_manifest, read_json
+from rayapp.training.baselines import (
+    BASELINES,
+    COVISITATION,
+    POPULARITY,
+    WITHOUT_LISTS,
+    covisitation,
+    publish_covisitation,
+    publish_popularity,
+)
 from rayapp.training.evaluate import Report
 from rayapp.training.run import TrainingRun, train_and_publish, train_here
 
@@ -52,25 +62,36 @@ class FirstTraining:
     """In words, how each was trained."""
     choices: tuple[Choice, ...]
     """Of the ranker and of the champion."""
+    recalls: Recalls | None = None
+    """On the test window, where nobody saw its lists: what the choice went by."""
 
 
 def split_of(root: Path, since_ms: int | None = None, test_ms: int | None = None, until_ms: int | None = None) -> Split:
-    """The days of the request log, cut as `make_split` does unless told otherwise.
+    """The days of the request log, or of the event log where lists are to be made, cut as `make_split` does unless told
+    otherwise.
 
     Raises:
-        PublishError: there are no shown lists, or not enough days for three windows.
+        PublishError: there is nothing to train on, or not enough days for three windows.
     """
-    times = read_log(root, REQUESTS, ["timestamp_ms"])["timestamp_ms"]
-    if not len(times):
-        raise PublishError(
-            f"{root} holds no shown lists, and a ranker learns from what was shown and not acted on; bring them with "
-            f"`rayapp import --root {root} --requests FILES` and a [[requests]] layout in your domain file "
-            "(docs/data.md)"
-        )
-    span = pc.min_max(times).as_py()
-    since_ms = day_start_ms(span["min"]) if since_ms is None else since_ms
-    until_ms = day_start_ms(span["max"]) + DAY_MS if until_ms is None else until_ms
+    first_ms, last_ms = _span(root)
+    since_ms = day_start_ms(first_ms) if since_ms is None else since_ms
+    until_ms = day_start_ms(last_ms) + DAY_MS if until_ms is None else until_ms
     return make_split(since_ms, until_ms, test_ms)
+
+
+def _span(root: Path) -> tuple[int, int]:
+    """The first and the last moment of the lists or, where they are to be made, of the actions. A graph's own lists
+    take over once they are enough, and over enough days."""
+    times = read_log(root, REQUESTS, ["timestamp_ms"])["timestamp_ms"]
+    span = pc.min_max(times).as_py()
+    if not lacks_lists(root):
+        if not len(times):
+            raise PublishError(f"{root} holds no actions and no shown lists yet; bring them with `rayapp import`")
+        return span["min"], span["max"]
+    if len(times) >= ENOUGH_LISTS and span["max"] // DAY_MS - span["min"] // DAY_MS >= HELD_OUT_DAYS:
+        return span["min"], span["max"]
+    files = log_manifest(root / EVENTS)[1]["files"]
+    return min(file["min_ms"] for file in files), max(file["max_ms"] for file in files)
 
 
 def nothing() -> None:
@@ -108,8 +129,17 @@ def train_first(
         done(train_model(runs[COUNTS], domain, train_here))
     linear = dataclasses.replace(variant(preset, COUNTS), variant=POPULARITY)
     simple = training_run(root, prepared, linear, table, title=POPULARITY)
-    with progress.step("count popularity") as done:
-        done(train_model(simple, domain, publish_popularity))
+    counted, baselines = {POPULARITY: simple}, list[str](BASELINES)
+    made_up = is_made_up(root, prepared.test_window)
+    if made_up:
+        beside = covisitation(variant(preset, COUNTS))
+        counted[COVISITATION] = training_run(root, prepared, beside, table, title=COVISITATION)
+        baselines = list(WITHOUT_LISTS)
+    with progress.step(f"count {' and '.join(counted)}") as done:
+        worked = train_model(simple, domain, publish_popularity)
+        if made_up:
+            worked |= train_model(counted[COVISITATION], domain, publish_covisitation)
+        done(worked)
     if CHAMPION not in read_aliases(root):
         promote(root, CHAMPION, runs[COUNTS].version)
     baselines_ready()
@@ -118,20 +148,40 @@ def train_first(
             title = TITLES.get(name, f"TransAct ({name})")
             with progress.step(f"train {title} with Ray Train") as done, progress.training(run):
                 done(train_model(run, domain, train_and_publish))
-    runs = {POPULARITY: simple, **runs}
+    runs = {**counted, **runs}
     versions = {name: run.version for name, run in runs.items()}
     with progress.step("evaluate and promote the champion") as done:
         rankers = {name: versions[name] for name in dict.fromkeys((NO_SEQUENCE, preset.variant))}
-        sequence = choose(root, domain, prepared.validation_window, rankers)
-        merit = Choice(COUNTS)
-        if sequence.variant != COUNTS:
-            merit = earned_over(root, domain, prepared.test_window, versions, sequence.variant, BASELINES)
-        aliases = {CHAMPION: versions[merit.variant], **{name: versions[name] for name in (*BASELINES, NO_SEQUENCE)}}
+        recalls: Recalls | None = None
+        if made_up:
+            sequence, merit, recalls = _by_recall(root, domain, prepared, versions, rankers)
+        else:
+            sequence = choose(root, domain, prepared.validation_window, rankers)
+            merit = Choice(COUNTS)
+            if sequence.variant != COUNTS:
+                merit = earned_over(root, domain, prepared.test_window, versions, sequence.variant, BASELINES)
+        aliases = {CHAMPION: versions[merit.variant], **{name: versions[name] for name in (*baselines, NO_SEQUENCE)}}
         moved = {alias: version for alias, version in aliases.items() if read_aliases(root).get(alias) != version}
         for alias, version in moved.items():
             promote(root, alias, version)
         done(bool(moved))
     metrics = {name: read_json(root / MODELS / version / "metrics.json") for name, version in versions.items()}
     reports = {name: of_model["heads"] for name, of_model in metrics.items()}
-    trainings = {name: training_in_words(of_model) for name, of_model in metrics.items() if name != POPULARITY}
-    return FirstTraining(prepared.test_window, reports, trainings, (sequence, merit))
+    trainings = {name: training_in_words(of_model) for name, of_model in metrics.items() if name not in counted}
+    return FirstTraining(prepared.test_window, reports, trainings, (sequence, merit), recalls)
+
+
+def _by_recall(
+    root: Path, domain: Domain, prepared: Prepared, versions: dict[str, str], rankers: dict[str, str]
+) -> tuple[Choice, Choice, Recalls]:
+    """The ranker with the sequence or without it, what goes live, and the recalls on the test window."""
+    name, window = list(rankers)[-1], prepared.validation_window
+    sequence = Choice(name)
+    if name not in (NO_SEQUENCE, COUNTS):
+        sequence = keep_sequence(Recalls.of(root, domain, window, rankers), name)
+    recalls = Recalls.of(root, domain, prepared.test_window, versions)
+    if sequence.variant == COUNTS:
+        best = recalls.best_of(WITHOUT_LISTS)
+        why = f"{best} goes live: of {', '.join(WITHOUT_LISTS)} it has the best recall"
+        return sequence, Choice(best, why), recalls
+    return sequence, earned_by_recall(recalls, sequence.variant, WITHOUT_LISTS), recalls

@@ -181,6 +181,18 @@ def stability_index(old_N: NDArray[np.float32], new_N: NDArray[np.float32]) -> f
     return float(((q - p) * np.log(q / p)).sum())
 
 
+def recall_gate(name: str, measured: str, champion: str, gap: BootstrapInterval, limits: GateLimits) -> Gate:
+    """`gap`: the challenger's recall less the champion's on the same next actions."""
+    error = (gap.high - gap.low) / (2 * ERRORS_OF_INTERVAL)
+    margin, harm = limits.recall_margin, -gap.value
+    clear = harm > limits.harm_errors * error
+    words = (
+        f"{measured} {gap.value:+.4f} [{gap.low:+.4f}, {gap.high:+.4f}] over {champion}, a loss of {margin:g} is borne"
+    )
+    words += "" if clear or harm <= margin else ", and it may be chance"
+    return Gate(name, not (harm > margin and clear), gap.value, -margin, words)
+
+
 def baseline_gate(name: str, words: str, gain: BootstrapInterval) -> Gate:
     """`gain`: a model's AUC less a baseline's, which `words` say."""
     passed = not gain.high < 0  # NaN, where no label tells, passes

@@ -44,6 +44,8 @@ class GateLimits(Table):
     auc_margin: Number = 0.005
     segment_auc_margin: Number = 0.01
     entropy_margin: Number = 0.01
+    recall_margin: Number = 0.01
+    """Of recall@20, where nobody saw the lists of a day."""
     """Harm below a margin is borne; above it, it must also be `harm_errors` standard errors clear of nothing."""
     harm_errors: Number = 3.0
     max_score_shift: Number = 0.5

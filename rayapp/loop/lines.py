@@ -11,7 +11,7 @@ from rayapp.experiments.assignment import read_state
 from rayapp.experiments.declaration import read_experiments
 from rayapp.registry.aliases import CHAMPION, read_aliases
 from rayapp.registry.models import model_manifest
-from rayapp.training.baselines import BASELINES, POPULARITY
+from rayapp.training.baselines import COUNTED, WITHOUT_LISTS
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,11 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
             continue
         manifest = model_manifest(root, version)
         own, table = from_json(Preset, manifest["preset"]), str(manifest["item_table"])
-        baseline = own.variant in BASELINES
+        baseline = own.variant in WITHOUT_LISTS
         if alias == CHAMPION and (chosen is not None or baseline):
             preset = chosen or (PRESETS[own.name]() if own.name in PRESETS else first)
             lines.append(Line(alias, version, preset, table, to_earn=baseline))
-        elif own.variant != POPULARITY:  # which has nothing to train
+        elif own.variant not in COUNTED:  # which have nothing to train
             lines.append(Line(alias, version, own, table, goes_on=True))
     return lines
 

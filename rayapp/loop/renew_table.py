@@ -15,7 +15,7 @@ from rayapp.registry.item_tables import load_table, publish_table
 from rayapp.root.catalogue import read_catalogue
 from rayapp.root.places import ITEM_TABLES
 from rayapp.root.publish import PublishError, read_manifest
-from rayapp.training.build_table import given_vectors
+from rayapp.training.build_table import given_vectors, read_covisits
 
 
 def table_for(root: Path, prepared: Prepared, preset: Preset, last: str | None, every_days: float) -> str:
@@ -58,8 +58,9 @@ def _extended(root: Path, domain: Domain, old: ItemTable, until_ms: int) -> str:
     if new:
         vectors_NE[row_N == ABSENT] = old.tower.embed(new)
     likes_N = np.bincount(read_engagements(root, catalogue, domain).before(until_ms).item_P, minlength=len(items))
+    beside = None if old.covisits is None else read_covisits(root, catalogue, domain, until_ms)
     try:
-        table = ItemTable.make(name, old.tower, items, likes_N, vectors_NE, old.trained_until_ms)
+        table = ItemTable.make(name, old.tower, items, likes_N, vectors_NE, old.trained_until_ms, beside)
     except ValueError as error:
         raise PublishError(f"item table {name}: {error}") from None
     manifest = read_manifest(root / ITEM_TABLES / old.name)

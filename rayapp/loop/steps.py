@@ -16,9 +16,18 @@ from rayapp.contracts.config import Domain, Scope, day_name
 from rayapp.contracts.json_values import to_json
 from rayapp.contracts.presets import COUNTS, Preset, variant
 from rayapp.loop import run_state as states
-from rayapp.loop.artifacts import HISTORY_LENGTH, Prepared, fitted, make_windows, train_model, training_run
+from rayapp.loop.artifacts import (
+    HISTORY_LENGTH,
+    Prepared,
+    fitted,
+    make_windows,
+    num_lists,
+    train_model,
+    training_run,
+)
 from rayapp.loop.challenge import challenge, champion_gate
 from rayapp.loop.choose import earned_over
+from rayapp.loop.choose_by_recall import Recalls, earned_by_recall
 from rayapp.loop.daily import candidate_days, champion_age_days, ended_days, tested_until_ms, watch_rows
 from rayapp.loop.day_counts import count_days
 from rayapp.loop.gates import Challenge, failed, reasons
@@ -42,8 +51,9 @@ from rayapp.loop.results import (
     JudgedDays,
 )
 from rayapp.loop.run_state import RunState, Step
-from rayapp.loop.watch import day_gates, usual_days
+from rayapp.loop.watch import day_gates, made_up_day_gates, usual_days
 from rayapp.pipeline.export import Exported, export_all
+from rayapp.pipeline.made_lists import is_made_up
 from rayapp.registry.aliases import CHAMPION, promote, read_aliases
 from rayapp.registry.models import trained_domain
 from rayapp.registry.retrainings import record_retraining
@@ -51,6 +61,7 @@ from rayapp.registry.verdicts import record_verdict
 from rayapp.root.places import EXPORTS
 from rayapp.root.publish import PublishError, exclusive
 from rayapp.store.opening import open_store
+from rayapp.training.baselines import COVISITATION, covisitation, publish_covisitation
 from rayapp.training.run import TrainingRun, train_here
 
 WATCHED_DAYS: Final = 7
@@ -166,14 +177,19 @@ class RetrainSteps:
         before = {day for judged_then in runs if judged_then is not None for day in judged_then.judged}
         excluded = states.read_excluded(self.root)  # an accepted day is not judged again
         before |= {day for day in days if day_window(day) in excluded}
-        facts = count_days(self.root, ended_days(self.root, days[0], now_ms), self.domain, now_ms=now_ms)
+        ended = sorted({*ended_days(self.root, days[0], now_ms), *days})  # made of actions alone, days have no request
+        facts = count_days(self.root, ended, self.domain, now_ms=now_ms)
         unusual = {one.day_ms for one in facts if day_window(one.day_ms) in states.refused_windows(self.root)}
         judged: list[int] = []
         for one in facts:
             if one.day_ms not in days or one.day_ms in before:
                 continue
             window = day_window(one.day_ms)
-            gates = day_gates(one, usual_days(one, facts, unusual), self.limits)
+            usual = usual_days(one, facts, unusual)
+            if is_made_up(self.root, window):
+                gates = made_up_day_gates(one, num_lists(self.root, window), usual, self.limits)
+            else:
+                gates = day_gates(one, usual, self.limits)
             if champion is not None and one.day_ms >= tested_until_ms(self.root, champion) and not failed(gates):
                 gates.append(champion_gate(self.root, self.domain, window, champion, self.limits))
             judged.append(one.day_ms)
@@ -188,7 +204,9 @@ class RetrainSteps:
     def plan(self, days: Sequence[int], judged: JudgedDays, champion: str | None) -> TrainingPlan:
         """What to train on, unless no day is new or usable."""
         refused = states.refused_windows(self.root)
-        plan = make_plan([day for day in days if day_window(day) not in refused])
+        usable = [day for day in days if day_window(day) not in refused]
+        shown = [day for day in usable if not is_made_up(self.root, day_window(day))]
+        plan = make_plan(shown) or make_plan(usable)  # made-up lists only where there are too few days of real ones
         words = "; ".join(f"{name} was refused: {', '.join(why)}" for name, why in judged.refused.items())
         if plan is None:
             why = f"it takes three usable closed days to train, validate and test; there are {len(days)}"
@@ -224,10 +242,24 @@ class RetrainSteps:
         train_model(run, self.domain)
         if not line.to_earn:
             return run.version
-        versions = {run.version: run.version, COUNTS: counts}
-        choice = earned_over(self.root, self.domain, day_window(plan.test), versions, run.version, [COUNTS])
+        versions, window = {run.version: run.version, COUNTS: counts}, day_window(plan.test)
+        if is_made_up(self.root, window):
+            versions[COVISITATION] = self.covisits(line, plan, table)
+            recalls = Recalls.of(self.root, self.domain, window, versions)
+            choice = earned_by_recall(recalls, run.version, [COUNTS, COVISITATION])
+        else:
+            choice = earned_over(self.root, self.domain, window, versions, run.version, [COUNTS])
         self.say(choice.why)
-        return counts if choice.variant == COUNTS else run.version
+        return versions[choice.variant]
+
+    def covisits(self, line: Line, plan: TrainingPlan, table: str) -> str:
+        """Co-visitation as the line's item table has it."""
+        prepared, ranker = self._fitted(line, plan)
+        preset = covisitation(variant(ranker, COUNTS))
+        title = f"{preset.name}-{COVISITATION}-{day_name(plan.test)}"
+        run = training_run(self.root, prepared, preset, table, title=title)
+        train_model(run, self.domain, publish_covisitation)
+        return run.version
 
     def _fitted(self, line: Line, plan: TrainingPlan) -> tuple[Prepared, Preset]:
         """What a training of the line reads, and its preset as it is worked out for these days."""

@@ -76,6 +76,13 @@ def day_gates(facts: DayFacts, usual: Sequence[DayFacts], limits: GateLimits) ->
     return gates
 
 
+def made_up_day_gates(facts: DayFacts, num_lists: int, usual: Sequence[DayFacts], limits: GateLimits) -> list[Gate]:
+    """`day_gates` of a day whose lists are made: there are no rates to look at."""
+    least = limits.min_requests
+    words = f"{num_lists:,} lists could be made, at least {least:,} are asked"
+    return [Gate("lists", num_lists >= least, num_lists, least, words), _one_user(facts, usual, limits)]
+
+
 def _requests(facts: DayFacts, usual: Sequence[DayFacts], limits: GateLimits) -> Gate:
     least: float = limits.min_requests
     if len(usual) >= MIN_DAYS:

@@ -8,6 +8,7 @@ changed rows, X columns of one of these.
 import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,17 +16,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from rayapp.contracts.config import Domain
+from rayapp.contracts.config import Domain, ModelConfig
 from rayapp.contracts.hashing import hash64_column
-from rayapp.contracts.schema import PAD, Attribute, attribute_fields
-from rayapp.features.attributes import AttributeEncoder, Encoders
+from rayapp.contracts.schema import PAD, ActionKind, Attribute, attribute_fields
+from rayapp.features.attributes import ABSENT, AttributeEncoder, Encoders
 from rayapp.features.content import Item
 from rayapp.features.known_numbers import Acts, ItemFacts
 from rayapp.features.requests import Requests
-from rayapp.features.sequence import known_to
+from rayapp.features.sequence import Ints, known_to
+from rayapp.features.statistic_columns import Columns
 from rayapp.model.item_table import ItemTable
 from rayapp.model.matching import age_buckets
 from rayapp.model.ranker import Batch
+
+READS_ALL: Final = ModelConfig()
+"""But for the day of the week."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,8 +74,8 @@ class FeatureTables:
     encoders: Encoders
     vocabulary_size: int
     """Of the model, which may know fewer actions than the domain has by now."""
-    reads_weekday: bool
-    """As the model's config says."""
+    config: ModelConfig
+    """Says which of the numbers the model reads."""
     table: ItemTable
     users: UserTable
     facts: ItemFacts
@@ -87,7 +92,7 @@ class FeatureTables:
         domain: Domain,
         vocabulary_size: int | None = None,
         *,
-        reads_weekday: bool = False,
+        config: ModelConfig = READS_ALL,
     ) -> "FeatureTables":
         category_NW, number_NM = encoders.item.encode(items_as_table(table))
         category_NW = np.pad(category_NW, [(1, 0), (0, 0)])
@@ -95,7 +100,7 @@ class FeatureTables:
             domain,
             encoders,
             domain.vocabulary.size if vocabulary_size is None else vocabulary_size,
-            reads_weekday,
+            config,
             table,
             users,
             ItemFacts(np.array([0, *map(_created_ms, table.items)], np.int64), category_NW),
@@ -144,10 +149,13 @@ class FeatureTables:
         context_category_BW, context_number_BM = self.encoders.context.encode(requests.context)
         row_N, request_N = self.table.rows_of(requests.candidate_hash_N), requests.request_of_candidate()
         acts = Acts(action_BL, history_BL, sequences.timestamp_ms_RL, requests.timestamp_ms_R)
-        known_NK = acts.item_numbers(self.facts, self.domain, request_N, row_N)
-        item_number_NK = np.concatenate([requests.item_statistic_NK, known_NK], axis=1)
-        known_BK = acts.user_numbers(self.domain, reads_weekday=self.reads_weekday)
-        user_numbers = [self.users.number_UM[user_B], requests.user_statistic_RK, known_BK]
+        item_statistic_NK, user_statistic_BK = self._statistics(requests)
+        item_numbers = [item_statistic_NK, acts.item_numbers(self.facts, self.domain, request_N, row_N)]
+        if self.config.reads_covisits:
+            item_numbers.append(self._covisits(action_BL, history_BL, requests.sizes, row_N))
+        item_number_NK = np.concatenate(item_numbers, axis=1)
+        known_BK = acts.user_numbers(self.domain, reads_weekday=self.config.reads_weekday)
+        user_numbers = [self.users.number_UM[user_B], user_statistic_BK, known_BK]
         return Rows(
             torch.from_numpy(action_BL.astype(np.int64)),
             torch.from_numpy(age_buckets(sequences.timestamp_ms_RL, requests.timestamp_ms_R, self.domain.time_mask_ms)),
@@ -159,6 +167,21 @@ class FeatureTables:
             torch.from_numpy(context_category_BW),
             torch.from_numpy(context_number_BM),
         )
+
+    def _statistics(self, requests: Requests) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        item_NK, user_BK = requests.item_statistic_NK, requests.user_statistic_RK
+        if self.config.reads_rates:
+            return item_NK, user_BK
+        item_K, user_K = Columns.of(self.domain).without_lists()
+        return item_NK * item_K, user_BK * user_K
+
+    def _covisits(
+        self, action_BL: NDArray[np.uint8], history_BL: NDArray[np.int64], size_B: Ints, row_N: Ints
+    ) -> NDArray[np.float32]:
+        if self.table.covisits is None:
+            return np.zeros((len(row_N), 1), np.float32)
+        rejected_BL = self.domain.vocabulary.flags(kind=ActionKind.NEGATIVE)[action_BL]
+        return self.table.covisits.numbers(np.where(rejected_BL, ABSENT, history_BL), size_B, row_N)
 
     def gather(self, rows: "Rows") -> Batch:
         """What the rows name, on the device of the tables."""

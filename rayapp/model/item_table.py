@@ -17,6 +17,7 @@ from rayapp.contracts.hashing import hash64, places_of
 from rayapp.contracts.schema import deleted_item, is_deleted
 from rayapp.features.attributes import ABSENT
 from rayapp.features.content import Item
+from rayapp.model.covisits import Covisits
 from rayapp.model.tower import LinearTower
 
 
@@ -39,6 +40,8 @@ class ItemTable:
     """The round in which each row's item was put; 0: when it was made."""
     _num_made: int = field(repr=False)
     """Rows that it was made with."""
+    covisits: Covisits | None = None
+    """Of a log without shown lists."""
 
     @classmethod
     def make(
@@ -49,8 +52,9 @@ class ItemTable:
         likes: NDArray[np.int64],
         vectors: NDArray[np.float32],
         trained_until_ms: int,
+        covisits: Covisits | None = None,
     ) -> Self:
-        """`likes` and `vectors` have a row per item; row 0 is added here.
+        """`likes` and `vectors` have a row per item; row 0 is added here. `covisits` has it already.
 
         Raises:
             ValueError: two items have one id, or (once in 10^8 for a million items) one hash.
@@ -73,6 +77,7 @@ class ItemTable:
             0,
             np.zeros(len(items) + 1, np.int64),
             len(items) + 1,
+            covisits,
         )
 
     @property

@@ -98,6 +98,7 @@ class Ranker(nn.Module):
         self.item_width = encoders.item.num_numbers + columns.num_item + known_numbers.NUM_ITEM
         self.user_width = encoders.user.num_numbers + columns.num_user + known_numbers.NUM_USER
         self.user_width += encoders.context.num_numbers
+        self.item_width += config.reads_covisits
         self.matches = None
         if config.match_dim:
             self.matches = Matches(

@@ -24,12 +24,12 @@ from rayapp.root.facts import read_root
 from rayapp.root.places import ENGAGEMENTS_STAGING
 
 PER_USER: Final = 500
-"""A user's newest positive actions that count: without a limit a few heavy users would decide every vector."""
+"""A user's newest actions that count: without a limit a few heavy users would decide every vector."""
 
 
 @dataclass(frozen=True, slots=True)
 class Engagements:
-    """Positive actions on items of the catalogue, by user and time."""
+    """Positive actions on items of the catalogue, or all but the negative ones, by user and time."""
 
     user_P: NDArray[np.int64]
     item_P: NDArray[np.int64]
@@ -50,21 +50,25 @@ class Engagements:
         return np.where(same_PL, self.item_P[at_PL.clip(min=0)], -1)
 
 
-def read_engagements(root: Path, catalogue: pa.Table, domain: Domain, told: Told = quiet) -> Engagements:
-    """All positive actions of the log, bucket by bucket; `catalogue` gives the rows."""
+def read_engagements(
+    root: Path, catalogue: pa.Table, domain: Domain, told: Told = quiet, *, all_but_negative: bool = False
+) -> Engagements:
+    """All positive actions of the log, bucket by bucket, or all that are not negative; `catalogue` gives the rows."""
     _, num_buckets = read_root(root)
     view = LogView.of(root)
     hashes = hash64_column(catalogue["item_id"])
     order = np.argsort(hashes)
     lookup = ray.put((hashes[order], order))
-    positive = domain.vocabulary.flags(kind=ActionKind.POSITIVE)
+    counted = domain.vocabulary.flags(kind=ActionKind.POSITIVE)
+    if all_but_negative:
+        counted = domain.vocabulary.flags(in_sequence=True) & ~domain.vocabulary.flags(kind=ActionKind.NEGATIVE)
     staging = root / ENGAGEMENTS_STAGING
     shutil.rmtree(staging, ignore_errors=True)
     staging.mkdir(parents=True)
 
     def task(number: int) -> dict[str, Any]:
         bucket = view.events(number, EVENT_COLUMNS)
-        bucket = bucket.filter(positive[domain.vocabulary.ids_of(bucket.events["action"])])
+        bucket = bucket.filter(counted[domain.vocabulary.ids_of(bucket.events["action"])])
         if not bucket.events.num_rows:
             return {"rows": 0}
         known_hashes, rows = ray.get(lookup)

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from rayapp.contracts.config import Domain, day_name
 from rayapp.contracts.hashing import hash64_column
 from rayapp.contracts.json_values import to_json
-from rayapp.contracts.schema import attribute_fields, fingerprint, request_schema
+from rayapp.contracts.schema import REQUEST_SCHEMA, attribute_fields, columns_of, fingerprint, request_schema
 from rayapp.features.sequence import Ints
 from rayapp.pipeline.histories import (
     HISTORY_SCHEMA,
@@ -34,12 +34,23 @@ from rayapp.pipeline.histories import (
 )
 from rayapp.pipeline.labels import between, label_requests, near
 from rayapp.pipeline.log_view import LogView
+from rayapp.pipeline.made_lists import (
+    ENOUGH_LISTS,
+    REAL,
+    SEED,
+    Popular,
+    described,
+    lacks_lists,
+    make_lists,
+    without_request_ids,
+)
 from rayapp.pipeline.search import group_starts, running_max, search_in_groups
 from rayapp.pipeline.tasks import Told, quiet, run_tasks
 from rayapp.root.facts import read_root
 from rayapp.root.logs import sort_log
-from rayapp.root.places import WINDOWS
+from rayapp.root.places import REQUESTS, WINDOWS
 from rayapp.root.publish import Manifest, PublishError, publish_directory, read_manifest
+from rayapp.statistics.known import load_newest
 
 
 def window_request_schema(domain: Domain) -> pa.Schema:
@@ -108,15 +119,21 @@ def is_current(root: Path, name: str, domain: Domain) -> bool:
 
 
 def build(root: Path, name: str, window: Window, domain: Domain, told: Told = quiet) -> Manifest:
-    """Publishes `windows/<name>` from the logs.
+    """Publishes `windows/<name>` from the logs. Where a log came without shown lists they are made
+    (`pipeline.made_lists`), until the graph's own are enough; the manifest says which these are.
 
     Raises:
-        PublishError: it exists already, or the log has no request in that time.
+        PublishError: it exists already, the log has no request in that time, or lists are to be made and the
+            statistics, by which they are drawn, were never counted.
     """
     _, num_buckets = read_root(root)
-    view = LogView.of(root)
+    view, span_ms = LogView.of(root), (window.since_ms, window.until_ms)
+    num_real = ENOUGH_LISTS if not lacks_lists(root) else _num_real(view, num_buckets, span_ms)
 
     def write(directory: Path) -> Manifest:
+        if num_real < ENOUGH_LISTS:
+            return {**settings, **_make_up(directory, view, num_buckets, window, domain, told, num_real)}
+
         def task(bucket: int) -> dict[str, Any]:
             shown = view.requests(bucket, request_schema(domain.context_attributes))
             if not between(shown, window.since_ms, window.until_ms).any():
@@ -129,18 +146,49 @@ def build(root: Path, name: str, window: Window, domain: Domain, told: Told = qu
             raise PublishError(
                 f"window {name}: the request log holds no request in [{window.since_ms}, {window.until_ms})"
             )
-        return {
-            "since_ms": window.since_ms,
-            "until_ms": window.until_ms,
-            "history_length": window.history_length,
-            "vocabulary": to_json(domain.vocabulary),
-            **_meaning(domain),
-            "attribution_ms": domain.attribution_ms,
-            "logs": dict(view.numbers),
-            "buckets": stats,
-        }
+        return {**settings, "lists": {"kind": REAL}, "buckets": stats}
 
+    settings = {
+        "since_ms": window.since_ms,
+        "until_ms": window.until_ms,
+        "history_length": window.history_length,
+        "vocabulary": to_json(domain.vocabulary),
+        **_meaning(domain),
+        "attribution_ms": domain.attribution_ms,
+        "logs": dict(view.numbers),
+    }
     return publish_directory(root / WINDOWS / name, write)
+
+
+def _num_real(view: LogView, num_buckets: int, span_ms: tuple[int, int]) -> int:
+    schema = columns_of(REQUEST_SCHEMA, "user_id", "timestamp_ms")
+    if not any(f["max_ms"] >= span_ms[0] and f["min_ms"] < span_ms[1] for f in view.manifests[REQUESTS]["files"]):
+        return 0
+
+    def task(bucket: int) -> dict[str, Any]:
+        return {"lists": sum(int(between(rows, *span_ms).sum()) for rows in view.stored(REQUESTS, bucket, schema))}
+
+    return sum(row["lists"] for row in run_tasks(num_buckets, task))
+
+
+def _make_up(
+    directory: Path, view: LogView, num_buckets: int, window: Window, domain: Domain, told: Told, num_real: int
+) -> Manifest:
+    span_ms = window.since_ms, window.until_ms
+    load_newest(view.root, domain)  # so that what is missing is said once, and not by every task
+
+    def task(bucket: int) -> dict[str, Any]:
+        events = view.events(bucket)
+        popular = Popular.of(view.root, domain, span_ms)
+        lists, left_out = make_lists(events, span_ms, domain, popular, [SEED, bucket, window.since_ms])
+        if not lists.num_rows:
+            return {"bucket": bucket, "users": 0, "events": 0, "requests": 0, "left_out": left_out}
+        pair = build_bucket(without_request_ids(events), lists, window, domain)
+        return {**_write_pair(directory, bucket, *pair), "left_out": left_out}
+
+    buckets = run_tasks(num_buckets, task, told)
+    left_out = sum(row.pop("left_out") for row in buckets)
+    return {"lists": {**described(num_real), "items_not_known_then": left_out}, "buckets": buckets}
 
 
 def _write_pair(directory: Path, bucket: int, histories: pa.Table, cut: pa.Table) -> dict[str, int]:

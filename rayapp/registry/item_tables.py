@@ -5,15 +5,19 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from rayapp.contracts.json_values import from_json, to_json
 from rayapp.contracts.schema import Attribute, item_schema
+from rayapp.model.covisits import Covisits
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import LinearTower
 from rayapp.root.places import ITEM_TABLES
 from rayapp.root.publish import Manifest, PublishError, publish_directory, read_manifest
+
+ROWS, WEIGHTS = "covisits.rows", "covisits.weights"
 
 
 def publish_table(root: Path, table: ItemTable, lineage: Manifest) -> None:
@@ -24,9 +28,10 @@ def publish_table(root: Path, table: ItemTable, lineage: Manifest) -> None:
     def write(directory: Path) -> Manifest:
         rows = [{**item, "likes": int(n)} for item, n in zip(table.items, table.likes_N[1:], strict=True)]
         pq.write_table(pa.Table.from_pylist(rows, schema=schema), directory / "items.parquet", compression="zstd")
-        save_file(
-            {"vectors": table.vectors_NE[1:], "tower.weight": table.tower.weight_TE}, directory / "vectors.safetensors"
-        )
+        arrays: dict[str, NDArray[Any]] = {"vectors": table.vectors_NE[1:], "tower.weight": table.tower.weight_TE}
+        if table.covisits is not None:
+            arrays |= {ROWS: table.covisits.row_NK, WEIGHTS: table.covisits.weight_NK}
+        save_file(arrays, directory / "vectors.safetensors")
         return {
             **lineage,
             "trained_until_ms": table.trained_until_ms,
@@ -60,4 +65,5 @@ def load_table(root: Path, name: str) -> ItemTable:
         table["likes"].to_numpy(),
         arrays["vectors"],
         manifest["trained_until_ms"],
+        Covisits(arrays[ROWS], arrays[WEIGHTS]) if ROWS in arrays else None,
     )

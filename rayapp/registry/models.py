@@ -130,7 +130,7 @@ def _load_model(root: Path, version: str, domain: Domain) -> LoadedModel:
         raise PublishError(f"{weights} is damaged ({reason}); restore the file or promote another model") from None
     table = load_table(root, manifest["item_table"])
     users = UserTable.of(read_users(root, domain), encoders.user)
-    inputs = FeatureTables.of(table, users, encoders, own, vocabulary.size, reads_weekday=config.reads_weekday)
+    inputs = FeatureTables.of(table, users, encoders, own, vocabulary.size, config=config)
     return LoadedModel(version, config, own.head_names, Scorer(ranker.eval(), inputs, calibration), table, own)
 
 

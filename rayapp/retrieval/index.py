@@ -141,6 +141,15 @@ class CandidateIndex:
         to_hidden, to_likes = ((vectors_NE[near] @ vectors_NE[rows].T).max(axis=1) for rows in (hidden, likes))
         return np.asarray(near[to_hidden > to_likes])
 
+    def beside(self, last: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
+        """The free rows with the largest co-visitation with the last items, as shares of the largest."""
+        if self.table.covisits is None:
+            return NO_ROWS, NO_SCORES
+        rows, weights = self.table.covisits.of_last_items(last)
+        rows, weights = rows[free_N[rows]], weights[free_N[rows]]
+        best = np.argsort(-weights, kind="stable")[:count]
+        return rows[best], (weights[best] / max(weights.max(initial=0.0), 1e-9)).astype(np.float32)
+
     def similar(self, item_hash: np.uint64, count: int, now_ms: int) -> tuple[Rows, Scores] | None:
         """The nearest rows that are available, without the item's own, and their cosines; None where the table does not
         hold the item, or it was deleted."""

@@ -26,6 +26,8 @@ class Need(enum.StrEnum):
     HISTORY = "history"
     """The user's; without it the source brings nothing."""
     VECTORS = "vectors"
+    COVISITS = "covisits"
+    """Which items are acted on beside each other: counted with the item table where a log has no shown lists."""
     STATISTICS = "statistics"
     """What people did up to the last step of the grid."""
     DATES = "dates"
@@ -47,6 +49,8 @@ class Tastes:
     """Those of them that were hidden among the last actions of all."""
     judged: Rows
     """The newest likes and hidden items together."""
+    last: Rows
+    """What was acted on last, in any way but a negative one, with a vector or without."""
 
 
 class Index(Protocol):
@@ -60,6 +64,10 @@ class Index(Protocol):
 
     def of_categories(self, likes: Rows, count: int, free_N: NDArray[np.bool_]) -> Rows:
         """Free rows of the likes' categories, the most popular of each by turns; up to `count`."""
+
+    def beside(self, last: Rows, count: int, free_N: NDArray[np.bool_]) -> tuple[Rows, Scores]:
+        """Free rows that people act on beside the last items, and how often, up to 1; none where the item table has not
+        counted it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,6 +137,10 @@ def _categories(pool: Pool, count: int) -> Found:
     return Found(row_K, pool.index.orders.popularity_N[row_K])
 
 
+def _beside(pool: Pool, count: int) -> Found:
+    return Found(*pool.index.beside(pool.tastes.last, count, pool.free_N))
+
+
 def _trending(pool: Pool, count: int) -> Found:
     row_K = first_free(pool.index.orders.trending, pool.free_N, count)
     return Found(row_K, pool.index.orders.trend_N[row_K])
@@ -156,6 +168,7 @@ POPULAR: Final = "popular"
 SOURCES: Final[dict[str, Source]] = {
     source.name: source
     for source in (
+        Source("beside", None, (HISTORY, Need.COVISITS), "what people act on beside the last items", _beside),
         Source("nearest", 0.35, (HISTORY, VECTORS), "neighbours of the newest likes, by turns", _nearest),
         Source("interests", 0.1, (HISTORY, VECTORS), "neighbours of likes that stand for older interests", _interests),
         Source(

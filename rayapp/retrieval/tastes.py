@@ -38,7 +38,8 @@ def tastes_of(table: ItemTable, history: History, vocabulary: Vocabulary) -> Tas
     liked = liked[~np.isin(liked, hidden)]
     older = liked[NUM_NEWEST:]
     interests, just_hidden = older[_medoids(table.vectors_NE[older])], _unique(row_E[:JUST][rejected_E[:JUST]])
-    return Tastes(liked[:NUM_NEWEST], interests, hidden[:NUM_HIDDEN], just_hidden, judged)
+    last = row_E[(row_E != ABSENT) & ~vocabulary.flags(kind=ActionKind.NEGATIVE)[history.action_E]]
+    return Tastes(liked[:NUM_NEWEST], interests, hidden[:NUM_HIDDEN], just_hidden, judged, last)
 
 
 def _medoids(vectors_LE: NDArray[np.float32]) -> list[int]:

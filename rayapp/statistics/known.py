@@ -84,7 +84,7 @@ class Statistics:
     def items(self, hash_N: Hashes, step_N: Ints) -> NDArray[np.float32]:
         """`[N, K]`: what was known of each item at the beginning of its step."""
         number_V, value_V = self.item_values.of_items(hash_N)
-        own_NSA = self._at(lambda part: part.items, hash_N, step_N)
+        own_NSA = self.counts(hash_N, step_N)
         value_VSA = self._at(lambda part: part.values, value_V, step_N[number_V])
         return self.columns.item(own_NSA, value_VSA, number_V, self._everything(step_N))
 
@@ -111,8 +111,11 @@ class Statistics:
 
     def positives(self, hash_N: Hashes, step_N: Ints) -> Floats:
         """`[N, S]`: positive actions on each item."""
-        own_NSA = self._at(lambda part: part.items, hash_N, step_N)
-        return own_NSA[:, :, self.columns.kinds_G[0]]
+        return self.counts(hash_N, step_N)[:, :, self.columns.kinds_G[0]]
+
+    def counts(self, hash_N: Hashes, step_N: Ints) -> Floats:
+        """`[N, S, A]`: impressions and each head's actions on each item."""
+        return self._at(lambda part: part.items, hash_N, step_N)
 
     def all_positives(self, step: int) -> tuple[Hashes, Floats]:
         """`([N], [N, S])`: the items that anything ever happened to, by hash, and the positive actions on each."""

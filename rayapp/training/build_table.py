@@ -9,23 +9,28 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.config import Domain
 from rayapp.features.content import Item
+from rayapp.model.covisits import Covisits
 from rayapp.model.item_table import ItemTable
 from rayapp.model.tower import fit_linear_tower
 from rayapp.pipeline.engagements import read_engagements
 from rayapp.registry.item_tables import publish_table
 from rayapp.root.catalogue import read_catalogue
 from rayapp.root.publish import PublishError
+from rayapp.training.covisits import count_covisits
 from rayapp.training.recall import recall_report
 from rayapp.training.two_tower import TowerConfig, train_two_tower
 
 
-def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, width: int, seed: int) -> ItemTable:
+def build_item_table(
+    root: Path, name: str, domain: Domain, *, until_ms: int, width: int, seed: int, covisits: bool = False
+) -> ItemTable:
     """Publishes `item_tables/<name>` with vectors that know nothing of `until_ms` or later.
 
     Where the catalogue has vectors they are taken, at their own width, and a tower learns to say them from content, for
     items that come without one. Else a tower of `width` is trained on positive actions.
 
-    Its manifest holds recall@20 on the engagements after `until_ms`, where the log has any.
+    With `covisits` it also holds what people act on beside each item. Its manifest holds recall@20 on the engagements
+    after `until_ms`, where the log has any.
     """
     catalogue = read_catalogue(root)
     items: list[Item] = catalogue.select([c for c in catalogue.column_names if c != "vector"]).to_pylist()
@@ -40,8 +45,9 @@ def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, wi
         tower = fit_linear_tower(items, domain.attributes, given, has_N.astype(np.float32))
         vectors_NE = np.where(has_N[:, None], given, tower.embed(items)).astype(np.float32)
     likes_N = np.bincount(train.item_P, minlength=len(items)).astype(np.int64)
+    beside = read_covisits(root, catalogue, domain, until_ms) if covisits else None
     try:
-        table = ItemTable.make(name, tower, items, likes_N, vectors_NE, until_ms)
+        table = ItemTable.make(name, tower, items, likes_N, vectors_NE, until_ms, beside)
     except ValueError as error:  # two items of one hash: the catalogue has to be mended
         raise PublishError(f"item table {name}: {error}") from None
     lineage = {
@@ -53,6 +59,12 @@ def build_item_table(root: Path, name: str, domain: Domain, *, until_ms: int, wi
     }
     publish_table(root, table, lineage)
     return table
+
+
+def read_covisits(root: Path, catalogue: pa.Table, domain: Domain, until_ms: int) -> Covisits:
+    """What people acted on beside each item before a moment."""
+    acts = read_engagements(root, catalogue, domain, all_but_negative=True)
+    return count_covisits(acts.before(until_ms), catalogue.num_rows)
 
 
 def given_vectors(catalogue: pa.Table) -> NDArray[np.float32] | None:

@@ -26,6 +26,7 @@ from rayapp.contracts.schema import fingerprint
 from rayapp.model.calibration import Calibration
 from rayapp.model.scorer import Scorer
 from rayapp.picture import draw_losses
+from rayapp.pipeline.made_lists import is_made_up
 from rayapp.pipeline.window_loader import WindowReader
 from rayapp.registry.models import publish_model
 from rayapp.revision import commit
@@ -186,6 +187,7 @@ def evaluate_and_publish(
             "examples_a_parameter": position["examples"] / begun.num_trained,
         },
     }
+    windows = (*run.train_windows, run.validation_window, run.test_window)
     lineage = {
         "created_at_ms": time.time_ns() // 1_000_000,
         "rayapp": __version__,
@@ -197,6 +199,7 @@ def evaluate_and_publish(
         "parent": run.init_from,
         "scope": run.preset.train.scope,
         "drawn": list(begun.drawn),
+        "made_up_lists": [name for name in windows if is_made_up(run.root, name)],
         "statistics": {"read": newest_statistics(run.root, domain), **settings_of(domain)},
         "device": device,
         "num_workers": run.num_workers,

@@ -93,7 +93,7 @@ def _fit_encoders(root: Path, table: ItemTable, domain: Domain) -> Encoders:
 
 def _read_inputs(root: Path, preset: Preset, table: ItemTable, domain: Domain, encoders: Encoders) -> FeatureTables:
     users = UserTable.of(read_users(root, domain), encoders.user)
-    return FeatureTables.of(table, users, encoders, domain, reads_weekday=preset.model.reads_weekday)
+    return FeatureTables.of(table, users, encoders, domain, config=preset.model)
 
 
 def _draw(preset: Preset, inputs: FeatureTables, domain: Domain) -> Ranker:
