@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rayapp.contracts.schema import ActionKind, Vocabulary
-from rayapp.features.seen import EVERYTHING, Seen
+from rayapp.features.seen import EVERYTHING, Seen, ShownItems
 from rayapp.features.sequence import History
 from rayapp.retrieval.caps import Values
 from rayapp.retrieval.index import CandidateIndex
@@ -21,6 +21,9 @@ from rayapp.retrieval.tastes import tastes_of
 
 SEEN_AGAIN: Final = "seen_again"
 """Marks what the user acted on before, where nothing else is left."""
+SHOWN_AGAIN: Final = "shown_again"
+"""Marks what rests because it was shown to the user, where too little else is left."""
+AGAIN: Final = (SHOWN_AGAIN, SEEN_AGAIN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,17 +78,19 @@ def fetch(
     query: Query,
     *,
     seen: Seen = EVERYTHING,
+    shown: ShownItems | None = None,
     capped: Iterable[str] = (),
 ) -> Candidates:
-    """As many items as asked for, or all that are left, then up to `query.fewest` that the user has `seen` before, each
-    with its values of the `capped` attributes.
+    """As many items as asked for, or all that are left, then up to `query.fewest` that rest because they were `shown`,
+    then that the user has `seen` before, each with its values of the `capped` attributes.
 
     `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. May be
     called from several threads.
     """
     allowed_N = index.allowed(query.now_ms, query.require, query.exclude_hash)
     seen_row_E = index.rows_of(history.item_hash_E[seen.counts(history, query.now_ms)])
-    chosen = _Chosen(index, allowed_N, seen_row_E)
+    resting_S = NO_ROWS if shown is None else index.rows_of(seen.resting(shown, query.now_ms))
+    chosen = _Chosen(index, allowed_N, np.concatenate([seen_row_E, resting_S]))
     pool = Pool(index, chosen.free_N, tastes_of(index.table, history, vocabulary), query.seed)
     reserved = sum(query.quota(name) for name in SOURCES)
     for name, source in SOURCES.items():
@@ -95,6 +100,9 @@ def fetch(
             count = query.num_candidates - len(chosen) - reserved
         if count > 0:
             chosen.take(name, source.fetch(pool, count))
+    if (count := query.fewest - len(chosen)) > 0:
+        rested_S = resting_S[allowed_N[resting_S] & ~np.isin(resting_S, seen_row_E)][::-1][:count]
+        chosen.take(SHOWN_AGAIN, Found(rested_S, np.zeros(len(rested_S), np.float32)))
     if (count := query.fewest - len(chosen)) > 0:
         again_N = np.zeros(len(allowed_N), bool)
         again_N[seen_row_E] = True

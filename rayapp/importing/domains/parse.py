@@ -5,7 +5,17 @@ from typing import Annotated, Any
 
 from pydantic import BeforeValidator, Field
 
-from rayapp.contracts.config import DAY_MS, FOREVER, HALF_LIVES_MS, MINUTE_MS, YEAR_2000_MS, Cap, Domain, Head
+from rayapp.contracts.config import (
+    DAY_MS,
+    FOREVER,
+    HALF_LIVES_MS,
+    MINUTE_MS,
+    REST_ITEMS,
+    YEAR_2000_MS,
+    Cap,
+    Domain,
+    Head,
+)
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Action, ActionKind, Attribute, AttributeKind, Vocabulary
 from rayapp.contracts.tables import AnyTable, Duration, ListOf, Moment, Table, duration_ms, read_table, read_toml
@@ -71,6 +81,8 @@ def _again_after_ms(value: Any) -> int | None:
 class _Seen(Table):
     actions: dict[str, Annotated[int, BeforeValidator(_seen_for_ms)]] = Field(default={})
     again_after: Annotated[int | None, BeforeValidator(_again_after_ms)] = 0
+    rest: Duration = 0
+    rest_items: int = REST_ITEMS
 
 
 class _Cap(Table):
@@ -163,6 +175,8 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         time_zone=file.time_zone,
         seen_ms=file.seen.actions,
         seen_again_after_ms=file.seen.again_after,
+        rest_ms=file.seen.rest,
+        rest_items=file.seen.rest_items,
         caps=_caps(file.caps),
         mix=file.mix,
     )
