@@ -38,10 +38,17 @@ class Service:
     keys: Keys
     keys_needed: bool
 
+    def __post_init__(self) -> None:
+        self._let_rest()
+
+    def _let_rest(self) -> None:
+        self.answers.rest_items = self.domain.rest_items if self.domain.rest_ms else 0
+
     def follow(self, domain: Domain) -> None:
         """All of it goes by another domain from now on."""
         self.domain = self.feed.domain = self.metrics.domain = domain
         self.book.follow(domain)
+        self._let_rest()
 
     async def any_key(self, request: Request, _bearer: Bearer, _header: Header) -> None:
         """Lets whoever has a key through.

@@ -70,6 +70,8 @@ def genres_as_number(domain: Domain) -> Domain:
         (given(seen_ms={"save": FOREVER, "click": 2 * DAY_MS}), 'seen.actions: – → { save = "forever", click = "2d" }',
          "within seconds"),
         (given(seen_again_after_ms=None), 'seen.again_after: "0s" → "forever"', "within seconds"),
+        (given(rest_ms=HOUR_MS), 'seen.rest: "0s" → "1h"', "before it was set"),
+        (given(rest_items=9), "seen.rest_items: 200 → 9", "within seconds"),
         (given(caps={"genres": Cap(most=2, of=10)}), "caps: – → { genres = 2 of 10 }", "within seconds"),
         (given(attribution_ms=HOUR_MS), 'attribution: "1d" → "1h"', "mixed windows"),
         (given(time_mask_ms=HOUR_MS), "time_mask: ", "next training"),

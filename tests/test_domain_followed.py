@@ -69,6 +69,7 @@ def test_an_api_follows_while_it_runs_and_old_models_answer_their_heads(api: Any
         assert (await graph.post("/v1/events", shared)).status_code == 422
         before = await graph.post("/v1/rank", {"user_id": "ann", "item_ids": ["i1", "i2"], "explain": True})
         apply_domain(graph.service.root, new, 1)
+        graph.service.stages.ranker._domain.refresh()  # as a call does that reads an appended action first
         await graph.api.follow(new)
         assert (await graph.post("/v1/events", shared)).json()["accepted"] == 1
         (row,) = (await graph.client.get("/v1/users/ann/sequence")).json()["events"]
@@ -221,3 +222,37 @@ def test_gates_hold_a_model_of_more_heads_against_the_champion_by_the_heads_of_b
         "mean feed score", "spread of the feed score", "predictions of save", "predictions of hide",
     }  # fmt: skip
     assert all(gate.passed for gate in gates), "the two say the same of the heads that both have"
+
+
+def test_shown_items_rest_from_the_moment_that_the_domain_says_so(api: Any, domain: Domain) -> None:
+    async def test(graph: Running) -> None:
+        async def feed(**more: Any) -> dict[str, str]:
+            answer = await graph.feed("ann", num_results=4, **more)
+            await graph.service.answers.requests.flush()
+            return {item["item_id"]: item["sources"][0] for item in answer["items"]}
+
+        first = await feed()
+        assert set(await feed()) == set(first), "off by default"
+        rests = dataclasses.replace(domain, rest_ms=HOUR_MS, rest_items=1_000)
+        apply_domain(graph.service.root, rests, 1)
+        await graph.api.follow(rests)
+        graph.service.stages.candidates._domain.refresh()
+        lists = [await feed() for _ in range(8)]
+        firsts = [item for one in lists[:7] for item in one]
+        assert len(set(firsts)) == 28, "nothing is shown twice while there are others"
+        assert set(lists[0]) <= set(first)
+        again = {item for item, source in lists[7].items() if source == "shown_again"}
+        assert again == set(list(lists[0])[-2:]), "only two were left that were never shown"
+        graph.service.live.popular = sorted(firsts)
+        graph.service.stages.candidates.fetch = broken  # type: ignore[method-assign]
+        degraded = await feed()
+        assert set(degraded.values()) == {"shown_again"}
+        assert set(degraded) <= set(lists[0]) | set(lists[1]), "what was shown longest ago"
+        graph.service.stages.sequences._store.erase("ann", 1 << 45)
+        assert len(graph.service.stages.sequences._store.lookup("ann", shown=True).shown.hash_S) == 0
+
+    api(test)
+
+
+async def broken(*_: Any) -> None:
+    raise RuntimeError("the stage died")

@@ -79,6 +79,7 @@ def test_a_setting_that_came_later_is_in_the_json_where_it_is_set(domain: Domain
     feeds = {"seen_ms": {"save": FOREVER}, "seen_again_after_ms": None, "caps": {"genres": Cap(most=2, of=10)}}
     feeds["mix"] = {"nearest": 0.5}
     feeds["calibration"] = CalibratedRanking(attribute="genres", weight=0.5)
+    feeds |= {"rest_ms": 5, "rest_items": 9}
     assert not set(LATER_FIELDS) & set(to_json(domain))
     assert from_json(Domain, to_json(domain)).half_lives_ms == HALF_LIVES_MS
     for name, value in {**changed, **feeds}.items():

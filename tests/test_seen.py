@@ -14,10 +14,10 @@ from rayapp.contracts.config import DAY_MS, FOREVER, HOUR_MS, Cap, Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.contracts.json_values import to_json
 from rayapp.contracts.schema import UNKNOWN
-from rayapp.features.seen import EVERYTHING, Seen
+from rayapp.features.seen import EVERYTHING, Seen, ShownItems
 from rayapp.features.sequence import History
 from rayapp.importing.domains.parse import DomainError, parse_domain
-from rayapp.retrieval.candidates import SEEN_AGAIN, Query, fetch
+from rayapp.retrieval.candidates import SEEN_AGAIN, SHOWN_AGAIN, Query, fetch
 from rayapp.retrieval.index import CandidateIndex
 from rayapp.root.places import ROOT_FILE
 from rayapp.root.publish import read_json, write_json
@@ -50,6 +50,27 @@ def shown(
     index = CandidateIndex(table_of([item(n) for n in range(num_items)]))
     query = Query(num_candidates=20, now_ms=NOW, mix={}, fewest=fewest)
     return by_source(fetch(index, past, domain.vocabulary, query, seen=seen))
+
+
+def test_what_was_shown_rests_and_what_was_shown_longest_ago_comes_first_where_little_is_left(domain: Domain) -> None:
+    seen = Seen.of(dataclasses.replace(domain, seen_ms={"save": FOREVER}, rest_ms=HOUR_MS))
+    ages_ms = {7: 0, 6: 10, 1: 20, 5: HOUR_MS - 1, 4: HOUR_MS}  # item 1 was saved, item 2 was hidden
+    lists = ShownItems(
+        np.array([hash64(f"i{n}") for n in ages_ms], np.uint64), np.array([NOW - age for age in ages_ms.values()])
+    )
+    index = CandidateIndex(table_of([item(n) for n in range(8)]))
+
+    def found(fewest: int, shown: ShownItems | None = lists, rule: Seen = seen) -> dict[str, list[str]]:
+        query = Query(num_candidates=20, now_ms=NOW, mix={}, fewest=fewest)
+        return by_source(fetch(index, PAST, domain.vocabulary, query, seen=rule, shown=shown))
+
+    assert {source: sorted(items) for source, items in found(0).items()} == {"popular": ["i0", "i3", "i4"]}
+    assert found(5)[SHOWN_AGAIN] == ["i5", "i6"], "least recently shown first, and only as many as lack"
+    assert found(8)[SHOWN_AGAIN] == ["i5", "i6", "i7"]
+    assert found(8)[SEEN_AGAIN] == ["i1"], "what was acted on comes behind"
+    assert sorted(found(0, None)["popular"]) == ["i0", "i3", "i4", "i5", "i6", "i7"]
+    off = dataclasses.replace(seen, rest_ms=0)
+    assert found(0, lists, off) == found(0, None)
 
 
 def test_unless_told_otherwise_every_action_counts_for_good(domain: Domain) -> None:

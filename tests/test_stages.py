@@ -79,7 +79,7 @@ def test_too_much_that_waits_is_refused_and_a_failure_is_told(store: Held, monke
         assert commits.failure(10) == "the disk is gone"
         assert commits.failure(0) is None
 
-    def broken(rows: Any) -> None:
+    def broken(rows: Any, rest_items: int) -> None:
         raise StoreError("the disk is gone")
 
     asyncio.run(session())

@@ -207,7 +207,7 @@ def test_an_agreement_names_a_cursor_for_each_bucket(store: Store, step: int, cu
 def test_the_oldest_agreements_go_and_are_never_made_anew(
     make_store: MakeStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("lmdb", "redis"):
+    for name in ("lmdb_agreements", "redis"):
         monkeypatch.setattr(f"rayapp.store.{name}.KEPT_STEPS", 3)
     last, store = (1 << 53) - 1, make_store()
     for step in (4, 2, 6, 8, last):
@@ -366,6 +366,50 @@ def test_a_store_that_is_open_takes_appended_actions(make_store: MakeStore, doma
     with pytest.raises(StoreError, match="may only be appended"):
         store.follow(Vocabulary(domain.vocabulary.actions[::-1]))
     assert store.vocabulary == grown
+
+
+def shown_row(user: str, at: int, *items: str) -> dict[str, Any]:
+    return {"request_id": f"{user}-{at}", "user_id": user, "timestamp_ms": at, "item_ids": list(items)}
+
+
+def shown_of(store: Store, user: str) -> list[tuple[int, int]]:
+    found = store.lookup(user, shown=True).shown
+    return list(zip(found.hash_S.tolist(), found.at_ms_S.tolist(), strict=True))
+
+
+def test_shown_items_are_kept_beside_the_sequence_where_they_rest(make_store: MakeStore) -> None:
+    store = make_store()
+    store.log_requests([shown_row("u", T0, "a", "b")])
+    assert shown_of(store, "u") == [], "off by default"
+    store.log_requests(
+        [shown_row("u", T0, "a", "b"), shown_row("v", T0, "x"), shown_row("u", T0 + 1, "c", "a", "c")], 3
+    )
+    assert shown_of(store, "u") == [(hash64("c"), T0 + 1), (hash64("a"), T0 + 1), (hash64("b"), T0)]
+    store.log_requests([shown_row("u", T0 + 2, "d")], 3)
+    assert shown_of(store, "u")[0] == (hash64("d"), T0 + 2)
+    assert [item for item, _ in shown_of(store, "u")] == [hash64(item) for item in "dca"], "the last three stay"
+    assert len(store.lookup("u").shown.hash_S) == 0, "nobody asked"
+    assert store.stats().outbox_rows == 5
+    store.erase("u", T0 + 2)
+    store.log_requests([shown_row("u", T0 + 1, "late")], 3)
+    assert shown_of(store, "u") == [], "erased, and what was shown before stays out"
+    store.log_requests([shown_row("u", T0 + 3, "e")], 3)
+    assert shown_of(store, "u") == [(hash64("e"), T0 + 3)]
+    assert shown_of(store, "v") == [(hash64("x"), T0)]
+
+
+LISTS = st.lists(st.lists(st.sampled_from("abcdefg"), max_size=6), max_size=12)
+
+
+@given(LISTS, st.integers(1, 5))
+@settings(deadline=None, max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_both_back_ends_keep_the_same_shown_items(make_store: MakeStore, lists: list[list[str]], keep: int) -> None:
+    store, user, expected = make_store(), uuid.uuid4().hex, dict[str, int]()
+    for n, items in enumerate(lists):
+        store.log_requests([shown_row(user, T0 + n, *items)], keep)
+        newer = dict.fromkeys(items, T0 + n)
+        expected = dict(list({**newer, **{i: at for i, at in expected.items() if i not in newer}}.items())[:keep])
+    assert shown_of(store, user) == [(hash64(item), at) for item, at in expected.items()]
 
 
 def test_a_store_keeps_its_identity_and_no_two_share_one(make_store: MakeStore, tmp_path: Path, domain: Domain) -> None:

@@ -202,7 +202,7 @@ def redis_port(tmp_path_factory: pytest.TempPathFactory) -> Iterator[int]:
 @pytest.fixture(autouse=True)
 def few_agreements(monkeypatch: pytest.MonkeyPatch) -> None:
     """So that old ones go."""
-    for name in ("lmdb", "redis"):
+    for name in ("lmdb_agreements", "redis"):
         monkeypatch.setattr(f"rayapp.store.{name}.KEPT_STEPS", KEPT)
 
 

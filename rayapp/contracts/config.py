@@ -30,6 +30,7 @@ FOREVER: Final = 0
 """The half-life of a count that does not fade."""
 HALF_LIVES_MS: Final = (HOUR_MS, DAY_MS, 7 * DAY_MS, FOREVER)
 """Of a domain that says nothing else."""
+REST_ITEMS: Final = 200
 LATER_FIELDS: Final = {
     "half_lives_ms": HALF_LIVES_MS,
     "statistics_step_ms": 10 * MINUTE_MS,
@@ -41,11 +42,16 @@ LATER_FIELDS: Final = {
     "caps": {},
     "mix": {},
     "calibration": None,
+    "rest_ms": 0,
+    "rest_items": REST_ITEMS,
 }
 """Fields that a domain's JSON leaves out at their default: versions are named by it, and keep their names."""
-SERVED_FIELDS: Final = frozenset({"seen_ms", "seen_again_after_ms", "caps", "mix", "calibration"})
+SERVED_FIELDS: Final = frozenset(
+    {"seen_ms", "seen_again_after_ms", "caps", "mix", "calibration", "rest_ms", "rest_items"}
+)
 """Fields that only feeds go by: what was trained before they changed stays what it is, under its name."""
 MAX_CAPPED: Final = 500
+MAX_REST_ITEMS: Final = 1_000
 MAX_HALF_LIVES: Final = 4
 """Every half-life is as many more columns of every count."""
 
@@ -137,6 +143,10 @@ class Domain:
     not count, but negative ones, which do for good. Empty: every action counts for good."""
     seen_again_after_ms: int | None = 0
     """Where nothing else is left, what was seen comes back so long after the last action on it; None: never."""
+    rest_ms: int = 0
+    """For so long after it was shown an item stays out of the user's feeds; 0: shown items don't rest."""
+    rest_items: int = REST_ITEMS
+    """Of each user's shown items so many, the last, are kept for it."""
     caps: dict[str, Cap] = field(default_factory=dict)
     """Categorical attribute of items -> how many of one value a list may hold."""
     mix: dict[str, float] = field(default_factory=dict)
@@ -187,6 +197,8 @@ class Domain:
             raise ValueError(f"seen names {sorted(unknown)}, no action; there are {list(self.vocabulary.names)}")
         if any(lasts_ms < 0 for lasts_ms in self.seen_ms.values()) or (self.seen_again_after_ms or 0) < 0:
             raise ValueError("what counts as seen must last for some time, not less than none")
+        if self.rest_ms < 0 or not 1 <= self.rest_items <= MAX_REST_ITEMS:
+            raise ValueError(f"seen: rest must not be negative, and rest_items be from 1 to {MAX_REST_ITEMS}")
         categories = [a.name for a in self.attributes if a.kind is AttributeKind.CATEGORIES]
         if unknown := set(self.caps) - set(categories):
             raise ValueError(f"caps names {sorted(unknown)}, no categorical attribute of the items; {categories} are")

@@ -106,6 +106,8 @@ RULES: Final[dict[str, _Rule]] = {
     "seen_again_after_ms": _Rule(
         "seen.again_after", lambda value: '"forever"' if value is None else _lasts(value), FEEDS
     ),
+    "rest_ms": _Rule("seen.rest", _lasts, f"{FEEDS}. What was shown before it was set does not rest"),
+    "rest_items": _Rule("seen.rest_items", str, FEEDS),
     "caps": _Rule("caps", lambda value: _table(value, lambda cap: f"{cap.most} of {cap.of}"), FEEDS),
     "mix": _Rule("mix", lambda value: _table(value, "{:g}".format), FEEDS),
     "calibration": _Rule(

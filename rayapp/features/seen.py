@@ -1,6 +1,6 @@
 """Which of a user's actions mean that they have seen an item, for how long, and when it may be shown again.
 
-Shapes: E actions of a history, A action ids.
+Shapes: E actions of a history, A action ids, S shown items.
 """
 
 from dataclasses import dataclass
@@ -17,6 +17,18 @@ ALWAYS_MS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
+class ShownItems:
+    """Of one user, the one shown last first."""
+
+    hash_S: NDArray[np.uint64]
+    at_ms_S: Ints
+
+    @staticmethod
+    def none() -> "ShownItems":
+        return ShownItems(np.zeros(0, np.uint64), np.zeros(0, np.int64))
+
+
+@dataclass(frozen=True, slots=True)
 class Seen:
     """A domain's rule."""
 
@@ -24,12 +36,18 @@ class Seen:
     """By action id: for so long after the action an item is left out of feeds. None: after every action, for good."""
     again_after_ms: int
     """What was seen comes back, where nothing else is left, so long after the last action on it."""
+    rest_ms: int = 0
+    """What was shown rests so long; 0: not at all."""
 
     @classmethod
     def of(cls, domain: Domain) -> Self:
         again_after_ms = ALWAYS_MS if domain.seen_again_after_ms is None else domain.seen_again_after_ms
         lasts_ms_A = _lasts(domain.vocabulary, domain.seen_ms) if domain.seen_ms else None
-        return cls(lasts_ms_A, again_after_ms)
+        return cls(lasts_ms_A, again_after_ms, domain.rest_ms)
+
+    def resting(self, shown: ShownItems, now_ms: int) -> NDArray[np.uint64]:
+        """Hashes of the items that rest now, the one shown last first."""
+        return shown.hash_S[now_ms - shown.at_ms_S < self.rest_ms]
 
     def counts(self, history: History, now_ms: int) -> NDArray[np.bool_]:
         """`[E]`: the actions whose items must not be shown now."""

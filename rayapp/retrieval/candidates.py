@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from rayapp.contracts.schema import ActionKind, Vocabulary
 from rayapp.features.content import Item
-from rayapp.features.seen import EVERYTHING, Seen
+from rayapp.features.seen import EVERYTHING, Seen, ShownItems
 from rayapp.features.sequence import History
 from rayapp.retrieval.caps import Values
 from rayapp.retrieval.index import CandidateIndex
@@ -22,6 +22,9 @@ from rayapp.retrieval.tastes import SAME_INTEREST, tastes_of
 
 SEEN_AGAIN: Final = "seen_again"
 """Marks what the user acted on before, where nothing else is left."""
+SHOWN_AGAIN: Final = "shown_again"
+"""Marks what rests because it was shown to the user, where too little else is left."""
+AGAIN: Final = (SHOWN_AGAIN, SEEN_AGAIN)
 
 
 class Judged(NamedTuple):
@@ -88,10 +91,11 @@ def fetch(
     query: Query,
     *,
     seen: Seen = EVERYTHING,
+    shown: ShownItems | None = None,
     capped: Iterable[str] = (),
 ) -> Candidates:
-    """As many items as asked for, or all that are left, then up to `query.fewest` that the user has `seen` before, each
-    with its values of the `capped` attributes.
+    """As many items as asked for, or all that are left, then up to `query.fewest` that rest because they were `shown`,
+    then that the user has `seen` before, each with its values of the `capped` attributes.
 
     `history` is the user's, newest first. Without likes nothing is near, and popular items take the place. What lies
     near a just hidden item, and not nearer to a like, comes only where nothing else new is left. May be called from
@@ -99,7 +103,8 @@ def fetch(
     """
     allowed_N = index.allowed(query.now_ms, query.require, query.exclude_hash)
     seen_row_E = index.rows_of(history.item_hash_E[seen.counts(history, query.now_ms)])
-    chosen = _Chosen(index, allowed_N, seen_row_E)
+    resting_S = NO_ROWS if shown is None else index.rows_of(seen.resting(shown, query.now_ms))
+    chosen = _Chosen(index, allowed_N, np.concatenate([seen_row_E, resting_S]))
     tastes = tastes_of(index.table, history, vocabulary)
     kept_away = index.around(tastes.just_hidden, tastes.newest, SAME_INTEREST, chosen.free_N)
     chosen.free_N[kept_away] = False
@@ -115,6 +120,9 @@ def fetch(
     if len(kept_away) and (count := query.fewest - len(chosen)) > 0:
         chosen.free_N[kept_away] = True
         chosen.take(POPULAR, SOURCES[POPULAR].fetch(pool, count))
+    if (count := query.fewest - len(chosen)) > 0:
+        rested_S = resting_S[allowed_N[resting_S] & ~np.isin(resting_S, seen_row_E)][::-1][:count]
+        chosen.take(SHOWN_AGAIN, Found(rested_S, np.zeros(len(rested_S), np.float32)))
     if (count := query.fewest - len(chosen)) > 0:
         again_N = np.zeros(len(allowed_N), bool)
         again_N[seen_row_E] = True

@@ -32,12 +32,14 @@ class AnswerLog:
 
     def __init__(self, stages: Stages, live: Live, measures: Measures) -> None:
         self._stages, self._live, self._measures = stages, live, measures
+        self.rest_items = 0
+        """Shown items of a user that are kept along; 0 where the domain lets none rest."""
         self.requests = RequestLog(self._send, measures.rows_lost)
         self.shadows: set[asyncio.Task[None]] = set()
         """Answers that the shadow is scoring now."""
 
     async def _send(self, rows: Sequence[Row]) -> None:
-        await self._stages.sequences.log_requests(rows)
+        await self._stages.sequences.log_requests(rows, self.rest_items)
 
     async def add(self, answer: Answer) -> None:
         """Waits for nothing; a coroutine, because FastAPI would run a function on a thread."""

@@ -4,6 +4,7 @@ import asyncio
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -93,9 +94,8 @@ class CandidateStage:
         if index is None:
             return None
         domain = self._domain.knowing(user.history.action_E)
-        return await asyncio.to_thread(
-            fetch, index, user.history, domain.vocabulary, query, seen=Seen.of(domain), capped=domain.caps
-        )
+        rules = partial(fetch, seen=Seen.of(domain), shown=user.shown, capped=domain.caps)
+        return await asyncio.to_thread(rules, index, user.history, domain.vocabulary, query)
 
     async def popular(self, version: str, now_ms: int) -> list[str] | None:
         """The most popular items: what the ingress shows when no candidates come."""

@@ -19,7 +19,7 @@ from rayapp.contracts.config import Domain
 from rayapp.contracts.hashing import hash64
 from rayapp.experiments.assignment import Assignment
 from rayapp.features.seen import Seen
-from rayapp.retrieval.candidates import SEEN_AGAIN, Candidates, Query
+from rayapp.retrieval.candidates import AGAIN, SEEN_AGAIN, SHOWN_AGAIN, Candidates, Query
 from rayapp.retrieval.sources import POPULAR, default_mix
 from rayapp.serving.blend import Ranked, blend, in_order, shuffled
 from rayapp.serving.candidate_stage import Described
@@ -140,7 +140,10 @@ class Feed:
         run = Run(ask.deadline_ms / 1000)
         arm = self._arms.arm_of(ask.user_id, ask.at_ms)
         versions = self.live.versions_for(arm.alias if arm else None)
-        user = await run.stage("store", STORE_UNTIL, lambda: self._stages.sequences.lookup(ask.user_id))
+        lookup, rests = self._stages.sequences.lookup, self.domain.rest_ms > 0
+        user = await run.stage(
+            "store", STORE_UNTIL, lambda: lookup(ask.user_id, True) if rests else lookup(ask.user_id)
+        )
         user = user or UserSequence.unknown()
         query = self._query(ask, arm)
         found = await run.with_model(
@@ -248,13 +251,17 @@ class Feed:
         hidden = {hash64(item_id) for item_id in ask.exclude} | set(ask.page.shown_hash_S.tolist())
         hashes = {} if ask.require else {item_id: hash64(item_id) for item_id in self.live.popular}
         allowed = [item_id for item_id, item_hash in hashes.items() if item_hash not in hidden]
-        fresh = [i for i in allowed if i not in seen][: ask.num_candidates]
+        rests = {item_hash: -n for n, item_hash in enumerate(rule.resting(user.shown, ask.at_ms).tolist())}
+        fresh = [i for i in allowed if i not in seen and hashes[i] not in rests][: ask.num_candidates]
+        rested = sorted((i for i in allowed if i not in seen and hashes[i] in rests), key=lambda i: rests[hashes[i]])
+        rested = rested[: max(ask.num_results - len(fresh), 0)]
         again = sorted((i for i in allowed if i in seen and i not in lately), key=lambda i: last_seen[i])
-        again = again[: max(ask.num_results - len(fresh), 0)]
-        sources = [POPULAR] * len(fresh) + [SEEN_AGAIN] * len(again)
+        again = again[: max(ask.num_results - len(fresh) - len(rested), 0)]
+        sources = [POPULAR] * len(fresh) + [SHOWN_AGAIN] * len(rested) + [SEEN_AGAIN] * len(again)
+        chosen = [*fresh, *rested, *again]
         score_C = np.linspace(1.0, 0.0, len(sources), endpoint=False, dtype=np.float32)
-        item_hash_C = np.array([hashes[item_id] for item_id in fresh + again], np.uint64)
-        return Candidates(fresh + again, item_hash_C, sources, score_C, np.ones(len(sources), np.float32))
+        item_hash_C = np.array([hashes[item_id] for item_id in chosen], np.uint64)
+        return Candidates(chosen, item_hash_C, sources, score_C, np.ones(len(sources), np.float32))
 
     @staticmethod
     def _items_of(user: UserSequence, chosen_E: NDArray[np.bool_]) -> set[str]:
@@ -266,7 +273,7 @@ class Feed:
         if random_order:
             order = shuffled(len(found.item_ids), hash64(ask.request_id))[0][: ask.num_results]
             return [Ranked(int(c), 0.0) for c in order]
-        again_C = np.array([source == SEEN_AGAIN for source in found.sources], bool)  # new items first
+        again_C = np.array([source in AGAIN for source in found.sources], bool)  # new items first
         caps = self.domain.caps
         if ranking is None:
             return in_order(found.score_C, ask.num_results, again_C=again_C, caps=caps, values=found.values)

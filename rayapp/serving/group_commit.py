@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Final
 
 from rayapp.contracts.schema import Event
@@ -27,6 +28,7 @@ class GroupCommit:
         self._pending: list[tuple[list[Event], asyncio.Future[list[AppendStatus]]]] = []
         self._pending_events = 0
         self._rows: list[tuple[Sequence[dict[str, Any]], asyncio.Future[None]]] = []
+        self._rest_items = 0
         self._writer: asyncio.Task[None] | None = None
         self._failure: tuple[float, str] | None = None
 
@@ -45,8 +47,9 @@ class GroupCommit:
         self._wake()
         return await future
 
-    async def log_requests(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Puts rows of the request log into the outbox."""
+    async def log_requests(self, rows: Sequence[dict[str, Any]], rest_items: int = 0) -> None:
+        """Puts rows of the request log into the outbox; of each user the last `rest_items` shown items are kept."""
+        self._rest_items = rest_items
         future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._rows.append((rows, future))
         self._wake()
@@ -68,7 +71,7 @@ class GroupCommit:
                 await self._commit_events()
             if self._rows:
                 groups, self._rows = self._rows, []
-                if await self._write(groups, self._store.log_requests):
+                if await self._write(groups, partial(self._store.log_requests, rest_items=self._rest_items)):
                     for _, future in groups:
                         _answer(future, None)
 

@@ -50,8 +50,8 @@ class RankingStage:
             for statistics in self._statistics.values():
                 statistics.refresh()
         finally:
-            if self._domain.refresh():
-                self._shelf.follow(self._domain.now)
+            self._domain.refresh()
+            self._shelf.follow(self._domain.now)  # a call that knew of it first may have read it
             self._shelf.refresh()
             read = {reading_of(domain) for domain in self._shelf.domains}
             self._statistics = {reading: each for reading, each in self._statistics.items() if reading in read}

@@ -52,9 +52,9 @@ class SequenceStage:
         if self._domain.now.vocabulary != self._store.vocabulary:
             self._store.follow(self._domain.now.vocabulary)
 
-    async def log_requests(self, rows: Sequence[dict[str, Any]]) -> None:
-        """Puts rows of the request log into the outbox."""
-        await self._commits.log_requests(rows)
+    async def log_requests(self, rows: Sequence[dict[str, Any]], rest_items: int = 0) -> None:
+        """Puts rows of the request log into the outbox; of each user the last `rest_items` shown items are kept."""
+        await self._commits.log_requests(rows, rest_items)
 
     def _accepted(self, events: list[Event]) -> None:
         if events and (self._measuring is None or self._measuring.done()):
@@ -71,8 +71,9 @@ class SequenceStage:
             if hash64(event.event_id) in found.history.event_hash_E:
                 self._freshness_ms(max(time.time_ns() // 1_000_000 - event.received_at_ms, 0))
 
-    async def lookup(self, user_id: str) -> UserSequence:
-        return await asyncio.to_thread(self._store.lookup, user_id)
+    async def lookup(self, user_id: str, shown: bool = False) -> UserSequence:
+        """`shown`: with the items shown last."""
+        return await asyncio.to_thread(self._store.lookup, user_id, shown=shown)
 
     async def problem(self) -> str | None:
         """Why the store does not answer, or why writing failed in the last FAILED_FOR_S; None while all is well."""

@@ -72,8 +72,8 @@ class ModelShelf:
 
     def follow(self, domain: Domain) -> None:
         """What is loaded from now on is checked against it, and what was refused is tried again."""
-        self._domain = domain
-        self._refusals = Refusals()
+        if domain != self._domain:
+            self._domain, self._refusals = domain, Refusals()
 
     def get(self, version: str) -> LoadedModel | None:
         """The model, or None when this replica does not hold it (yet)."""

@@ -10,11 +10,12 @@ of `tests/test_store.py`, whose tests are what a store must do.
 
 import enum
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final, Protocol
 
 from rayapp.contracts.errors import RayappError
 from rayapp.contracts.schema import Event, Vocabulary
+from rayapp.features.seen import ShownItems
 from rayapp.features.sequence import History
 from rayapp.root.places import EVENTS, REQUESTS
 
@@ -53,6 +54,8 @@ class UserSequence:
     item_ids: tuple[str, ...]
     watermark: int
     """The last commit_seq of the user's bucket at the read."""
+    shown: ShownItems = field(default_factory=ShownItems.none)
+    """Where they were asked for."""
 
     @staticmethod
     def unknown(watermark: int = 0) -> "UserSequence":
@@ -131,8 +134,11 @@ class SequenceStore(Protocol):
             StoreError: they can't be made durable now; the same holds.
         """
 
-    def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
-        """The user's stored events, newest first, with `timestamp_ms < before_ms`; empty for an unknown user."""
+    def lookup(
+        self, user_id: str, *, before_ms: int | None = None, limit: int | None = None, shown: bool = False
+    ) -> UserSequence:
+        """The user's stored events, newest first, with `timestamp_ms < before_ms`; empty for an unknown user. `shown`:
+        with the items shown last."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -156,8 +162,9 @@ class Outbox(Protocol):
     def identity(self) -> str:
         """Made with the store and unlike any other's: a store that takes a lost one's place counts from anew."""
 
-    def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
-        """Puts rows of the request log into the outbox.
+    def log_requests(self, requests: Sequence[dict[str, Any]], rest_items: int = 0) -> None:
+        """Puts rows of the request log into the outbox, and what they showed beside their users' sequences, of which
+        the last `rest_items` stay.
 
         Raises:
             OutboxFull: as for `append`.

@@ -1,8 +1,9 @@
 """What both back ends do alike: what a store says of itself, and what a lookup answers."""
 
+import itertools
 import json
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import fields
 from typing import Any, Final
 
@@ -11,6 +12,7 @@ import numpy as np
 from rayapp.contracts.schema import Event, Vocabulary
 from rayapp.store import KEPT_STEPS, StepTooOld, StoreError, UserSequence
 from rayapp.store.packed import EMPTY, FORMAT, unpack
+from rayapp.store.shown import unpack_shown
 
 MEND: Final = "Move it away and run `rayapp store rebuild`: it is restored from the log"
 
@@ -55,15 +57,25 @@ def refuse_other(where: str, found: dict[str, Any], wanted: dict[str, Any]) -> N
         )
 
 
-def sequence_of(stored: bytes | None, watermark: int, before_ms: int | None, limit: int | None) -> UserSequence:
-    """A stored value as a lookup answers it."""
+def sequence_of(
+    stored: bytes | None, watermark: int, before_ms: int | None, limit: int | None, shown: bytes | None = None
+) -> UserSequence:
+    """A stored value, and that of what was shown, as a lookup answers them."""
     try:
         history, item_ids = unpack(stored or EMPTY)
+        shown_items = unpack_shown(shown)
     except ValueError as error:  # numpy's and UTF-8's word for bytes that are no such value
         raise StoreError(f"a stored sequence is damaged ({error}). {MEND}") from None
     keep = np.flatnonzero(history.timestamp_ms_E < before_ms) if before_ms is not None else np.arange(len(history))
     keep = keep[:limit]
-    return UserSequence(history.take(keep), tuple(item_ids[i] for i in keep), watermark)
+    return UserSequence(history.take(keep), tuple(item_ids[i] for i in keep), watermark, shown_items)
+
+
+def chunks(events: Iterable[Event], size: int) -> Iterator[list[Event]]:
+    """The events, `size` at a time."""
+    rest = iter(events)
+    while chunk := list(itertools.islice(rest, size)):
+        yield chunk
 
 
 def checked_cursors(cursors: Sequence[int], num_buckets: int) -> tuple[int, ...]:

@@ -4,6 +4,7 @@ Databases (keys big-endian, so that byte order is number order):
     meta       "store" -> JSON: format, id, num_buckets, vocabulary, cap; "restored_to" -> manifest number
     counters   bucket -> last commit_seq; "items" -> last item sequence number
     sequences  user_id -> packed events, newest first (`packed.py`)
+    shown      user_id -> items shown last (`shown.py`), where the domain lets them rest
     erased     user_id -> events up to this packed time are not taken
     outbox     bucket, commit_seq -> kind and value as JSON
     agreed     time step -> cursors as JSON
@@ -25,7 +26,6 @@ from rayapp.contracts.schema import FIRST_ACTION_ID, UNKNOWN, Event, Vocabulary,
 from rayapp.root.publish import sync_file
 from rayapp.store import (
     DEFAULT_CAP,
-    KEPT_STEPS,
     AppendStatus,
     Committed,
     ItemChange,
@@ -42,20 +42,33 @@ from rayapp.store.contents import (
     checked_cursors,
     checked_limit,
     checked_step,
+    chunks,
     description,
     encoded,
     event_value,
     refuse_other,
     sequence_of,
-    too_old,
 )
+from rayapp.store.lmdb_agreements import agree_on, agreed_after
 from rayapp.store.lmdb_outbox import OUTBOX_KEY, committed, rows_of
 from rayapp.store.packed import EMPTY, head, insert, packed_time
+from rayapp.store.shown import shows, with_shown
 
 FIRST_MAP_BYTES: Final = 1 << 30
 """Address space, not memory or disk: the file grows only as it fills, and the map doubles when it is used up."""
 DEFAULT_MAX_OUTBOX: Final = 5_000_000
-DATABASES: Final = ("meta", "counters", "sequences", "erased", "outbox", "items", "item_log", "users", "agreed")
+DATABASES: Final = (
+    "meta",
+    "counters",
+    "sequences",
+    "erased",
+    "outbox",
+    "items",
+    "item_log",
+    "users",
+    "agreed",
+    "shown",
+)
 _NUMBER: Final = struct.Struct(">Q")
 _REBUILD_EVENTS: Final = 10_000
 _INLINE: Final = 2_030
@@ -152,13 +165,7 @@ class LmdbStore:
         return self._writing(lambda txn: self._append(txn, events, outbox=True))
 
     def rebuild(self, events: Iterable[Event]) -> int:
-        new, chunk = 0, list[Event]()
-        for event in events:
-            chunk.append(event)
-            if len(chunk) == _REBUILD_EVENTS:
-                new += self._rebuild(chunk)
-                chunk = []
-        return new + self._rebuild(chunk)
+        return sum(map(self._rebuild, chunks(events, _REBUILD_EVENTS)))
 
     def _rebuild(self, events: list[Event]) -> int:
         return self._writing(lambda txn: self._append(txn, events, outbox=False)).count(AppendStatus.ACCEPTED)
@@ -204,8 +211,16 @@ class LmdbStore:
         self._put_last(txn, last)
         return outcomes
 
-    def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
-        self._writing(lambda txn: self._commit(txn, OutboxKind.REQUEST, requests))
+    def log_requests(self, requests: Sequence[dict[str, Any]], rest_items: int = 0) -> None:
+        def write(txn: lmdb.Transaction) -> None:
+            self._commit(txn, OutboxKind.REQUEST, requests)
+            for user_id, at, hashes in shows(requests) if rest_items else ():
+                key = user_id.encode()
+                if at > (self._get(txn, "erased", key) or b""):
+                    stored = with_shown(self._get(txn, "shown", key) or b"", at, hashes, rest_items)
+                    txn.put(key, stored, db=self._db["shown"])
+
+        self._writing(write)
 
     def _commit(self, txn: lmdb.Transaction, kind: OutboxKind, values: Sequence[dict[str, Any]]) -> None:
         self._refuse_overflow(txn, len(values))
@@ -234,11 +249,14 @@ class LmdbStore:
         body = f'["{kind}",{encoded(value)}]'.encode()
         txn.put(OUTBOX_KEY.pack(bucket, commit_seq), body, db=self._db["outbox"])
 
-    def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
+    def lookup(
+        self, user_id: str, *, before_ms: int | None = None, limit: int | None = None, shown: bool = False
+    ) -> UserSequence:
+        key = user_id.encode()
         with self._reading() as txn:
             watermark = self._last(txn, bucket_of(user_id, self.num_buckets))
-            stored = self._get(txn, "sequences", user_id.encode())
-        return sequence_of(stored, watermark, before_ms, limit)
+            stored, items = self._get(txn, "sequences", key), self._get(txn, "shown", key) if shown else None
+        return sequence_of(stored, watermark, before_ms, limit, items)
 
     def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
         while self._writing(lambda txn: self._acknowledge(txn, bucket, cursor)):
@@ -281,27 +299,12 @@ class LmdbStore:
     # ---- agreements ------------------------------------------------------------------------------------------------
 
     def agree(self, step: int, cursors: Sequence[int]) -> tuple[int, ...]:
-        key, named = _NUMBER.pack(checked_step(step)), checked_cursors(cursors, self.num_buckets)
-
-        def write(txn: lmdb.Transaction) -> tuple[int, ...]:
-            if kept := self._get(txn, "agreed", key):
-                return tuple(json.loads(kept))
-            oldest = txn.cursor(db=self._db["agreed"])
-            if txn.stat(self._db["agreed"])["entries"] >= KEPT_STEPS and oldest.first():
-                if key < bytes(oldest.key()):
-                    raise too_old(step)
-                oldest.delete()
-            txn.put(key, json.dumps(named).encode(), db=self._db["agreed"])
-            return named
-
-        return self._writing(write)
+        named = checked_cursors(cursors, self.num_buckets)
+        return self._writing(lambda txn: agree_on(txn, self._db["agreed"], checked_step(step), named))
 
     def agreed(self, after_step: int = -1) -> dict[int, tuple[int, ...]]:
         with self._reading() as txn:
-            rows = txn.cursor(db=self._db["agreed"])
-            found = rows.set_range(_NUMBER.pack(max(after_step + 1, 0)))
-            kept = [(bytes(key), bytes(value)) for key, value in rows.iternext()] if found else []
-        return {_NUMBER.unpack(key)[0]: tuple(json.loads(value)) for key, value in kept}
+            return agreed_after(txn, self._db["agreed"], after_step)
 
     # ---- users and items -------------------------------------------------------------------------------------------
 
@@ -309,7 +312,7 @@ class LmdbStore:
         key = user_id.encode()
 
         def write(txn: lmdb.Transaction) -> None:
-            for name in ("sequences", "users"):
+            for name in ("sequences", "users", "shown"):
                 txn.delete(key, db=self._db[name])
             latest = max(packed_time(at_ms), self._get(txn, "erased", key) or b"")
             txn.put(key, latest, db=self._db["erased"])

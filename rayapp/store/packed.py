@@ -30,7 +30,7 @@ ROW_BYTES: Final = 28
 KEY_BYTES: Final = 14
 _HASH: Final = slice(6, 14)
 _ACTION, _LENGTH = 26, 27
-_BIAS: Final = 1 << 47
+BIAS: Final = 1 << 47
 _ROW: Final = np.dtype(
     [
         ("time_high", ">u4"),
@@ -47,7 +47,7 @@ _ROW: Final = np.dtype(
 
 
 def packed_time(time_ms: int) -> bytes:
-    return (time_ms + _BIAS).to_bytes(6, "big")
+    return (time_ms + BIAS).to_bytes(6, "big")
 
 
 def head(event: Event, event_hash: int) -> bytes:
@@ -105,8 +105,8 @@ def unpack(stored: bytes) -> tuple[History, tuple[str, ...]]:
     ends = np.cumsum(row_E["length"], dtype=np.int64).tolist()
     item_ids = tuple(ids[a:b].decode() for a, b in zip([0, *ends], ends, strict=False))
     history = History(
-        (row_E["time_high"].astype(np.int64) << 16) + row_E["time_low"] - _BIAS,
-        (row_E["received_high"].astype(np.int64) << 16) + row_E["received_low"] - _BIAS,
+        (row_E["time_high"].astype(np.int64) << 16) + row_E["time_low"] - BIAS,
+        (row_E["received_high"].astype(np.int64) << 16) + row_E["received_low"] - BIAS,
         (row_E["seq_high"].astype(np.int64) << 32) + row_E["seq_low"],
         row_E["hash"].astype(np.uint64),
         np.fromiter((hash64(i) for i in item_ids), np.uint64, len(item_ids)),

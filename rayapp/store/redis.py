@@ -39,6 +39,7 @@ from rayapp.store.contents import (
     checked_cursors,
     checked_limit,
     checked_step,
+    chunks,
     description,
     encoded,
     event_value,
@@ -48,7 +49,8 @@ from rayapp.store.contents import (
 )
 from rayapp.store.packed import head, packed_time
 from rayapp.store.redis_client import answered, connect, primaries, problems_of
-from rayapp.store.scripts import ADVANCE, AGREE, COMMIT, ERASE, PUT_ITEM, PUT_USER, READ
+from rayapp.store.scripts import ADVANCE, AGREE, COMMIT, ERASE, PUT_ITEM, PUT_USER, READ, SHOW
+from rayapp.store.shown import shows
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -56,6 +58,8 @@ T = TypeVar("T")
 DEFAULT_MAX_OUTBOX: Final = 5_000_000
 """Of all buckets; each may hold its share."""
 META: Final = "{rayapp:store}"
+OF_USER: Final = ("seq", "shown")
+"""Keys that each user has; the others are a bucket's."""
 AGREED: Final = f"{META}:agreed"
 ITEMS: Final = "{rayapp:items}"
 _REBUILD_EVENTS: Final = 2_000
@@ -140,13 +144,8 @@ class RedisStore:
         return self._append(events, outbox=True)
 
     def rebuild(self, events: Iterable[Event]) -> int:
-        new, chunk = 0, list[Event]()
-        for event in events:
-            chunk.append(event)
-            if len(chunk) == _REBUILD_EVENTS:
-                new += self._append(chunk, outbox=False).count(AppendStatus.ACCEPTED)
-                chunk = []
-        return new + self._append(chunk, outbox=False).count(AppendStatus.ACCEPTED)
+        parts = chunks(events, _REBUILD_EVENTS)
+        return sum(self._append(part, outbox=False).count(AppendStatus.ACCEPTED) for part in parts)
 
     def _append(self, events: Sequence[Event], *, outbox: bool) -> list[AppendStatus]:
         by_bucket: dict[int, list[int]] = {}
@@ -177,17 +176,28 @@ class RedisStore:
     def _max_outbox_of_bucket(self) -> int:
         return max(1, self.max_outbox // self.num_buckets)
 
-    def log_requests(self, requests: Sequence[dict[str, Any]]) -> None:
+    def log_requests(self, requests: Sequence[dict[str, Any]], rest_items: int = 0) -> None:
         by_bucket: dict[int, list[Any]] = {}
         for row in requests:
             args = by_bucket.setdefault(bucket_of(row["user_id"], self.num_buckets), [self._max_outbox_of_bucket])
             args += [OutboxKind.REQUEST, encoded(row)]
-        self._eval([(COMMIT, [_key(b, "last"), _key(b, "outbox")], args) for b, args in by_bucket.items()])
+        calls: list[tuple[str, list[str], list[Any]]] = [
+            (COMMIT, [_key(b, "last"), _key(b, "outbox")], args) for b, args in by_bucket.items()
+        ]
+        for user_id, at, hashes in shows(requests) if rest_items else ():
+            calls.append((SHOW, self._keys_of(user_id, "erased", "seq", "shown"), [rest_items, at, b"".join(hashes)]))
+        self._eval(calls)
 
-    def lookup(self, user_id: str, *, before_ms: int | None = None, limit: int | None = None) -> UserSequence:
+    def _keys_of(self, user_id: str, *names: str) -> list[str]:
         bucket = bucket_of(user_id, self.num_buckets)
-        stored, last = self._answered(lambda: self._redis.mget(_key(bucket, f"seq:{user_id}"), _key(bucket, "last")))
-        return sequence_of(_bytes(stored), int(last or 0), before_ms, limit)
+        return [_key(bucket, f"{name}:{user_id}" if name in OF_USER else name) for name in names]
+
+    def lookup(
+        self, user_id: str, *, before_ms: int | None = None, limit: int | None = None, shown: bool = False
+    ) -> UserSequence:
+        keys = self._keys_of(user_id, "seq", "last", *(("shown",) if shown else ()))
+        stored, last, *items = self._answered(lambda: self._redis.mget(keys))
+        return sequence_of(_bytes(stored), int(last or 0), before_ms, limit, _bytes(items[0]) if items else None)
 
     def drain(self, bucket: int, cursor: int, limit: int) -> list[Committed]:
         def ask() -> list[Any]:
@@ -232,8 +242,7 @@ class RedisStore:
         self._eval([(ADVANCE, [_key(bucket, "last"), _key(bucket, "outbox")], [commit_seq])])
 
     def erase(self, user_id: str, at_ms: int) -> None:
-        bucket = bucket_of(user_id, self.num_buckets)
-        keys = [_key(bucket, "erased"), _key(bucket, f"seq:{user_id}"), _key(bucket, "users")]
+        keys = self._keys_of(user_id, "erased", "seq", "users", "shown")
         self._eval([(ERASE, keys, [packed_time(at_ms), user_id])])
 
     def put_user(self, user: dict[str, Any]) -> None:

@@ -42,8 +42,24 @@ for _, row in ipairs(rows) do
 end
 if #rows > 0 then redis.call('XTRIM', KEYS[2], 'MINID', ARGV[1] .. '-1') end
 """
+SHOW: Final = """
+local erased = redis.call('HGET', KEYS[1], KEYS[2])
+if erased and struct.unpack('>I6', ARGV[2]) <= struct.unpack('>I6', erased) then return end
+local keep, rows, known = tonumber(ARGV[1]), {}, {}
+for at = 1, #ARGV[3], 8 do
+  local hash = string.sub(ARGV[3], at, at + 7)
+  if not known[hash] and #rows < keep then rows[#rows + 1] = ARGV[2] .. hash end
+  known[hash] = true
+end
+local old = redis.call('GET', KEYS[3]) or ''
+for at = 1, #old, 14 do
+  local row = string.sub(old, at, at + 13)
+  if #rows < keep and not known[string.sub(row, 7)] then rows[#rows + 1] = row end
+end
+redis.call('SET', KEYS[3], table.concat(rows))
+"""
 ERASE: Final = """
-redis.call('DEL', KEYS[2])
+redis.call('DEL', KEYS[2], KEYS[4])
 redis.call('HDEL', KEYS[3], ARGV[2])
 local old = redis.call('HGET', KEYS[1], KEYS[2])
 if not old or struct.unpack('>I6', old) < struct.unpack('>I6', ARGV[1]) then

@@ -10,6 +10,7 @@ from rayapp.contracts.config import (
     FOREVER,
     HALF_LIVES_MS,
     MINUTE_MS,
+    REST_ITEMS,
     YEAR_2000_MS,
     CalibratedRanking,
     Cap,
@@ -81,6 +82,8 @@ def _again_after_ms(value: Any) -> int | None:
 class _Seen(Table):
     actions: dict[str, Annotated[int, BeforeValidator(_seen_for_ms)]] = Field(default={})
     again_after: Annotated[int | None, BeforeValidator(_again_after_ms)] = 0
+    rest: Duration = 0
+    rest_items: int = REST_ITEMS
 
 
 class _Cap(Table):
@@ -179,6 +182,8 @@ def _domain_file(file: _DomainTables) -> DomainFile:
         time_zone=file.time_zone,
         seen_ms=file.seen.actions,
         seen_again_after_ms=file.seen.again_after,
+        rest_ms=file.seen.rest,
+        rest_items=file.seen.rest_items,
         caps=_caps(file.caps),
         mix=file.mix,
         calibration=_calibration(file.calibration),
