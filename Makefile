@@ -68,6 +68,7 @@ $(VENV)/.installed-dev: pyproject.toml constraints.txt
 
 # The tables under docs/benchmarks, measured again.
 bench-docs: $(VENV)/.installed
+	$(BIN)/rayapp fetch movielens --original-times --out rayapp-data/download/movielens
 	$(BIN)/rayapp demo --exit
 	$(BIN)/rayapp compare --seeds 3 --write docs/benchmarks/models_movielens.md
 	$(BIN)/python -m benchmarks calibration --write docs/benchmarks/calibration.md

@@ -6,7 +6,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Depends
 from fastapi.responses import JSONResponse
 
-from deployments.answers import DomainAnswer, SampleAnswer
+from deployments.domain_answers import DomainAnswer, SampleAnswer
 from deployments.http import Problem
 from deployments.openapi import ERRORS
 from deployments.reading import stored

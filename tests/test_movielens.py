@@ -49,8 +49,9 @@ def test_files_fetched_again_are_moved_as_far_as_before(tmp_path: Path, monkeypa
     events, requests, items = found[0]
     assert events["timestamp"].max() == requests["timestamp"].max() == LAST_S + 1_492 * movielens.WEEK_S
     assert set(items["released"]) == {str(np.datetime64("1997-01-01") + 7 * 1_492)}
-    original = movielens.write_files(tmp_path, Size(original_times=True), run_here)
-    assert pd.read_parquet(original.events)["timestamp"].max() == LAST_S
+    for size in (Size(original_times=True), Size()):
+        original = movielens.write_files(tmp_path, size, run_here)
+        assert pd.read_parquet(original.events)["timestamp"].max() == LAST_S
 
 
 def run_here(count: int, part: Callable[[int], dict[str, Any]]) -> None:

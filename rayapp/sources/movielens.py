@@ -104,7 +104,7 @@ def write_files(directory: Path, size: Size, _run_parts: RunParts) -> Files:
     ratings["event_id"] = "ml-" + ratings["user_id"] + "-" + ratings["item_id"] + "-rating"
     lists = shown_lists(ratings, films["item_id"].to_numpy(), size.seed)
     films["year"] = pd.to_numeric(films["year"], errors="coerce")
-    weeks = 0 if size.original_times else _recorded_weeks(directory, int(ratings["timestamp"].max()))
+    weeks = _recorded_weeks(directory, int(ratings["timestamp"].max()), original=size.original_times)
     for frame in (ratings, lists):
         frame["timestamp"] += weeks * WEEK_S
     films["released"] = released(films["year"], weeks)
@@ -164,10 +164,10 @@ def released(years: "pd.Series[float]", weeks: int) -> list[str | None]:
     return [None if np.isnan(y) else str(np.datetime64(f"{int(y)}-01-01", "D") + days) for y in years]
 
 
-def _recorded_weeks(directory: Path, last_s: int) -> int:
+def _recorded_weeks(directory: Path, last_s: int, *, original: bool) -> int:
     record = directory / MOVED_FILE
-    if not record.exists():
-        weeks = weeks_to_yesterday(last_s, time.time())
+    if original or not record.exists():
+        weeks = 0 if original else weeks_to_yesterday(last_s, time.time())
         record.write_text(json.dumps({"weeks": weeks, "why": "times of MovieLens-100K, moved to end yesterday"}) + "\n")
     found: int = json.loads(record.read_text())["weeks"]
     return found
