@@ -66,7 +66,6 @@ class Ingress:
         keys_needed: bool,
         random_share: float,
     ) -> None:
-        count_replica()
         self._root = Path(root)
         domain, _ = read_root(self._root)
         self._book = ExperimentBook(self._root, domain)
@@ -96,6 +95,7 @@ class Ingress:
         await or_none(self._service.answers.requests.flush())
 
     async def check_health(self) -> None:
+        count_replica()
         self._background.check()
         if self._candidates_here is not None:  # as a deployment, Serve asks it itself
             await self._candidates_here.check_health()
