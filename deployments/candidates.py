@@ -14,5 +14,8 @@ class CandidatesDeployment(CandidateStage):
     """`CandidateStage` over the root's item tables and the graph's store."""
 
     async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
-        count_replica()
         super().__init__(Path(root), open_store(Path(root), store))
+
+    async def check_health(self) -> None:
+        count_replica()
+        await super().check_health()

@@ -86,7 +86,6 @@ class Ingress:
         keys_needed: bool,
         random_share: float,
     ) -> None:
-        count_replica()
         self._root = Path(root)
         self._domain = FollowedDomain(self._root)
         domain = self._domain.now
@@ -120,6 +119,7 @@ class Ingress:
         await or_none(self._service.answers.requests.flush())
 
     async def check_health(self) -> None:
+        count_replica()
         self._background.check()
         if self._candidates_here is not None:  # as a deployment, Serve asks it itself
             await self._candidates_here.check_health()

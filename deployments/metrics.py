@@ -1,5 +1,7 @@
 """What the ingress measures, for Prometheus through Ray's exporter. Names are prefixed `ray_` there."""
 
+import functools
+
 import ray
 from ray.serve import metrics
 
@@ -15,9 +17,13 @@ MEASURED_ITEMS = 10
 
 def count_replica() -> None:
     """Says on which node this replica runs; `sum by (deployment, node) (ray_rayapp_replicas)` shows how they spread.
-    Replicas that all moved to one node stay there."""
-    gauge = metrics.Gauge("rayapp_replicas", "Replicas, each counted where it runs.", tag_keys=("node",))
-    gauge.set(1, {"node": ray.util.get_node_ip_address()})
+    Replicas that all moved to one node stay there. Called with each health check: Ray drops a gauge that rests."""
+    _replicas().set(1, {"node": ray.util.get_node_ip_address()})
+
+
+@functools.cache
+def _replicas() -> metrics.Gauge:
+    return metrics.Gauge("rayapp_replicas", "Replicas, each counted where it runs.", tag_keys=("node",))
 
 
 class Metrics:

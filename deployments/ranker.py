@@ -21,9 +21,12 @@ class RankerDeployment(RankingStage):
     """`RankingStage` on the device that Ray gave this replica."""
 
     async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
-        count_replica()
         self._gpu = own_gpu()
         super().__init__(Path(root), open_store(Path(root), store), self._gpu)
+
+    async def check_health(self) -> None:
+        count_replica()
+        await super().check_health()
 
     async def rank(self, version: str, call: RankCall) -> Ranking | None:
         """None when this replica does not hold `version`."""

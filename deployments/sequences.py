@@ -17,8 +17,10 @@ class SequencesDeployment(SequenceStage):
     """`SequenceStage` over the graph's store, which every command finds from now on."""
 
     async def __init__(self, root: str, store: str | None) -> None:  # type: ignore[misc]
-        count_replica()
         freshness = metrics.Histogram(
             "rayapp_freshness_ms", "From the receipt of an action to a look-up that shows it.", FRESHNESS_MS
         )
         super().__init__(Path(root), open_for_graph(Path(root), store), freshness.observe)
+
+    async def check_health(self) -> None:
+        count_replica()

@@ -90,9 +90,11 @@ def test_ray_comes_with_the_whole_environment_and_a_guard(tmp_path: Path, monkey
     with pytest.raises(GraphError, match="pages would be open"):
         node_of(["--head"], {**secret, "RAY_SERVE_HAPROXY_BINARY_PATH": str(tmp_path / "none")})
     given = {**secret, "RAY_REDIS_ADDRESS": "gcs:6379", "RAYAPP_STORE": "redis://:p@redis/0", "EDITOR": "vi"}
+    given["RAY_USAGE_STATS_ENABLED"] = "1"  # as `ray up` exports it on the head
     node = node_of(["--head", "--num-cpus=0"], given)
     assert set(ENVIRONMENT) | set(given) - {"EDITOR"} <= set(node.environment)
     assert "EDITOR" not in node.environment
+    assert ENVIRONMENT.items() <= node.environment.items(), "the same on every node"
     assert Path(node.environment["RAY_SERVE_HAPROXY_BINARY_PATH"]).name == "rayapp-haproxy"
     program, *arguments = node.command
     assert Path(program).name == "ray"

@@ -45,7 +45,15 @@ after = set(where())
 ended.set()
 asking.join()
 spread(said.append, dashboard)
-print("RESULT", json.dumps([len(before), len(after), sorted(set(statuses)), len(statuses), said]))
+ray.init(address=cluster.address, log_to_driver=False)
+ports = [row["MetricsExportPort"] for row in ray.nodes() if row["Resources"].get("CPU")]
+def counted():
+    pages = [httpx.get(f"http://{ray.util.get_node_ip_address()}:{port}/metrics").text for port in ports]
+    return ["ray_rayapp_replicas{" in page for page in pages]
+deadline = time.monotonic() + 90
+while not all(counted()) and time.monotonic() < deadline:
+    time.sleep(1)
+print("RESULT", json.dumps([len(before), len(after), sorted(set(statuses)), len(statuses), said, counted()]))
 cluster.shutdown()
 """
 
@@ -64,9 +72,10 @@ def test_replicas_are_spread_again_without_a_failed_request(tmp_path: Path) -> N
         timeout=240,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    before, after, statuses, asked, said = json.loads(done.stdout.partition("RESULT ")[2].splitlines()[0])
+    before, after, statuses, asked, said, counted = json.loads(done.stdout.partition("RESULT ")[2].splitlines()[0])
     assert (before, after) == (1, 2)
     assert statuses == [200]
+    assert counted == [True, True], "each node's exporter tells of its replicas"
     assert asked > 10
     assert "Echo: 2 on" in said[0]
     assert said[-2:] == ["replicas are spread over 2 nodes"] * 2, "the second time there is nothing to do"

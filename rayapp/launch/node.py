@@ -89,7 +89,8 @@ def node_of(arguments: Sequence[str], environment: Mapping[str, str]) -> Node:
             f"{token} is missing; make it once with `ray get-auth-token --generate` and copy it to all nodes"
         )
     kept = {name: value for name, value in environment.items() if name.startswith(KEPT)}
-    kept = {"RAY_SERVE_HAPROXY_BINARY_PATH": haproxy, **ENVIRONMENT, **kept}
+    # `ENVIRONMENT` is last: `ray up` itself exports some of it, with other values, on the head alone.
+    kept |= {"RAY_SERVE_HAPROXY_BINARY_PATH": haproxy, **ENVIRONMENT}
     return Node(tuple(arguments), kept, _installed())
 
 

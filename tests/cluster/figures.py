@@ -72,5 +72,6 @@ def longest_gap_s(rows: Iterable[dict[str, Any]]) -> float:
 
 def events_in(root: Path) -> set[str]:
     """Ids of all events that were exported into a root."""
-    files = (root / "events").glob("dt=[0-9]*/**/*.parquet")
-    return {str(value) for file in files for value in pq.read_table(file, columns=["event_id"])["event_id"].to_pylist()}
+    files = (root / "events").glob("dt=export-*/**/*.parquet")
+    tables = (pq.read_table(file, columns=["event_id"], partitioning=None) for file in files)
+    return {str(value) for table in tables for value in table["event_id"].to_pylist()}
