@@ -117,8 +117,8 @@ class CandidateIndex:
         return rows[np.argsort(last_K)]
 
     def around(self, hidden: Rows, likes: Rows, nearer_than: float, free_N: NDArray[np.bool_]) -> Rows:
-        """Free rows but the hidden ones with at least this cosine to one of them, and none larger to a like; of each the
-        nearest MOST_KEPT_AWAY."""
+        """Free rows, but the hidden ones, with at least this cosine to one of them, and none larger to a like; of each
+        the nearest MOST_KEPT_AWAY."""
         if not len(hidden):
             return NO_ROWS
         vectors_NE = self.table.vectors_NE
