@@ -168,7 +168,7 @@ def test_the_documents_name_every_dependency() -> None:
         (["react", "--root", "{empty}"], "holds no data yet"),
         (["models", "promote", "nothing", "--root", "{root}"], "no model 'nothing'"),
         (["serve", "--root", "{root}"], "has no champion"),
-        (["react", "--root", "{root}"], "lacks the aliases"),
+        (["react", "--root", "{root}"], "has no model yet"),
         (["demo", "--root", "{root}", "--exit", "--source", "synthetic", "--port", "{busy}"], "choose another --port"),
     ],
 )

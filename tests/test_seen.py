@@ -43,11 +43,16 @@ def rule(domain: Domain, again_after_ms: int | None = 0, **seen_ms: int) -> Seen
     return Seen.of(dataclasses.replace(domain, seen_ms=seen_ms, seen_again_after_ms=again_after_ms))
 
 
+def far_apart(num_items: int) -> list[dict[str, Any]]:
+    """Items of a genre each, so that a hide says nothing of another item."""
+    return [item(n, genres=[f"g{n}"]) for n in range(num_items)]
+
+
 def shown(
     domain: Domain, seen: Seen, *, num_items: int = 8, fewest: int = 0, past: History = PAST
 ) -> dict[str, list[str]]:
     """What is recommended, and what comes back."""
-    index = CandidateIndex(table_of([item(n) for n in range(num_items)]))
+    index = CandidateIndex(table_of(far_apart(num_items)))
     query = Query(num_candidates=20, now_ms=NOW, mix={}, fewest=fewest)
     return by_source(fetch(index, past, domain.vocabulary, query, seen=seen))
 
@@ -77,7 +82,7 @@ def test_unless_told_otherwise_every_action_counts_for_good(domain: Domain) -> N
     assert Seen.of(domain) == EVERYTHING
     assert sorted(shown(domain, EVERYTHING)["popular"]) == ["i4", "i5", "i6", "i7"]
     without = fetch(
-        CandidateIndex(table_of([item(n) for n in range(8)])),
+        CandidateIndex(table_of(far_apart(8))),
         PAST,
         domain.vocabulary,
         Query(num_candidates=20, now_ms=NOW, mix={}),

@@ -150,8 +150,8 @@ def _summary_lines(told: dict[str, Any], who: str, count: int) -> list[str]:
             text += f"; falls for {one['falls']} of {count}, mean {one['mean_twin']:.1%} → {one['mean_hidden']:.1%}"
         lines.append(text)
     lines.append(
-        f"- {who}: the feed rises by {MUCH:.0%} or to {MANY:.0%} for {told['follows']} of {count}; half of it is gone "
-        f"after {told['feeds_to_half_median']:g} feeds (median)"
+        f"- {who}: the feed rises by {MUCH * 100:.0f} points or to {MANY:.0%} for {told['follows']} of {count}; half "
+        f"of it is gone after {told['feeds_to_half_median']:.1f} feeds (median)"
     )
     return lines
 

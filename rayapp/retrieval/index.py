@@ -129,13 +129,13 @@ class CandidateIndex:
         return rows[np.argsort(last_K)]
 
     def around(self, hidden: Rows, likes: Rows, nearer_than: float, free_N: NDArray[np.bool_]) -> Rows:
-        """Free rows with at least this cosine to a hidden row, and none larger to a like; of each the nearest
-        MOST_KEPT_AWAY."""
+        """Free rows, but the hidden ones, with at least this cosine to one of them, and none larger to a like; of each
+        the nearest MOST_KEPT_AWAY."""
         if not len(hidden):
             return NO_ROWS
         vectors_NE = self.table.vectors_NE
         row_SK, similarity_SK = self._neighbours.search(vectors_NE[hidden], MOST_KEPT_AWAY, free_N)
-        near = np.unique(row_SK[(similarity_SK >= nearer_than) & (row_SK != ABSENT)])
+        near = np.setdiff1d(row_SK[similarity_SK >= nearer_than], [ABSENT, *hidden])
         if not len(likes) or not len(near):
             return near
         to_hidden, to_likes = ((vectors_NE[near] @ vectors_NE[rows].T).max(axis=1) for rows in (hidden, likes))
