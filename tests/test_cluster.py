@@ -130,6 +130,7 @@ def test_health_and_api_description(client: httpx.Client) -> None:
     paths = set(client.get("/openapi.json").json()["paths"])
     assert paths == {
         "/v1/recommendations",
+        "/v1/explain",
         "/v1/rank",
         "/v1/events",
         "/v1/items",
