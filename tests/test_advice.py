@@ -46,8 +46,8 @@ def test_the_demo_leaves_another_domain_s_root_alone(root: Path) -> None:
     assert sorted(root.rglob("*")) == before
 
 
-def test_a_log_without_shown_lists_is_told_what_it_lacks(root: Path) -> None:
-    with pytest.raises(PublishError, match=r"no shown lists.*--requests"):
+def test_an_empty_log_is_told_what_it_lacks(root: Path) -> None:
+    with pytest.raises(PublishError, match=r"no actions and no shown lists yet.*`rayapp import`"):
         split_of(root)
     done = run("train", "--root", root)
     assert isinstance(done.exception, PublishError)

@@ -199,7 +199,7 @@ def test_the_commands_diff_apply_and_history(tmp_path: Path) -> None:
     assert "so none can be made" in said
     assert run("apply", "synthetic")[0] == 1
     file.write_text(f"{text}\n[mix]\nwizardry = 1.0\n")
-    assert "mix names ['wizardry'], not among the sources of candidates: nearest" in run("diff", str(file))[1]
+    assert "mix names ['wizardry'], not among the sources of candidates: beside" in run("diff", str(file))[1]
 
 
 def test_an_arm_that_won_becomes_the_domain_s(root: Path, domain: Domain) -> None:

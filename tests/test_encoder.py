@@ -16,7 +16,9 @@ from rayapp.model.encoder import ENCODERS, SequenceEncoder
 CONFIG = nano().model
 VOCABULARY_SIZE = 6
 K, LENGTH = CONFIG.latest_k, CONFIG.history_length
-SEQUENCE_VARIANTS = sorted(name for name in VARIANTS if name not in ("no-sequence", "counts", "double-length"))
+SEQUENCE_VARIANTS = sorted(
+    name for name in VARIANTS if variant(nano(), name).model.encoder != "none" and name != "double-length"
+)
 
 
 def make(config: ModelConfig = CONFIG, **changed: Any) -> SequenceEncoder:

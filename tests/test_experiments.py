@@ -73,7 +73,7 @@ def test_a_file_says_what_an_arm_is() -> None:
         ({"utilities": f"{{ {HEAD} = nan }}"}, f"arms[2] utilities {HEAD}: input should be a finite number"),
         (
             {"mix": "{ magic = 0.5 }"},
-            "mix names source 'magic'; known: nearest, interests, categories, trending, newest",
+            "mix names source 'magic'; known: beside, nearest, interests, categories, trending, newest",
         ),
         ({"mix": "{ nearest = 0.7, explore = 0.4 }"}, "mix sums to 1.1"),
         ({"starts": '"soon"'}, "experiments[1] starts: must be a date like 2026-12-01"),

@@ -101,7 +101,7 @@ def twins(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Twins]:
 def model_of(name: str) -> LoadedModel:
     config = variant(nano(), name).model
     scorer = scorer_of(config)
-    return LoadedModel(name, config, DOMAIN.head_names, scorer, scorer.inputs.table)
+    return LoadedModel(name, config, DOMAIN.head_names, scorer, scorer.inputs.table, DOMAIN)
 
 
 def explained(model: LoadedModel, twins: Twins, items: list[str], others: list[str]) -> Explanation:

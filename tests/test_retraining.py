@@ -399,10 +399,10 @@ def test_a_baseline_gives_way_to_a_ranker_and_every_other_model_goes_on_with_its
     root: Path, domain: Domain
 ) -> None:
     def lines(chosen: Preset | None = None) -> tuple[str, bool, bool]:
-        (line,) = read_root_lines(root, domain, demo(), chosen)
+        (line,) = read_root_lines(root, domain, variant(demo(), "bst"), chosen)
         return f"{line.preset.name} {line.preset.variant}", line.goes_on, line.to_earn
 
-    assert lines() == ("demo v1.1", False, True)
+    assert lines() == ("demo bst", False, True)
     for version, preset in (("ranker", variant(nano(), "cross")), ("counted", variant(nano(), COUNTS))):
         (root / MODELS / version).mkdir(parents=True)
         lineage = {"created_at_ms": 1, "train_windows": [], "validation_window": "v", "test_window": "t"}
@@ -412,7 +412,7 @@ def test_a_baseline_gives_way_to_a_ranker_and_every_other_model_goes_on_with_its
     assert lines() == ("nano cross", True, False)
     assert lines(chosen=demo()) == ("demo v1.1", False, False)
     promote(root, CHAMPION, "counted")
-    assert lines() == ("nano v1.1", False, True)
+    assert lines() == ("nano bst", False, True)
     assert lines(chosen=variant(nano(), COUNTS)) == ("nano counts", False, True)
 
 

@@ -63,7 +63,7 @@ def test_what_was_shown_rests_and_what_was_shown_longest_ago_comes_first_where_l
     lists = ShownItems(
         np.array([hash64(f"i{n}") for n in ages_ms], np.uint64), np.array([NOW - age for age in ages_ms.values()])
     )
-    index = CandidateIndex(table_of([item(n) for n in range(8)]))
+    index = CandidateIndex(table_of(far_apart(8)))
 
     def found(fewest: int, shown: ShownItems | None = lists, rule: Seen = seen) -> dict[str, list[str]]:
         query = Query(num_candidates=20, now_ms=NOW, mix={}, fewest=fewest)

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.json_values import from_json
-from rayapp.contracts.presets import PRESETS, Preset
+from rayapp.contracts.presets import PRESETS, Preset, variant
 from rayapp.experiments.assignment import read_state
 from rayapp.experiments.declaration import read_experiments
 from rayapp.registry.aliases import CHAMPION, read_aliases
@@ -33,8 +33,8 @@ class Line:
 def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | None) -> list[Line]:
     """The champion's line, then one for each other alias of the running experiment; each goes on with its own preset.
 
-    `first` makes the first champion of a root that has none; what may take the place of a baseline is the ranker of its
-    preset. `chosen`, if given, takes the place of the champion's preset.
+    `first` makes the first champion of a root that has none; what may take the place of a baseline is the ranker of
+    its sizes, of the variant of `first`. `chosen`, if given, takes the place of the champion's preset.
 
     Raises:
         PublishError: a live model was written by another version of this program.
@@ -53,7 +53,7 @@ def read_root_lines(root: Path, domain: Domain, first: Preset, chosen: Preset | 
         own, table = from_json(Preset, manifest["preset"]), str(manifest["item_table"])
         baseline = own.variant in WITHOUT_LISTS
         if alias == CHAMPION and (chosen is not None or baseline):
-            preset = chosen or (PRESETS[own.name]() if own.name in PRESETS else first)
+            preset = chosen or (variant(PRESETS[own.name](), first.variant) if own.name in PRESETS else first)
             lines.append(Line(alias, version, preset, table, to_earn=baseline))
         elif own.variant not in COUNTED:  # which have nothing to train
             lines.append(Line(alias, version, own, table, goes_on=True))
