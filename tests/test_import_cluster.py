@@ -148,7 +148,7 @@ def test_statistics_are_counted_once_and_hold_the_whole_log(raw: Path, tmp_path:
     name, counted = count_statistics(tmp_path, domain)
     assert counted
     assert count_statistics(tmp_path, domain) == (name, False)
-    assert newest_name(tmp_path) == name
+    assert newest_name(tmp_path, domain) == name
     assert not (tmp_path / ".statistics-staging").exists()
     assert [path.name for path in (tmp_path / "statistics").glob("[!.]*")] == [name]
     base = load_base(tmp_path, name, domain)

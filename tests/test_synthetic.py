@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from rayapp.contracts.config import DAY_MS
-from rayapp.sources.synthetic import ACTIONS, World, drifting, make_chunk, make_items, write_chunk
+from rayapp.sources import Size
+from rayapp.sources.synthetic import ACTIONS, World, drifting, make_chunk, make_items, of_size, write_chunk
 from rayapp.sources.synthetic_people import REMEMBERED, Fashion, People, Purchases
 from rayapp.sources.synthetic_world import HOUR_MS, NEWS, SHOP, TOPICS, WORLDS, Items
 
@@ -23,6 +24,10 @@ def test_a_world_is_the_one_that_was_decided(name: str) -> None:
     """Set before any model saw the world; whoever changes one says why in docs/log.md."""
     golden = json.loads((Path(__file__).parent / "golden" / "synthetic_world.json").read_text())
     assert dataclasses.asdict(WORLDS[name]) == golden["feed"] | golden[name]
+
+
+def test_a_world_takes_what_a_fetch_says_of_its_size() -> None:
+    assert of_size(NEWS, Size(seed=3, num_users=5)) == dataclasses.replace(NEWS, seed=3, num_users=5)
 
 
 def test_a_chunk_is_the_same_whoever_makes_it(tmp_path: Path) -> None:

@@ -56,7 +56,9 @@ def write_files(directory: Path, size: Size, run_parts: RunParts) -> Files:
 
 def of_size(world: World, size: Size) -> World:
     """The world with another seed, and with what the size says of it."""
-    return replace(world, **{name: value for name, value in asdict(size).items() if value is not None})
+    told = asdict(size)
+    del told["original_times"]  # a made-up world has no others
+    return replace(world, **{name: value for name, value in told.items() if value is not None})
 
 
 def write_world(world: World, directory: Path, run_parts: RunParts) -> Files:
