@@ -17,7 +17,7 @@ from rayapp.contracts.errors import RayappError
 
 DESK: Final = {"width": 1120, "height": 760}
 PHONE: Final = {"width": 360, "height": 780}
-NUM_ACTIONS: Final = 4
+NUM_ACTIONS: Final = 3
 NUM_COMMON: Final = 10
 MOVE_MS: Final = 680
 """Of the page's own animation, from its start to its end."""
