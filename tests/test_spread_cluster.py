@@ -54,6 +54,7 @@ deadline = time.monotonic() + 90
 while not all(counted()) and time.monotonic() < deadline:
     time.sleep(1)
 print("RESULT", json.dumps([len(before), len(after), sorted(set(statuses)), len(statuses), said, counted()]))
+ray.shutdown()
 cluster.shutdown()
 """
 
