@@ -133,7 +133,7 @@ def test_evaluations_come_within_and_across_epochs() -> None:
 def test_the_sequence_is_taken_out_only_where_it_certainly_does_harm(
     low: float, high: float, kept: bool, domain: Domain
 ) -> None:
-    choice = judge("v1.1", BootstrapInterval((low + high) / 2, low, high), domain)
+    choice = judge("v1.1", BootstrapInterval((low + high) / 2, low, high), f"AUC of {domain.positive_head!r}")
     assert choice.variant == ("v1.1" if kept else "no-sequence")
     assert choice.why.startswith("the sequence stays in" if kept else "the sequence is taken out")
     assert "with it (v1.1) less without it" in choice.why

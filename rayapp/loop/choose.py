@@ -39,17 +39,22 @@ def choose(root: Path, domain: Domain, window_name: str, versions: Mapping[str, 
         return Choice(name)
     window = read_window(root, window_name, domain)
     logits = {each: score_version(root, version, window_name, domain) for each, version in versions.items()}
-    return judge(name, auc_gap(window, logits[name], logits[NO_SEQUENCE], domain, domain.positive_head), domain)
+    return judge(
+        name,
+        auc_gap(window, logits[name], logits[NO_SEQUENCE], domain, domain.positive_head),
+        f"AUC of {domain.positive_head!r}",
+    )
 
 
-def judge(name: str, gain: BootstrapInterval, domain: Domain) -> Choice:
+def judge(name: str, gain: BootstrapInterval, measured: str) -> Choice:
     """The sequence is taken out only where it certainly orders lists worse: without it a feed no longer follows what
-    people just did. `gain`: its AUC less that of the ranker without; NaN, where no label tells, keeps it."""
+    people just did. `gain`: what was `measured` of it less that of the ranker without; NaN, where no label tells, keeps
+    it."""
     out = gain.high < 0
     told = told_gain(gain)
     return Choice(
         NO_SEQUENCE if out else name,
-        f"the sequence {'is taken out' if out else 'stays in'}: AUC of {domain.positive_head!r} with it ({name}) less "
+        f"the sequence {'is taken out' if out else 'stays in'}: {measured} with it ({name}) less "
         f"without it is {told} on the validation window",
     )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rayapp.contracts.config import Domain
 from rayapp.contracts.presets import NO_SEQUENCE
-from rayapp.loop.choose import FEWEST_LABELS, Choice, told_gain
+from rayapp.loop.choose import FEWEST_LABELS, Choice, judge, told_gain
 from rayapp.training.baselines import COVISITATION
 from rayapp.training.catalogue_recall import Hits, K, NextActions, hit_gap, read_next_actions, version_hits
 from rayapp.training.comparison import BootstrapInterval
@@ -65,14 +65,8 @@ def recall_note(root: Path, domain: Domain, window: str, versions: Mapping[str, 
 
 
 def keep_sequence(recalls: Recalls, name: str) -> Choice:
-    """`choose.judge` by recall: the sequence is taken out only where it certainly does harm."""
-    gain = recalls.gap(name, NO_SEQUENCE)
-    out = gain.high < 0
-    return Choice(
-        NO_SEQUENCE if out else name,
-        f"the sequence {'is taken out' if out else 'stays in'}: {MEASURED} with it ({name}) less without it is "
-        f"{told_gain(gain)} on the validation window",
-    )
+    """`choose.judge` by recall."""
+    return judge(name, recalls.gap(name, NO_SEQUENCE), MEASURED)
 
 
 def earned_by_recall(recalls: Recalls, ranker: str, baselines: Sequence[str]) -> Choice:

@@ -74,7 +74,9 @@ def check_cluster_file(path: Path, config: dict[str, Any]) -> Iterator[Finding]:
 def no_redis_for_the_head(where: str) -> Iterator[Finding]:
     """`head`: its state is nowhere but in its memory."""
     yield Finding(
-        *("head", where, "the cluster's state is in the head's memory alone, so its death ends every node"),
+        "head",
+        where,
+        "the cluster's state is in the head's memory alone, so its death ends every node",
         "Name a Redis of its own in RAY_REDIS_ADDRESS where the head starts",
         "warning",
     )
@@ -120,7 +122,9 @@ def check_store_choice(where: str, store_url: str | None, nodes: int) -> Iterato
     """`store`: LMDB is a file of one machine."""
     if nodes > 1 and (store_url is None or store_url.startswith("lmdb:")):
         yield Finding(
-            *("store", where, f"{nodes} nodes would share an LMDB, which is for one machine; events would be lost"),
+            "store",
+            where,
+            f"{nodes} nodes would share an LMDB, which is for one machine; events would be lost",
             "Name a Redis or Valkey in `store` of the application's arguments",
         )
 
@@ -170,7 +174,9 @@ def check_capacity(where: str, wanted: list[Asked], there: list[Room]) -> Iterat
             if cpus > have:
                 nodes = " with " + ", ".join(f"{name}={value}" for name, value in sorted(labels)) if labels else ""
                 yield Finding(
-                    *("capacity", where, f"replicas {word} {cpus:g} CPUs, and nodes{nodes} have {have:g}"),
+                    "capacity",
+                    where,
+                    f"replicas {word} {cpus:g} CPUs, and nodes{nodes} have {have:g}",
                     "Add nodes, or lower `max_replicas` in the Serve configuration",
                     "error" if severity == "error" else "warning",
                 )

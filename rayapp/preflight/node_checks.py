@@ -22,37 +22,39 @@ def of_machine(nodes: Sequence[NodeFacts]) -> Iterable[Finding]:
     for node in nodes:
         if node.haproxy is None:
             yield Finding(
-                *(
-                    "haproxy",
-                    node.node,
-                    "`rayapp-haproxy` is missing, so HAProxy's own pages would be open to everybody",
-                ),
+                "haproxy",
+                node.node,
+                "`rayapp-haproxy` is missing, so HAProxy's own pages would be open to everybody",
                 "Install rayapp's wheel in the environment that starts Ray",
             )
         if node.shm_bytes < LEAST_SHM_BYTES:
             yield Finding(
-                *(
-                    "shared memory",
-                    node.node,
-                    f"{SHM} holds {node.shm_bytes / 10**6:,.0f} MB, and Ray would spill to disk",
-                ),
+                "shared memory",
+                node.node,
+                f"{SHM} holds {node.shm_bytes / 10**6:,.0f} MB, and Ray would spill to disk",
                 "Give it a third of the memory: `docker run --shm-size`, or an emptyDir of medium Memory",
             )
         if node.files < MANY_FILES:
             yield Finding(
-                *("file handles", node.node, f"a process may open {node.files:,} files, and a busy replica needs more"),
+                "file handles",
+                node.node,
+                f"a process may open {node.files:,} files, and a busy replica needs more",
                 f"Raise the hard limit to {MANY_FILES:,}: /etc/security/limits.conf, or LimitNOFILE of the unit",
                 "error" if node.files < FEWEST_FILES else "warning",
             )
         for place, (free, total) in node.disks.items():
             if free < LEAST_DISK_BYTES or free < LEAST_DISK_SHARE * total:
                 yield Finding(
-                    *("disk", node.node, f"{place} has {free / 10**9:,.1f} GB left of {total / 10**9:,.1f}"),
+                    "disk",
+                    node.node,
+                    f"{place} has {free / 10**9:,.1f} GB left of {total / 10**9:,.1f}",
                     "Free some, or grow the disk; below 5 % Ray takes no objects",
                 )
         for port in node.busy_ports:
             yield Finding(
-                *("ports", node.node, f"something listens on port {port} already"),
+                "ports",
+                node.node,
+                f"something listens on port {port} already",
                 f"Stop it (`ss -ltnp 'sport = {port}'` says what it is), or choose another port",
             )
 
@@ -62,12 +64,16 @@ def of_root(nodes: Sequence[NodeFacts], root: str) -> Iterable[Finding]:
     for node in nodes:
         if not node.sees_probe:
             yield Finding(
-                *("root", node.node, f"{root} is not the directory that the head sees under this name"),
+                "root",
+                node.node,
+                f"{root} is not the directory that the head sees under this name",
                 "Mount the shared file system there on this node too",
             )
         elif node.root_error is not None:
             yield Finding(
-                *("root", node.node, f"{root} can't be written ({node.root_error})"),
+                "root",
+                node.node,
+                f"{root} can't be written ({node.root_error})",
                 "Give the user that Ray runs as the right to write there",
             )
 
@@ -88,19 +94,25 @@ def of_cluster(nodes: Sequence[NodeFacts]) -> Iterable[Finding]:
         for node in nodes:
             if node.versions[name] != usual:
                 yield Finding(
-                    *("versions", node.node, f"{name} is {node.versions[name]} here and {usual} on most nodes"),
+                    "versions",
+                    node.node,
+                    f"{name} is {node.versions[name]} here and {usual} on most nodes",
                     "Install the same wheel with the same constraints.txt on every node, then restart Ray there",
                 )
     for node in nodes:
         for name, value in ENVIRONMENT.items():
             if name != "RAY_AUTH_MODE" and node.environment.get(name) != value:
                 yield Finding(
-                    *("profile", node.node, f"Ray runs with {name}={node.environment.get(name, '')}, not {value}"),
+                    "profile",
+                    node.node,
+                    f"Ray runs with {name}={node.environment.get(name, '')}, not {value}",
                     "Start it with `rayapp ray start`, which sets it, and without a value of your own",
                 )
         if node.environment.get("RAY_AUTH_MODE") != "token":
             yield Finding(
-                *("token", node.node, "Ray's ports answer everybody here: RAY_AUTH_MODE is not `token`"),
+                "token",
+                node.node,
+                "Ray's ports answer everybody here: RAY_AUTH_MODE is not `token`",
                 "Start Ray with `rayapp ray start` on this node",
             )
         yield from of_token(node.token_mode, node.node)
@@ -114,7 +126,9 @@ def of_token(mode: int | None, where: str) -> Iterable[Finding]:
         )
     elif mode & 0o077:
         yield Finding(
-            *("token", where, f"others on this machine may read the token (mode {mode:04o})"),
+            "token",
+            where,
+            f"others on this machine may read the token (mode {mode:04o})",
             "`chmod 600 ~/.ray/auth_token`",
         )
 
@@ -125,6 +139,8 @@ def of_clocks(clocks: Iterable[tuple[str, float, float]]) -> Iterable[Finding]:
         if abs(ahead_s) > MOST_CLOCK_S + error_s:
             word = "ahead of" if ahead_s > 0 else "behind"
             yield Finding(
-                *("clocks", node, f"its clock is {abs(ahead_s):,.1f} s {word} the head's"),
+                "clocks",
+                node,
+                f"its clock is {abs(ahead_s):,.1f} s {word} the head's",
                 "Run chrony or systemd-timesyncd on every node",
             )

@@ -9,7 +9,7 @@ Shapes: R next actions, N items of the catalogue, C candidates of one action, L 
 import dataclasses
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Final
 
@@ -123,12 +123,12 @@ def model_hits(scorer: Scorer, actions: NextActions, statistics: Statistics, dom
     step_R = statistics.grid.step(requests.timestamp_ms_R)
     user_RK = statistics.users(requests.user_hash_R, step_R)
     utility_H = np.asarray(domain.utilities, np.float64)
-    known: tuple[int, NDArray[np.float32]] = (-1, np.zeros((0, 0), np.float32))
+
+    @lru_cache(maxsize=1)  # actions come in order of time: one look-up a step
+    def items_at(step: int) -> NDArray[np.float32]:
+        return statistics.items(actions.hash_N, np.full(len(actions.hash_N), step))
 
     def score(r: int, row_C: NDArray[np.int64]) -> NDArray[np.floating]:
-        nonlocal known
-        if known[0] != step_R[r]:  # in order of time: one look-up a step
-            known = int(step_R[r]), statistics.items(actions.hash_N, np.full(len(actions.hash_N), step_R[r]))
         one, scores = requests.take(np.array([r])), []
         for part in _parts(row_C):
             asked = dataclasses.replace(
@@ -136,7 +136,7 @@ def model_hits(scorer: Scorer, actions: NextActions, statistics: Statistics, dom
                 offset_R=np.array([0, len(part)]),
                 candidate_hash_N=actions.hash_N[part],
                 user_statistic_RK=user_RK[r : r + 1],
-                item_statistic_NK=known[1][part],
+                item_statistic_NK=items_at(int(step_R[r]))[part],
             )
             scores.append(scorer.score(asked).probability_CH.astype(np.float64) @ utility_H)
         return np.concatenate(scores)
@@ -157,13 +157,13 @@ def version_hits(root: Path, version: str, actions: NextActions, domain: Domain)
 def popular_recalls(actions: NextActions, statistics: Statistics) -> NDArray[np.float64]:
     """`[S]`: recall of the most positive actions on an item, with each half-life."""
     step_R = statistics.grid.step(actions.requests.timestamp_ms_R)
-    known: tuple[int, NDArray[np.float64]] = (-1, np.zeros((0, 0)))
+
+    @lru_cache(maxsize=1)
+    def positives_at(step: int) -> NDArray[np.float64]:
+        return statistics.positives(actions.hash_N, np.full(len(actions.hash_N), step))
 
     def score(r: int, row_C: NDArray[np.int64], s: int) -> NDArray[np.float64]:
-        nonlocal known
-        if known[0] != step_R[r]:
-            known = int(step_R[r]), statistics.positives(actions.hash_N, np.full(len(actions.hash_N), step_R[r]))
-        return np.asarray(known[1][row_C, s])
+        return np.asarray(positives_at(int(step_R[r]))[row_C, s])
 
     num_half_lives = len(statistics.grid.half_lives_ms)
     return np.array([hits_of(actions, partial(score, s=s)).mean() for s in range(num_half_lives)])
